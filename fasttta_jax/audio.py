@@ -1,0 +1,240 @@
+"""Audio files in and out: decoding to mono float32 at one sample rate, levels, and atomic writing.
+
+Levels in training follow AudioLDM: the mean is removed and the peak is scaled to 0.5. Levels for
+playback are set on the gated root mean square, in the spirit of the gate of ITU-R BS.1770.
+Dimensions: S audio samples.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import pathlib
+import secrets
+from typing import Literal, get_args
+
+import librosa
+import numpy as np
+import soundfile
+from jaxtyping import Float
+
+AudioFormat = Literal["wav", "flac", "ogg"]
+AudioFault = Literal["missing", "unreadable", "empty", "not finite", "silent"]
+
+SILENCE_DBFS = -80.0
+"""A waveform whose peak around its mean lies below this is digital silence."""
+TRAINING_PEAK = 0.5
+PLAYBACK_PEAK_DBFS = -1.0
+GATE_DB = 40.0
+"""Frames this far below the loudest do not count towards the level of a waveform."""
+GATE_FRAME = 1024
+
+_READ_FRAMES = 1 << 18
+_WRITE_FRAMES = 1 << 14  # libsndfile overflows its stack when Vorbis gets minutes in one call
+_SOURCE_RATES = (1_000, 1_000_000)
+_SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS"}
+
+
+class AudioError(ValueError):
+    """An audio file that cannot be used.
+
+    Attributes:
+      path: the file.
+      reason: what is wrong, in a word that can be counted (`AudioFault`).
+    """
+
+    def __init__(self, path: str | os.PathLike[str], reason: AudioFault, detail: str) -> None:
+        super().__init__(f"{os.fspath(path)}: {reason}: {detail}")
+        self.path = os.fspath(path)
+        self.reason = reason
+        self.detail = detail
+
+
+def amplitude(dbfs: float) -> float:
+    """Amplitude of a level in decibels relative to full scale."""
+    return 10.0 ** (dbfs / 20.0)
+
+
+def is_silent(audio: Float[np.ndarray, " S"]) -> bool:
+    """Whether the peak around the mean lies below `SILENCE_DBFS`; an empty waveform is silent."""
+    if not audio.size:
+        return True
+    return bool(np.max(np.abs(audio - np.mean(audio, dtype=np.float64))) < amplitude(SILENCE_DBFS))
+
+
+def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarray, " S"]:
+    """Decodes an audio file: the mean of its channels, resampled with soxr (high quality).
+
+    WAV, FLAC, Ogg and MP3 are read, and whatever else the installed libsndfile knows; the content
+    decides, not the suffix. A WAV, Ogg or MP3 file that was cut short gives the part that is left.
+
+    Args:
+      path: the file.
+      sample_rate: samples per second of the result.
+
+    Returns:
+      float32 [S], S > 0, finite, not silent; nominally in [-1, 1], but floating-point files and
+      resampling may pass that.
+
+    Raises:
+      AudioError: the file is missing, unreadable, empty, not finite or silent; see its `reason`.
+    """
+    if not os.path.isfile(path):
+        raise AudioError(path, "missing", "there is no such file")
+    if not os.path.getsize(path):
+        raise AudioError(path, "empty", "the file has 0 bytes")
+    try:
+        audio, source_rate = _decode(path)
+    except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
+        reason = getattr(error, "error_string", str(error))
+        raise AudioError(path, "unreadable", f"libsndfile cannot decode it: {reason}") from error
+    if not audio.size:
+        raise AudioError(path, "empty", "the file holds no samples")
+    if not np.all(np.isfinite(audio)):
+        count = audio.size - np.count_nonzero(np.isfinite(audio))
+        raise AudioError(path, "not finite", f"{count} of {audio.size} samples are NaN or infinite")
+    if not _SOURCE_RATES[0] <= source_rate <= _SOURCE_RATES[1]:
+        allowed = f"{_SOURCE_RATES[0]} to {_SOURCE_RATES[1]} Hz"
+        raise AudioError(
+            path, "unreadable", f"its sample rate is {source_rate}; allowed: {allowed}"
+        )
+    # Before resampling, whose ripple at the ends of a constant offset would pass for sound.
+    if is_silent(audio):
+        raise AudioError(path, "silent", f"its peak is below {SILENCE_DBFS:g} dBFS")
+    if source_rate != sample_rate:
+        audio = librosa.resample(
+            audio, orig_sr=source_rate, target_sr=sample_rate, res_type="soxr_hq"
+        ).astype(np.float32)
+        if is_silent(audio):
+            raise AudioError(path, "silent", f"nothing is left of it below {sample_rate / 2:g} Hz")
+    return audio
+
+
+def _decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
+    """Mono samples and their rate; by blocks, because a broken header can promise any length."""
+    blocks = []
+    with soundfile.SoundFile(path) as file:
+        while len(block := file.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+        rate = file.samplerate
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def level(audio: Float[np.ndarray, " S"], peak: float = TRAINING_PEAK) -> Float[np.ndarray, " S"]:
+    """Prepares a waveform for training as AudioLDM does: no mean, and the peak at `peak`.
+
+    Silence keeps its amplitude, so that rounding noise is not blown up.
+    """
+    if not audio.size:
+        return audio.astype(np.float32)
+    centred = audio.astype(np.float64) - np.mean(audio, dtype=np.float64)
+    if not is_silent(audio):
+        centred *= peak / np.max(np.abs(centred))
+    return centred.astype(np.float32)
+
+
+def gated_rms(audio: Float[np.ndarray, " S"]) -> float:
+    """Root mean square over the frames within `GATE_DB` of the loudest; 0 for an empty waveform."""
+    if not audio.size:
+        return 0.0
+    starts = np.arange(0, audio.size, GATE_FRAME)
+    lengths = np.diff(starts, append=audio.size)
+    energy = np.add.reduceat(np.square(audio, dtype=np.float64), starts)
+    power = energy / lengths
+    loud = power >= np.max(power) * 10.0 ** (-GATE_DB / 10.0)
+    return float(np.sqrt(np.sum(energy[loud]) / np.sum(lengths[loud])))
+
+
+def playback_level(
+    audio: Float[np.ndarray, " S"],
+    *,
+    rms_dbfs: float | None = None,
+    peak_dbfs: float = PLAYBACK_PEAK_DBFS,
+) -> Float[np.ndarray, " S"]:
+    """Scales a waveform, as a whole, to a sane loudness that does not clip.
+
+    Args:
+      audio: waveform, any float dtype.
+      rms_dbfs: level to bring the gated root mean square to; None keeps the level it has.
+      peak_dbfs: ceiling of the peak, at most 0; it wins over `rms_dbfs`.
+
+    Returns:
+      float32 [S]. Silence is not raised.
+
+    Raises:
+      ValueError: samples are not finite, or the ceiling is above full scale.
+    """
+    if peak_dbfs > 0:
+        raise ValueError(f"peak_dbfs is {peak_dbfs}; allowed: at most 0 (full scale)")
+    _check_waveform(audio, "the waveform to play")
+    loudness_is_kept = rms_dbfs is None or is_silent(audio)
+    gain = 1.0 if loudness_is_kept else amplitude(rms_dbfs) / gated_rms(audio)
+    peak = float(np.max(np.abs(audio), initial=0.0))
+    if peak * gain > amplitude(peak_dbfs):
+        gain = amplitude(peak_dbfs) / peak
+    return (audio.astype(np.float64) * gain).astype(np.float32)
+
+
+def write_audio(
+    path: str | os.PathLike[str],
+    audio: Float[np.ndarray, " S"],
+    sample_rate: int,
+    format: AudioFormat = "wav",
+) -> None:
+    """Writes a mono file: 16-bit WAV, 16-bit FLAC, or Ogg Vorbis.
+
+    The file appears whole or not at all: it is written under another name in the same folder and
+    then renamed. Equal input gives equal bytes in WAV and FLAC. Ogg carries a random stream number
+    that libsndfile does not let one set, so there only the decoded samples are equal.
+
+    Args:
+      path: file to write; its folder must exist, and an older file is replaced.
+      audio: samples in [-1, 1].
+      sample_rate: samples per second.
+      format: container and coding.
+
+    Raises:
+      ValueError: an unknown format, no samples, or samples not finite or beyond [-1, 1].
+      OSError: the file cannot be written; the message names it.
+    """
+    path = pathlib.Path(path)
+    if format not in _SUBTYPES:
+        raise ValueError(f"{path}: format is {format!r}; allowed: {get_args(AudioFormat)}")
+    _check_waveform(audio, str(path))
+    if not audio.size:
+        raise ValueError(f"{path}: there are no samples to write")
+    if (peak := float(np.max(np.abs(audio)))) > 1.0:
+        raise ValueError(
+            f"{path}: the peak is {peak:.3f} and would clip; call playback_level first"
+        )
+    samples = np.asarray(audio, np.float32)
+    if format != "ogg":  # libsndfile rounds differently for WAV and for FLAC
+        samples = np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16)
+    encoded = io.BytesIO()
+    with soundfile.SoundFile(
+        encoded, "w", sample_rate, 1, subtype=_SUBTYPES[format], format=format.upper()
+    ) as file:
+        for start in range(0, audio.size, _WRITE_FRAMES):
+            file.write(samples[start : start + _WRITE_FRAMES])
+    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
+    try:
+        temporary.write_bytes(encoded.getvalue())
+        os.replace(temporary, path)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the audio file could not be written ({error.strerror})", str(path)
+        ) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+def _check_waveform(audio: np.ndarray, where: str) -> None:
+    if audio.ndim != 1 or not np.issubdtype(audio.dtype, np.floating):
+        raise ValueError(
+            f"{where}: needs floats of shape [S]; found {audio.dtype}{list(audio.shape)}"
+        )
+    if not np.all(np.isfinite(audio)):
+        count = audio.size - np.count_nonzero(np.isfinite(audio))
+        raise ValueError(f"{where}: {count} of {audio.size} samples are NaN or infinite")

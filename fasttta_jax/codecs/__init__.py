@@ -1,0 +1,30 @@
+"""Codecs: waveforms to latent tokens and back."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+
+from fasttta_jax.codecs.base import Codec
+from fasttta_jax.codecs.spectrogram import CONFIG_FILE, SpectrogramCodec
+
+LOADERS = {"spectrogram": SpectrogramCodec.load}
+
+
+def load_codec(folder: str | pathlib.Path) -> Codec:
+    """The codec that was saved in `folder`.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is of an unknown kind.
+    """
+    path = pathlib.Path(folder) / CONFIG_FILE
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} does not exist; `python -m data.encode_latents` writes it")
+    kind = json.loads(path.read_text()).get("kind")
+    if kind not in LOADERS:
+        raise ValueError(f"{path}: kind is {kind!r}; allowed: {sorted(LOADERS)}")
+    return LOADERS[kind](folder)
+
+
+__all__ = ["Codec", "SpectrogramCodec", "load_codec"]

@@ -1,0 +1,52 @@
+"""What a codec is: waveforms to a grid of latent tokens and back.
+
+Dimensions: B clips, S samples, N tokens (time-major), C channels, P token columns in time, G tokens per column.
+"""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Protocol
+
+import numpy as np
+
+from fasttta_jax.typing import Audio, Tokens
+
+
+class Codec(Protocol):
+    """Audio to tokens of a fixed rate and back.
+
+    Attributes:
+      sample_rate: of the waveforms, in Hz.
+      token_dim: C.
+      tokens_per_column: G, tokens that share a moment in time; N is always a multiple of it.
+      samples_per_column: stride in time, in samples.
+    """
+
+    @property
+    def sample_rate(self) -> int: ...
+
+    @property
+    def token_dim(self) -> int: ...
+
+    @property
+    def tokens_per_column(self) -> int: ...
+
+    @property
+    def samples_per_column(self) -> int: ...
+
+    def encode(self, audio: Audio) -> Tokens:
+        """Tokens of waveforms whose length is a multiple of `samples_per_column`."""
+        ...
+
+    def decode(self, tokens: Tokens) -> Audio:
+        """Waveforms of N / G * samples_per_column samples."""
+        ...
+
+    def silence(self) -> np.ndarray:
+        """One column of digital silence, float32 [G, C]: what short clips are padded with."""
+        ...
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes everything that `codecs.load_codec` needs."""
+        ...

@@ -1,0 +1,287 @@
+"""A codec that needs no weights: log-mel patches, whitened by principal components fitted on the data.
+
+A patch of `patch_frames` x (num_mels / bands) log-mel values becomes one token: centred, projected on the
+leading principal components of its band and divided by eigenvalue^(whitening / 2). Decoding inverts
+that, maps mel magnitudes to linear ones and finds phases by fast Griffin-Lim.
+Sources: Griffin & Lim (1984); Perraudin et al. (2013) for the momentum.
+Dimensions: B clips, S samples, T frames, F mel bands, G patch bands, V values per patch, C channels, R bins.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import pathlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from einops import rearrange
+from jaxtyping import Array, Float
+
+from fasttta_jax.codecs.mel import MelConfig, inverse_stft, log_mel, mel_matrix, stft
+from fasttta_jax.typing import Audio, Tokens
+
+CONFIG_FILE = "codec.json"
+STATISTICS_FILE = "statistics.npz"
+KIND = "spectrogram"
+MOMENTUM = 0.99
+
+
+@dataclasses.dataclass(frozen=True)
+class SpectrogramConfig:
+    """Layout of the tokens.
+
+    Attributes:
+      mel: the analysis grid.
+      patch_frames: frames of a patch.
+      bands: patches over the mel axis; must divide the number of mel bands.
+      token_dim: C, principal components kept.
+      whitening: 0 keeps the variances, 1 equalises them, 0.5 is between.
+      griffin_lim_iterations: phase reconstruction steps in decoding.
+    """
+
+    mel: MelConfig = dataclasses.field(default_factory=lambda: MelConfig(floor=1e-2))
+    patch_frames: int = 16
+    bands: int = 2
+    token_dim: int = 64
+    whitening: float = 0.5
+    griffin_lim_iterations: int = 32
+
+    def __post_init__(self) -> None:
+        if self.mel.num_mels % self.bands:
+            raise ValueError(
+                f"codec.bands is {self.bands}; allowed: a divisor of num_mels = {self.mel.num_mels}"
+            )
+        if not 1 <= self.token_dim <= self.patch_size:
+            raise ValueError(
+                f"codec.token_dim is {self.token_dim}; allowed: 1 to the {self.patch_size} values "
+                "of a patch"
+            )
+        if not 0 <= self.whitening <= 1:
+            raise ValueError(f"codec.whitening is {self.whitening}; allowed: 0 to 1")
+        if self.griffin_lim_iterations < 1:
+            raise ValueError(
+                f"codec.griffin_lim_iterations is {self.griffin_lim_iterations}; allowed: 1 or more"
+            )
+        if self.mel.framing != "hifigan":
+            raise ValueError(
+                f"codec.mel.framing is {self.mel.framing!r}; allowed: 'hifigan', whose frame count "
+                "is a multiple of the patch"
+            )
+
+    @property
+    def patch_size(self) -> int:
+        """V, values in a patch."""
+        return self.patch_frames * self.mel.num_mels // self.bands
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """What is fitted on the data; all float32.
+
+    Attributes:
+      mean: mean patch of each band, [G, V].
+      basis: orthonormal principal components, [G, V, C].
+      scale: what each component is divided by, [G, C].
+    """
+
+    mean: np.ndarray
+    basis: np.ndarray
+    scale: np.ndarray
+
+
+def to_patches(
+    picture: Float[Array, "B T F"], config: SpectrogramConfig
+) -> Float[Array, "B columns G V"]:
+    """Cuts a log-mel picture into patches, time-major."""
+    return rearrange(
+        picture,
+        "b (column frame) (band mel) -> b column band (frame mel)",
+        frame=config.patch_frames,
+        band=config.bands,
+    )
+
+
+def from_patches(
+    patches: Float[Array, "B columns G V"], config: SpectrogramConfig
+) -> Float[Array, "B T F"]:
+    """The inverse of `to_patches`."""
+    return rearrange(
+        patches,
+        "b column band (frame mel) -> b (column frame) (band mel)",
+        frame=config.patch_frames,
+    )
+
+
+class StatisticsFitter:
+    """Accumulates first and second moments of patches in float64, in one pass over the data."""
+
+    def __init__(self, config: SpectrogramConfig) -> None:
+        self.config = config
+        size = config.patch_size
+        self.count = 0
+        self.total = np.zeros((config.bands, size))
+        self.products = np.zeros((config.bands, size, size))
+
+    def add(self, audio: np.ndarray) -> None:
+        """Takes in waveforms [B, S] whose length is a multiple of the patch's stride."""
+        picture = log_mel(jnp.asarray(audio, jnp.float32), self.config.mel)
+        patches = np.asarray(to_patches(picture, self.config), np.float64)
+        for band in range(self.config.bands):
+            values = patches[:, :, band].reshape(-1, self.config.patch_size)
+            self.total[band] += values.sum(axis=0)
+            self.products[band] += values.T @ values
+        self.count += patches.shape[0] * patches.shape[1]
+
+    def finish(self) -> tuple[Statistics, float]:
+        """The statistics, and the share of variance that the kept components hold.
+
+        Raises:
+          ValueError: fewer patches than components, or data without any variance.
+        """
+        config = self.config
+        if self.count <= config.token_dim:
+            raise ValueError(
+                f"{self.count} patches were seen; fitting {config.token_dim} components needs more"
+            )
+        mean = self.total / self.count
+        covariance = self.products / self.count - np.einsum("gv,gw->gvw", mean, mean)
+        values, vectors = np.linalg.eigh(covariance)
+        values, vectors = values[:, ::-1], vectors[:, :, ::-1]
+        kept = np.maximum(values[:, : config.token_dim], 0)
+        if kept.sum() <= 0:
+            raise ValueError("the data has no variance: every patch is the same")
+        floored = np.maximum(kept, 1e-6 * kept.max())
+        scale = floored ** (config.whitening / 2)
+        scale *= np.sqrt(np.mean(kept / scale**2))
+        basis = vectors[:, :, : config.token_dim]
+        sign = np.sign(np.take_along_axis(basis, np.abs(basis).argmax(1)[:, None], axis=1))
+        statistics = Statistics(
+            mean.astype(np.float32), (basis * sign).astype(np.float32), scale.astype(np.float32)
+        )
+        return statistics, float(kept.sum() / np.maximum(values, 0).sum())
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _encode(
+    audio: Audio, mean: jax.Array, basis: jax.Array, scale: jax.Array, config: SpectrogramConfig
+) -> Tokens:
+    patches = to_patches(log_mel(audio, config.mel), config) - mean[None, None]
+    tokens = jnp.einsum("bngv,gvc->bngc", patches, basis) / scale[None, None]
+    return rearrange(tokens, "b column band c -> b (column band) c")
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _to_log_mel(
+    tokens: Tokens, mean: jax.Array, basis: jax.Array, scale: jax.Array, config: SpectrogramConfig
+) -> Float[Array, "B T F"]:
+    tokens = rearrange(tokens, "b (column band) c -> b column band c", band=config.bands)
+    patches = jnp.einsum("bngc,gvc->bngv", tokens * scale[None, None], basis) + mean[None, None]
+    return jnp.maximum(from_patches(patches, config), np.log(config.mel.floor))
+
+
+@functools.cache
+def _mel_inverse(config: MelConfig) -> np.ndarray:
+    return np.linalg.pinv(mel_matrix(config).astype(np.float64)).astype(np.float32)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
+def griffin_lim(
+    picture: Float[Array, "B T F"], config: MelConfig, num_iterations: int
+) -> Float[Array, "B S"]:
+    """Waveforms whose log-mel picture is close to `picture`.
+
+    The floor is subtracted, so that silence stays silent instead of hissing. The starting phase is
+    the same fixed noise for every clip: the result depends on nothing but the clip.
+    """
+    mel = jnp.maximum(jnp.exp(picture) - config.floor, 0.0)
+    magnitude = jnp.maximum(jnp.matmul(mel, _mel_inverse(config).T), 0.0)
+    num_samples = picture.shape[1] * config.hop_length
+    phase = jax.random.uniform(jax.random.key(0), magnitude.shape[1:], maxval=2 * np.pi)
+    start = magnitude * jnp.exp(1j * phase)[None]
+
+    def iterate(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        accelerated, previous = carry
+        unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
+        rebuilt = stft(inverse_stft(magnitude * unit, config, num_samples), config)
+        return rebuilt + MOMENTUM * (rebuilt - previous), rebuilt
+
+    accelerated, _ = jax.lax.fori_loop(0, num_iterations, iterate, (start, jnp.zeros_like(start)))
+    unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
+    return inverse_stft(magnitude * unit, config, num_samples)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class SpectrogramCodec:
+    """The `Codec` protocol on log-mel patches."""
+
+    config: SpectrogramConfig
+    statistics: Statistics
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path) -> SpectrogramCodec:
+        """Reads what `save` wrote."""
+        folder = pathlib.Path(folder)
+        values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+        values.pop("kind")
+        config = SpectrogramConfig(**{**values, "mel": MelConfig(**values["mel"])})
+        with np.load(folder / STATISTICS_FILE) as arrays:
+            return cls(config, Statistics(arrays["mean"], arrays["basis"], arrays["scale"]))
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes codec.json and statistics.npz."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        values = {"kind": KIND, **dataclasses.asdict(self.config)}
+        (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
+        np.savez(folder / STATISTICS_FILE, **dataclasses.asdict(self.statistics))
+
+    @property
+    def sample_rate(self) -> int:
+        return self.config.mel.sample_rate
+
+    @property
+    def token_dim(self) -> int:
+        return self.config.token_dim
+
+    @property
+    def tokens_per_column(self) -> int:
+        return self.config.bands
+
+    @property
+    def samples_per_column(self) -> int:
+        return self.config.patch_frames * self.config.mel.hop_length
+
+    @property
+    def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return self.statistics.mean, self.statistics.basis, self.statistics.scale
+
+    def encode(self, audio: Audio) -> Tokens:
+        """Tokens [B, N, C] of waveforms [B, S].
+
+        Raises:
+          ValueError: S is not a multiple of `samples_per_column`.
+        """
+        if audio.shape[-1] % self.samples_per_column or not audio.shape[-1]:
+            raise ValueError(
+                f"a waveform of {audio.shape[-1]} samples cannot be encoded; allowed: positive "
+                f"multiples of {self.samples_per_column}"
+            )
+        return _encode(audio, *self._arrays, config=self.config)
+
+    def to_log_mel(self, tokens: Tokens) -> Float[Array, "B T F"]:
+        """The log-mel picture that tokens stand for."""
+        return _to_log_mel(tokens, *self._arrays, config=self.config)
+
+    def decode(self, tokens: Tokens) -> Audio:
+        """Waveforms [B, S] of tokens [B, N, C]."""
+        picture = self.to_log_mel(jnp.asarray(tokens, jnp.float32))
+        return griffin_lim(picture, self.config.mel, self.config.griffin_lim_iterations)
+
+    def silence(self) -> np.ndarray:
+        """One column of silence, float32 [G, C]."""
+        zeros = jnp.zeros((1, self.samples_per_column), jnp.float32)
+        return np.asarray(self.encode(zeros))[0]

@@ -1,0 +1,75 @@
+"""Ancestral sampling of tokens with learned variance: one scan over the respaced schedule.
+
+Source: MAR's p_sample: guidance in noise space on a single trajectory (two head evaluations a step), the
+variance from the conditional branch, temperature on the injected noise only, no noise in the last step.
+Dimensions: B clips, Q tokens, C channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
+from fasttta_jax.diffusion.schedule import Schedule, predicted_x_0
+from fasttta_jax.typing import Key
+
+Denoiser = Callable[[Float[Array, "B Q C"], Int[Array, "B Q"]], Float[Array, "B Q 2C"]]
+
+
+def normal_per_clip(keys: Key, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
+    """Gaussian noise whose every row depends on that row's key alone."""
+    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+
+
+def ancestral_sample(
+    denoise: Denoiser,
+    keys: Key,
+    shape: tuple[int, int],
+    *,
+    schedule: Schedule,
+    prediction: str,
+    temperature: float | jax.Array = 1.0,
+) -> Float[Array, "B Q C"]:
+    """Draws tokens.
+
+    Args:
+      denoise: (x_t, training time) to the head's 2C outputs, guidance already applied.
+      keys: one key per clip, [B].
+      shape: (Q, C).
+      schedule: the respaced schedule.
+      prediction: "epsilon" or "v".
+      temperature: factor on the noise injected between steps.
+    """
+
+    def step(x_t: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
+        time = jnp.broadcast_to(index, x_t.shape[:-1])
+        original = jnp.asarray(schedule.times, jnp.int32)[time]
+        answer, interpolation = jnp.split(denoise(x_t, original), 2, axis=-1)
+        x_0 = predicted_x_0(x_t, time, answer, schedule, prediction)
+        mean = posterior_mean(x_0, x_t, time, schedule)
+        std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
+        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
+        noise = normal_per_clip(step_keys, shape)
+        return mean + jnp.where(index > 0, temperature, 0.0) * std * noise, None
+
+    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, schedule.num_steps))(keys)
+    start = normal_per_clip(start_keys, shape)
+    tokens, _ = jax.lax.scan(step, start, jnp.asarray(np.arange(schedule.num_steps)[::-1].copy()))
+    return tokens
+
+
+def guide(
+    conditional: Float[Array, "... 2C"], unconditional: Float[Array, "... 2C"], scale: jax.Array
+) -> Float[Array, "... 2C"]:
+    """Classifier-free guidance on the prediction; the variance stays the conditional one's.
+
+    Guiding v or epsilon is the same for a given x_t: one is an affine function of the other.
+    """
+    answer, interpolation = jnp.split(conditional, 2, axis=-1)
+    baseline = jnp.split(unconditional, 2, axis=-1)[0]
+    return jnp.concatenate([baseline + scale * (answer - baseline), interpolation], axis=-1)

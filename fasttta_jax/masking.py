@@ -1,0 +1,99 @@
+"""Which tokens are masked in training, and how many are revealed in each decoding iteration.
+
+Source: MAR (Li et al., 2024), masking ratio law and cosine decoding schedule. No parameters.
+Dimensions: B clips, N tokens, T iterations.
+"""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fasttta_jax.typing import Key
+
+
+def sample_mask_rate(
+    key: Key, shape: tuple[int, ...], *, minimum: float, mean: float = 1.0, std: float = 0.25
+) -> Float[Array, ...]:
+    """Share of tokens to mask: normal(mean, std) truncated to [minimum, 1], float32."""
+    lower = (minimum - mean) / std
+    upper = (1.0 - mean) / std
+    draw = jax.random.truncated_normal(key, lower, upper, shape, jnp.float32)
+    return jnp.clip(mean + std * draw, minimum, 1.0)
+
+
+def sample_orders(keys: Key, num_tokens: int) -> Int[Array, "B N"]:
+    """An independent uniform permutation of the token positions for every key in `keys[B]`."""
+    return jax.vmap(lambda key: jax.random.permutation(key, num_tokens))(keys).astype(jnp.int32)
+
+
+def sample_masks(
+    key: Key, batch_size: int, num_tokens: int, *, minimum: float, mean: float, std: float
+) -> Bool[Array, "B N"]:
+    """Training masks: per clip, ceil(N * rate) positions chosen uniformly, at least one."""
+    rate_key, order_key = jax.random.split(key)
+    rate = sample_mask_rate(rate_key, (batch_size,), minimum=minimum, mean=mean, std=std)
+    num_masked = jnp.clip(jnp.ceil(num_tokens * rate), 1, num_tokens).astype(jnp.int32)
+    ranks = sample_orders(jax.random.split(order_key, batch_size), num_tokens)
+    return ranks < num_masked[:, None]
+
+
+def max_visible(num_tokens: int, minimum: float) -> int:
+    """Most tokens that `sample_masks` can leave visible: the static size of the encoder's input."""
+    return num_tokens - max(1, math.ceil(num_tokens * minimum))
+
+
+def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:
+    """Tokens revealed in each iteration, by MAR's cosine schedule; every entry at least 1.
+
+    Args:
+      num_tokens: N.
+      num_iterations: T, from 1 to N.
+
+    Returns:
+      T counts that sum to N.
+
+    Raises:
+      ValueError: `num_iterations` is out of range.
+    """
+    if not 1 <= num_iterations <= num_tokens:
+        raise ValueError(
+            f"num_iterations is {num_iterations}; allowed: 1 to the number of tokens, {num_tokens}"
+        )
+    counts = []
+    masked = num_tokens
+    for iteration in range(1, num_iterations):
+        target = math.floor(num_tokens * math.cos(math.pi / 2 * iteration / num_iterations))
+        remaining = max(num_iterations - iteration, min(masked - 1, target))
+        counts.append(masked - remaining)
+        masked = remaining
+    counts.append(masked)
+    return tuple(counts)
+
+
+def guidance_scales(
+    counts: tuple[int, ...], guidance_scale: float, schedule: str
+) -> tuple[float, ...]:
+    """Guidance strength of every iteration.
+
+    Args:
+      counts: tokens revealed per iteration.
+      guidance_scale: the strength where the schedule is at its height.
+      schedule: "constant", or "linear" in the share of tokens revealed by the end of the
+        iteration. As in MAR, the last iteration counts one token as still masked.
+    """
+    if schedule == "constant":
+        return (guidance_scale,) * len(counts)
+    if schedule != "linear":
+        raise ValueError(f"guidance schedule is {schedule!r}; allowed: 'constant', 'linear'")
+    num_tokens = sum(counts)
+    scales = []
+    revealed = 0
+    for count in counts:
+        revealed += count
+        share = min(revealed, num_tokens - 1) / num_tokens
+        scales.append(1.0 + (guidance_scale - 1.0) * share)
+    return tuple(scales)

@@ -1,0 +1,58 @@
+"""The teacher's head: predicts noise or velocity of one noisy token from its context.
+
+Source: MAR's SimpleMLPAdaLN. Dimensions: C token channels, D context width, W head width.
+"""
+
+from __future__ import annotations
+
+import math
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float, Int
+
+from fasttta_jax.config import HeadConfig
+from fasttta_jax.models.layers import ModulatedMLP, embedding_init, linear
+
+TIME_FREQUENCIES = 256
+
+
+def time_features(time: Int[Array, ...]) -> Float[Array, "... 256"]:
+    """Cosines and sines of the raw step number at 128 geometric frequencies from 1 to 1e-4."""
+    half = TIME_FREQUENCIES // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = time[..., None].astype(jnp.float32) * jnp.broadcast_to(
+        frequencies, (*time.shape, half)
+    )
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+class DiffusionHead(nn.Module):
+    """(x_t, t, context) to 2C numbers: the prediction and the interpolated log-variance."""
+
+    config: HeadConfig
+    token_dim: int
+    dtype: jnp.dtype = jnp.float32
+
+    def setup(self) -> None:
+        width = self.config.width
+        self.context = linear(width, dtype=self.dtype, name="context")
+        self.time_in = linear(width, dtype=self.dtype, name="time_in", kernel_init=embedding_init)
+        self.time_out = linear(width, dtype=self.dtype, name="time_out", kernel_init=embedding_init)
+        self.mlp = ModulatedMLP(
+            width, self.config.depth, 2 * self.token_dim, self.dtype, name="mlp"
+        )
+
+    def time_embedding(self, time: Int[Array, ...]) -> Float[Array, "... W"]:
+        """Two-layer embedding of the step number 0..num_steps-1."""
+        return self.time_out(jax.nn.silu(self.time_in(time_features(time))))
+
+    def __call__(
+        self,
+        noisy: Float[Array, "... C"],
+        time: Int[Array, ...],
+        hidden: Float[Array, "... D"],
+    ) -> Float[Array, "... 2C"]:
+        """Prediction in the first C outputs, variance interpolation in the last C; float32."""
+        return self.mlp(noisy, self.time_embedding(time) + self.context(hidden))

@@ -1,0 +1,161 @@
+"""Masked autoregressive transformer (MAR): an encoder over visible tokens, a decoder over all of them.
+
+Source: MAR (Li et al., 2024), with L text positions in place of the class slots (IMPACT). Masked tokens
+are dropped from the encoder: the visible ones are gathered into a padded block and the padding is masked
+as attention keys, which equals dropping and keeps shapes static.
+Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded).
+"""
+
+from __future__ import annotations
+
+import flax.linen as nn
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from fasttta_jax.config import BackboneConfig
+from fasttta_jax.models.layers import Block, embedding_init, layer_norm, linear
+from fasttta_jax.typing import Conditioning, Hidden, Masked, Tokens
+
+
+def visible_positions(
+    masked: Masked, num_visible: int
+) -> tuple[Int[Array, "B K"], Bool[Array, "B K"]]:
+    """Positions of the visible tokens in rising order, padded with masked ones, and which are real.
+
+    Tokens beyond `num_visible` would be lost: the caller guarantees that no clip shows more.
+    """
+    order = jnp.argsort(masked, axis=-1, stable=True)[:, :num_visible]
+    return order, ~jnp.take_along_axis(masked, order, axis=-1)
+
+
+def unconditional(conditioning: Conditioning) -> Conditioning:
+    """The same shapes with every text position empty: the backbone reads its null text."""
+    return {
+        name: stream._replace(mask=jnp.zeros_like(stream.mask))
+        for name, stream in conditioning.items()
+    }
+
+
+class MAR(nn.Module):
+    """The backbone of teacher and student.
+
+    Attributes:
+      config: sizes and dropout.
+      num_tokens: N.
+      text_streams: name and number of positions of every stream, in the order of the prefix.
+      dtype: type of the matrix products.
+    """
+
+    config: BackboneConfig
+    num_tokens: int
+    text_streams: tuple[tuple[str, int], ...]
+    dtype: jnp.dtype = jnp.float32
+
+    @property
+    def num_text(self) -> int:
+        """L, the text positions of all streams together."""
+        return sum(positions for _, positions in self.text_streams)
+
+    def setup(self) -> None:
+        config = self.config
+        width, num_positions = config.width, self.num_text + self.num_tokens
+        blocks = {
+            "num_heads": config.num_heads,
+            "mlp_ratio": config.mlp_ratio,
+            "attention_dropout": config.attention_dropout,
+            "projection_dropout": config.projection_dropout,
+            "dtype": self.dtype,
+        }
+        self.text_projections = [
+            linear(width, dtype=self.dtype, name=f"text_{name}") for name, _ in self.text_streams
+        ]
+        self.token_projection = linear(width, dtype=self.dtype, name="token_projection")
+        self.token_norm = layer_norm(name="token_norm")
+        self.null_text = self.param("null_text", embedding_init, (1, width))
+        self.mask_token = self.param("mask_token", embedding_init, (1, width))
+        self.encoder_positions = self.param(
+            "encoder_positions", embedding_init, (num_positions, width)
+        )
+        self.decoder_positions = self.param(
+            "decoder_positions", embedding_init, (num_positions, width)
+        )
+        self.head_positions = self.param("head_positions", embedding_init, (self.num_tokens, width))
+        self.encoder_blocks = [
+            Block(**blocks, name=f"encoder_{index}") for index in range(config.encoder_depth)
+        ]
+        self.encoder_norm = layer_norm(name="encoder_norm")
+        self.decoder_embedding = linear(width, dtype=self.dtype, name="decoder_embedding")
+        self.decoder_blocks = [
+            Block(**blocks, name=f"decoder_{index}") for index in range(config.decoder_depth)
+        ]
+        self.decoder_norm = layer_norm(name="decoder_norm")
+
+    def text_prefix(self, conditioning: Conditioning) -> Float[Array, "B L D"]:
+        """Each stream projected to D, side by side; empty positions hold the null text.
+
+        Raises:
+          ValueError: the streams are not those that the backbone was built for.
+        """
+        found = {name: stream.mask.shape[-1] for name, stream in conditioning.items()}
+        if found != dict(self.text_streams):
+            raise ValueError(
+                f"text streams (name: positions) are {found}; "
+                f"the backbone was built for {dict(self.text_streams)}"
+            )
+        parts = []
+        for (name, _), projection in zip(self.text_streams, self.text_projections, strict=True):
+            stream = conditioning[name]
+            projected = projection(stream.embeddings).astype(jnp.float32)
+            null = jnp.broadcast_to(self.null_text[None], projected.shape)
+            parts.append(jnp.where(stream.mask[..., None], projected, null))
+        return jnp.concatenate(parts, axis=1)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        masked: Masked,
+        conditioning: Conditioning,
+        *,
+        num_visible: int | None = None,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Context vectors for every token position.
+
+        Args:
+          tokens: latents; what stands at masked positions is ignored.
+          masked: True where the token is unknown.
+          conditioning: text streams.
+          num_visible: K, a static bound on the visible tokens of any clip; None means N.
+          deterministic: no dropout.
+
+        Returns:
+          float32 [B, N, D].
+        """
+        batch_size = tokens.shape[0]
+        num_visible = self.num_tokens if num_visible is None else num_visible
+        text = self.text_prefix(conditioning)
+        positions, is_visible = visible_positions(masked, num_visible)
+
+        visible = jnp.take_along_axis(tokens, positions[..., None], axis=1)
+        x = self.token_projection(visible).astype(jnp.float32)
+        x = x + self.encoder_positions[self.num_text :][positions]
+        x = jnp.concatenate([text + self.encoder_positions[None, : self.num_text], x], axis=1)
+        key_mask = jnp.concatenate(
+            [jnp.ones((batch_size, self.num_text), jnp.bool_), is_visible], axis=1
+        )
+        x = self.token_norm(x)
+        for block in self.encoder_blocks:
+            x = block(x, key_mask=key_mask, deterministic=deterministic)
+        x = self.decoder_embedding(self.encoder_norm(x)).astype(jnp.float32)
+
+        grid = jnp.broadcast_to(
+            self.mask_token[None], (batch_size, self.num_tokens, self.config.width)
+        )
+        rows = jnp.arange(batch_size)[:, None]
+        targets = jnp.where(is_visible, positions, self.num_tokens)
+        grid = grid.at[rows, targets].set(x[:, self.num_text :], mode="drop")
+        x = jnp.concatenate([x[:, : self.num_text], grid], axis=1)
+        x = x + self.decoder_positions[None]
+        for block in self.decoder_blocks:
+            x = block(x, deterministic=deterministic)
+        return self.decoder_norm(x)[:, self.num_text :] + self.head_positions[None]

@@ -1,0 +1,80 @@
+"""A trained run, ready to be used: model, averaged parameters, codec, from nothing but its workdir."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any, Literal
+
+import jax
+from jax.sharding import Mesh
+
+from fasttta_jax.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.codecs import Codec
+from fasttta_jax.config import RunConfig
+from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
+from fasttta_jax.parallel.compile import abstract_state
+from fasttta_jax.workdir import Workdir, WorkdirError
+
+Which = Literal["last", "best"]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TrainedModel:
+    """What `load_trained` found.
+
+    Attributes:
+      config: of the run.
+      model: teacher or student.
+      params: averaged parameters on the mesh.
+      codec: tokens to audio.
+      step: optimizer steps behind the parameters.
+      workdir: where it came from.
+    """
+
+    config: RunConfig
+    model: Teacher | Student
+    params: Any
+    codec: Codec
+    step: int
+    workdir: str
+
+    def origin(self) -> dict[str, Any]:
+        """Source, step and hash of the parameters, to be recorded by whoever uses them."""
+        return {"workdir": self.workdir, "step": self.step, "sha256": tree_hash(self.params)}
+
+
+def load_trained(workdir: str, mesh: Mesh, *, which: Which | int = "last") -> TrainedModel:
+    """Reads a run's averaged parameters.
+
+    Args:
+      workdir: the run's folder.
+      mesh: where the parameters go.
+      which: "last", "best" (lowest validation loss) or a step.
+
+    Raises:
+      WorkdirError: no run or no checkpoint is there.
+      CheckpointError: the checkpoint cannot be read.
+    """
+    folder = Workdir(workdir)
+    config = folder.config()
+    model = build_model(config, folder.text())
+    checkpoints = Checkpoints(workdir)
+    steps = checkpoints.steps()
+    if not steps:
+        raise WorkdirError(f"{workdir} holds no checkpoint yet")
+    if which == "best":
+        step = checkpoints.best_step()
+    else:
+        step = steps[-1] if which == "last" else which
+    assert step is not None
+    params = checkpoints.restore_ema(abstract_state(model.init, mesh), step=step)
+    checkpoints.close()
+    return TrainedModel(config, model, params, folder.codec(), step, str(workdir))
+
+
+def local_mesh() -> Mesh:
+    """A mesh over this host's devices, all on the data axis."""
+    from fasttta_jax.config import MeshConfig
+    from fasttta_jax.parallel.mesh import make_mesh
+
+    return make_mesh(MeshConfig(), jax.local_devices())

@@ -1,0 +1,180 @@
+"""A text encoder that needs no weights: byte-level BPE fitted on the captions, embeddings trained jointly.
+
+Frequent words are single tokens, rarer ones fall apart into pieces and at last into UTF-8 bytes, so any
+script and any length can be written. A run of pieces that no training caption holds has no meaning to the
+model; it is read as one hidden token, the one that token dropout shows in training. Captions are
+lower-cased. Word order is left to the backbone, whose position embeddings run over the text positions.
+Dimensions: B captions, L positions, E embedding width.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import logging
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import tokenizers
+from jaxtyping import Array, Bool
+
+from fasttta_jax.config import TextConfig
+from fasttta_jax.models.layers import embedding_init
+from fasttta_jax.text.base import TextBatch
+from fasttta_jax.typing import Conditioning, Key, Params, TextStream
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER_FILE = "tokenizer.json"
+SEEN_FILE = "seen_tokens.json"
+HIDDEN_TOKEN = "<hidden>"
+STREAM = "learned"
+BYTES = 256
+MAX_WARNINGS = 8
+
+
+def fit_tokenizer(captions: Sequence[str], vocabulary_size: int) -> tokenizers.Tokenizer:
+    """Byte-level BPE with at most `vocabulary_size` entries, deterministic for the same captions.
+
+    Raises:
+      ValueError: the vocabulary cannot hold the 256 bytes and the hidden token.
+    """
+    if vocabulary_size <= BYTES:
+        raise ValueError(
+            f"vocabulary_size is {vocabulary_size}; allowed: more than {BYTES}, since every byte "
+            "and one special token need an entry"
+        )
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
+    tokenizer.normalizer = tokenizers.normalizers.Sequence(
+        [tokenizers.normalizers.NFC(), tokenizers.normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=True)
+    trainer = tokenizers.trainers.BpeTrainer(
+        vocab_size=vocabulary_size,
+        special_tokens=[HIDDEN_TOKEN],
+        initial_alphabet=tokenizers.pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    return tokenizer
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class LearnedTextEncoder:
+    """Token embeddings behind the `TextEncoder` protocol.
+
+    Attributes:
+      tokenizer: fitted byte-level BPE.
+      seen: the vocabulary entries that occur in training captions.
+      config: number of positions and width.
+    """
+
+    tokenizer: tokenizers.Tokenizer
+    seen: frozenset[int]
+    config: TextConfig
+
+    @classmethod
+    def fit(
+        cls, captions: Sequence[str], vocabulary_size: int, config: TextConfig
+    ) -> LearnedTextEncoder:
+        """A tokenizer for these captions, none of whose pieces counts as unseen."""
+        tokenizer = fit_tokenizer(captions, vocabulary_size)
+        encodings = tokenizer.encode_batch([caption.strip() for caption in captions])
+        seen = frozenset(token for encoding in encodings for token in encoding.ids)
+        return cls(tokenizer, seen, config)
+
+    @classmethod
+    def load(cls, folder: str | pathlib.Path, config: TextConfig) -> LearnedTextEncoder:
+        """Reads what `save` or `python -m data.embed_text` wrote into `folder`.
+
+        Raises:
+          FileNotFoundError: there is no tokenizer.
+        """
+        path = pathlib.Path(folder) / TOKENIZER_FILE
+        if not path.is_file():
+            raise FileNotFoundError(
+                f"{path} does not exist; `python -m data.embed_text` fits a tokenizer on a dataset"
+            )
+        seen = json.loads((path.parent / SEEN_FILE).read_text())
+        return cls(tokenizers.Tokenizer.from_file(str(path)), frozenset(seen), config)
+
+    def save(self, folder: str | pathlib.Path) -> None:
+        """Writes the tokenizer and the list of seen entries into `folder`."""
+        folder = pathlib.Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        self.tokenizer.save(str(folder / TOKENIZER_FILE))
+        (folder / SEEN_FILE).write_text(json.dumps(sorted(self.seen)) + "\n")
+
+    @property
+    def streams(self) -> tuple[tuple[str, int], ...]:
+        """One stream of L positions."""
+        return ((STREAM, self.config.num_positions),)
+
+    def tokenize(self, captions: Sequence[str]) -> TextBatch:
+        """Token ids [B, L] int32 and which positions hold text [B, L] bool.
+
+        An empty caption has no text at all and reads as unconditional. A caption that is too long
+        keeps its first L tokens, and a warning says so.
+        """
+        length = self.config.num_positions
+        ids = np.zeros((len(captions), length), np.int32)
+        mask = np.zeros((len(captions), length), np.bool_)
+        for row, caption in enumerate(captions):
+            found = self._token_ids(caption)
+            if len(found) > length:
+                _warn_truncated(caption, len(found), length)
+            found = found[:length]
+            ids[row, : len(found)] = found
+            mask[row, : len(found)] = True
+        return {"ids": ids, "mask": mask}
+
+    @functools.cached_property
+    def hidden_token(self) -> int:
+        """The entry that stands for what the model cannot know or must not see."""
+        return self.tokenizer.token_to_id(HIDDEN_TOKEN)
+
+    def _token_ids(self, caption: str) -> list[int]:
+        caption = caption.strip()
+        found = self.tokenizer.encode(caption).ids if caption else []
+        known = [token if token in self.seen else self.hidden_token for token in found]
+        return [
+            token
+            for index, token in enumerate(known)
+            if index == 0 or token != self.hidden_token or known[index - 1] != self.hidden_token
+        ]
+
+    def init(self, key: Key) -> dict[str, Any]:
+        """An embedding for every vocabulary entry, float32 [V, E]."""
+        shape = (self.tokenizer.get_vocab_size(), self.config.width)
+        return {"embedding": embedding_init(key, shape, jnp.float32)}
+
+    def embed(
+        self,
+        params: Params,
+        batch: TextBatch,
+        *,
+        hidden_tokens: Bool[Array, "B L"] | None = None,
+    ) -> Conditioning:
+        """Looks the tokens up; hidden ones read as the special token, so their place stays known."""
+        ids = jnp.asarray(batch["ids"])
+        if hidden_tokens is not None:
+            ids = jnp.where(hidden_tokens, self.hidden_token, ids)
+        return {STREAM: TextStream(params["embedding"][ids], jnp.asarray(batch["mask"]))}
+
+
+@functools.lru_cache(maxsize=MAX_WARNINGS)
+def _warn_truncated(caption: str, found: int, kept: int) -> None:
+    if _warn_truncated.cache_info().misses <= MAX_WARNINGS:
+        logger.warning("caption %.60r has %d tokens; the first %d count", caption, found, kept)
+    if _warn_truncated.cache_info().misses == MAX_WARNINGS:
+        logger.warning("further captions that are too long are cut without a word")
+
+
+def sample_hidden_tokens(key: Key, mask: Bool[Array, "B L"], rate: float) -> Bool[Array, "B L"]:
+    """Which text tokens training hides, each independently with probability `rate`."""
+    return jax.random.bernoulli(key, rate, mask.shape) & mask

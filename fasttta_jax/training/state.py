@@ -1,0 +1,54 @@
+"""What a training run carries from step to step."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import flax.struct
+import jax
+import jax.numpy as jnp
+import optax
+
+from fasttta_jax.models.text_to_audio import TextToAudio
+from fasttta_jax.typing import Key
+
+
+@flax.struct.dataclass
+class TrainState:
+    """Step count, parameters, their running average and the optimizer's state; nothing random.
+
+    Attributes:
+      step: updates done, int32.
+      params: float32 tree.
+      ema: averaged parameters, float32, same tree; these generate.
+      opt_state: optax state.
+    """
+
+    step: jax.Array
+    params: Any
+    ema: Any
+    opt_state: Any
+
+
+def new_state(
+    model: TextToAudio, optimizer: optax.GradientTransformation, key: Key, params: Any = None
+) -> TrainState:
+    """The state before the first step, from fresh parameters or from `params`."""
+    params = model.init(key) if params is None else params
+    return TrainState(
+        step=jnp.zeros((), jnp.int32),
+        params=params,
+        ema=jax.tree.map(jnp.copy, params),
+        opt_state=optimizer.init(params),
+    )
+
+
+def to_items(state: TrainState) -> dict[str, Any]:
+    """The state as the named trees of a checkpoint; works on arrays and on shapes alike."""
+    rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    return {"rest": rest, "ema": state.ema}
+
+
+def from_items(items: dict[str, Any]) -> TrainState:
+    """The inverse of `to_items`."""
+    return TrainState(ema=items["ema"], **items["rest"])

@@ -1,0 +1,226 @@
+"""One optimizer step of teacher and student, as pure functions; `parallel.compile` jits them.
+
+The student's step runs the frozen teacher on the same masked batch inside the same program.
+Dimensions: B clips, N tokens, C channels, L text positions, M draws, R draws of (time, noise).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jaxtyping import Array, Bool, Float
+
+from fasttta_jax.config import RunConfig
+from fasttta_jax.diffusion.loss import diffusion_loss
+from fasttta_jax.diffusion.schedule import corrupt, training_schedule
+from fasttta_jax.losses.align import feature_mse
+from fasttta_jax.losses.energy import energy_score
+from fasttta_jax.masking import max_visible, sample_masks
+from fasttta_jax.models.text_to_audio import Student, Teacher
+from fasttta_jax.text.learned import sample_hidden_tokens
+from fasttta_jax.training.optim import update_ema
+from fasttta_jax.training.state import TrainState
+from fasttta_jax.typing import Conditioning, Key, Masked, Metrics, Params, PerToken
+
+Batch = Mapping[str, Any]
+"""tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays."""
+
+
+class Streams(NamedTuple):
+    """Independent keys of one step."""
+
+    mask: Key
+    drop: Key
+    hide: Key
+    dropout: Key
+    head: Key
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class StepContext:
+    """Everything static that a step needs.
+
+    Attributes:
+      config: the run.
+      model: the system that trains.
+      optimizer: its gradient transformation.
+      teacher: for a student, the system whose features it follows.
+    """
+
+    config: RunConfig
+    model: Teacher | Student
+    optimizer: optax.GradientTransformation
+    teacher: Teacher | None = None
+
+
+class Masking(NamedTuple):
+    """A masked batch with its text switched off where labels are dropped."""
+
+    masked: Masked
+    keep_text: Bool[Array, B]
+    hidden_tokens: Bool[Array, "B L"] | None
+
+
+def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -> Masking:
+    """Draws the masks and, in training, which clips lose their caption and which words are hidden."""
+    batch_size, num_tokens = batch["tokens"].shape[:2]
+    law = config.masking
+    masked = sample_masks(
+        keys.mask, batch_size, num_tokens, minimum=law.minimum, mean=law.mean, std=law.std
+    )
+    if not train:
+        return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
+    keep_text = ~jax.random.bernoulli(keys.drop, config.model.text.drop_rate, (batch_size,))
+    hidden = sample_hidden_tokens(keys.hide, batch["text"]["mask"], config.model.text.token_dropout)
+    return Masking(masked, keep_text, hidden)
+
+
+def condition(
+    model: Teacher | Student, params: Params, batch: Batch, masking: Masking
+) -> Conditioning:
+    """Text streams, empty where the caption is dropped."""
+    streams = model.condition(params, batch["text"], hidden_tokens=masking.hidden_tokens)
+    return {
+        name: stream._replace(mask=stream.mask & masking.keep_text[:, None])
+        for name, stream in streams.items()
+    }
+
+
+def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:
+    """Weighted mean over all tokens of the global batch."""
+    return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
+
+
+def teacher_loss(
+    context: StepContext, params: Params, batch: Batch, key: Key, *, train: bool
+) -> tuple[jax.Array, Metrics]:
+    """Diffusion loss on masked tokens, R draws of time and noise each."""
+    config, model = context.config, context.model
+    assert isinstance(model, Teacher)
+    keys = Streams(*jax.random.split(key, len(Streams._fields)))
+    masking = mask_batch(config, batch, keys, train=train)
+    hidden = model.hidden(
+        params,
+        batch["tokens"],
+        masking.masked,
+        condition(model, params, batch, masking),
+        num_visible=max_visible(config.model.num_tokens, config.masking.minimum),
+        dropout_key=keys.dropout if train else None,
+    )
+    schedule = training_schedule(config.diffusion.num_steps)
+    time_key, noise_key = jax.random.split(keys.head)
+    shape = (config.diffusion.batch_multiplier, *batch["tokens"].shape)
+    time = jax.random.randint(time_key, shape[:-1], 0, schedule.num_steps)
+    noise = jax.random.normal(noise_key, shape, jnp.float32)
+    clean = jnp.broadcast_to(batch["tokens"][None], shape)
+    noisy = corrupt(clean, time, noise, schedule)
+    output = model.denoise(
+        params, noisy, time, jnp.broadcast_to(hidden, (*shape[:-1], hidden.shape[-1]))
+    )
+    terms = diffusion_loss(
+        output, clean, noisy, time, noise, schedule=schedule, prediction=config.diffusion.prediction
+    )
+    weights = masking.masked * batch["weight"][:, None]
+    metrics = {name: masked_mean(jnp.mean(term, axis=0), weights) for name, term in terms.items()}
+    loss = metrics["mse"] + metrics["vb"]
+    return loss, {"loss": loss, **metrics}
+
+
+def student_loss(
+    context: StepContext, params: Params, frozen: Params, batch: Batch, key: Key, *, train: bool
+) -> tuple[jax.Array, Metrics]:
+    """Energy distance on masked tokens plus lambda times the distance to the teacher's features.
+
+    Teacher and student see the same masks, captions, dropped labels and hidden words; only the
+    student has dropout.
+    """
+    config, model, teacher = context.config, context.model, context.teacher
+    assert isinstance(model, Student)
+    keys = Streams(*jax.random.split(key, len(Streams._fields)))
+    masking = mask_batch(config, batch, keys, train=train)
+    num_visible = max_visible(config.model.num_tokens, config.masking.minimum)
+    hidden = model.hidden(
+        params,
+        batch["tokens"],
+        masking.masked,
+        condition(model, params, batch, masking),
+        num_visible=num_visible,
+        dropout_key=keys.dropout if train else None,
+    )
+    if config.distillation.freeze_backbone:
+        hidden = jax.lax.stop_gradient(hidden)
+    draws = config.energy.num_draws
+    shape = (draws, *batch["tokens"].shape[:-1], config.model.head.noise_dim)
+    samples = model.draw(params, jax.random.normal(keys.head, shape, jnp.float32), hidden)
+    energy = energy_score(samples, batch["tokens"], alpha=config.energy.alpha)
+    weights = masking.masked * batch["weight"][:, None]
+    metrics = {"energy": masked_mean(energy, weights)}
+    loss = metrics["energy"]
+    if teacher is not None:
+        target = teacher.hidden(
+            frozen,
+            batch["tokens"],
+            masking.masked,
+            condition(teacher, frozen, batch, masking),
+            num_visible=num_visible,
+        )
+        everywhere = jnp.broadcast_to(batch["weight"][:, None], weights.shape)
+        counted = weights if config.distillation.positions == "masked" else everywhere
+        metrics["align"] = masked_mean(feature_mse(hidden, target), counted)
+        loss = loss + config.distillation.weight * metrics["align"]
+    return loss, {"loss": loss, **metrics}
+
+
+def _update(
+    context: StepContext,
+    state: TrainState,
+    loss: Callable[[Params], tuple[jax.Array, Metrics]],
+) -> tuple[TrainState, Metrics]:
+    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    metrics["gradient_norm"] = optax.global_norm(gradients)
+    return (
+        TrainState(
+            step=state.step + 1,
+            params=params,
+            ema=update_ema(context.config.optimizer, state.ema, params, state.step),
+            opt_state=opt_state,
+        ),
+        metrics,
+    )
+
+
+def teacher_step(
+    state: TrainState, batch: Batch, key: Key, *, context: StepContext
+) -> tuple[TrainState, Metrics]:
+    """Masks, diffusion loss, gradients, clipping, update, average. `key` is the run's root key."""
+    key = jax.random.fold_in(key, state.step)
+    return _update(
+        context, state, lambda params: teacher_loss(context, params, batch, key, train=True)
+    )
+
+
+def student_step(
+    state: TrainState, frozen: Params, batch: Batch, key: Key, *, context: StepContext
+) -> tuple[TrainState, Metrics]:
+    """As `teacher_step`, with the energy distance and the teacher's forward pass in one program.
+
+    Args:
+      state: the student.
+      frozen: the teacher's averaged parameters, or an empty tree where no teacher is followed.
+      batch: global batch.
+      key: the run's root key.
+      context: static parts.
+    """
+    key = jax.random.fold_in(key, state.step)
+    return _update(
+        context,
+        state,
+        lambda params: student_loss(context, params, frozen, batch, key, train=True),
+    )

@@ -1,0 +1,37 @@
+"""Array types shared by every room, and the legend of their dimensions.
+
+B  clips in a batch            N  latent tokens in a clip      C  channels of a latent token
+L  text positions              E  width of a text stream       D  backbone width
+W  head width                  K  visible tokens (padded)      M  draws per token
+T  decoding iterations         S  audio samples                F  mel bands
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+from jaxtyping import Array, Bool, Float, Int
+
+Params = Mapping[str, Any]
+Key = jax.Array
+Metrics = dict[str, jax.Array]
+
+
+class TextStream(NamedTuple):
+    """One source of conditioning: an embedding for each text position, and which positions hold text."""
+
+    embeddings: Float[Array, "B L E"]
+    mask: Bool[Array, "B L"]
+
+
+Conditioning = Mapping[str, TextStream]
+"""Streams by name; the backbone projects each to D and lays them side by side."""
+
+Audio = Float[Array, "B S"]
+Tokens = Float[Array, "B N C"]
+Masked = Bool[Array, "B N"]
+Hidden = Float[Array, "B N D"]
+PerToken = Float[Array, "B N"]
+TokenIds = Int[Array, "B L"]

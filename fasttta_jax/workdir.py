@@ -1,0 +1,127 @@
+"""The folder of one run: its config, codec and tokenizer beside checkpoints and metrics.
+
+A workdir is all that generation needs. Files are written once and compared on a restart, so a run
+cannot quietly go on with another model or other data.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pathlib
+import shutil
+from typing import Any
+
+from fasttta_jax.codecs import Codec, load_codec
+from fasttta_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
+from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
+from fasttta_jax.text import LearnedTextEncoder
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+ORIGIN_FILE = "origin.json"
+FREE_TO_CHANGE = ("log_every", "evaluate_every", "checkpoints_to_keep", "sample_prompts", "mesh.")
+FREE_PATHS = ("data.path", "data.num_threads", "init_from", "decode.")
+
+
+class WorkdirError(ValueError):
+    """A workdir that cannot be used for what is asked."""
+
+
+def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested dict as {"a.b.c": value}."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def write_json(path: pathlib.Path, values: Any) -> None:
+    """Writes JSON atomically."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
+    os.replace(temporary, path)
+
+
+class Workdir:
+    """One run's folder.
+
+    Args:
+      path: the folder; made by `prepare`.
+
+    Raises:
+      WorkdirError: the path is a file.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = pathlib.Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise WorkdirError(f"workdir {self.path} is a file; allowed: a folder, new or old")
+
+    def prepare(self, config: RunConfig, dataset: EncodedDataset) -> None:
+        """Makes the folder, or checks that it belongs to the same run.
+
+        Raises:
+          WorkdirError: it holds a run with another model, other settings or other data.
+        """
+        data_hash = dataset.fingerprint()
+        wanted = {"config": to_config_dict(config).to_dict(), "data_hash": data_hash}
+        config_path = self.path / CONFIG_FILE
+        if config_path.exists():
+            found = json.loads(config_path.read_text())
+            self._compare(found["config"], wanted["config"])
+            if found["data_hash"] != data_hash:
+                raise WorkdirError(
+                    f"{self.path} was trained on other data than {dataset.path}: the dataset's "
+                    f"hash was {found['data_hash'][:12]} and is {data_hash[:12]}. Choose a new "
+                    "workdir, or point data.path to the old data"
+                )
+        else:
+            self.path.mkdir(parents=True, exist_ok=True)
+            for name in (CODEC_FOLDER, TEXT_FOLDER):
+                shutil.copytree(dataset.path / name, self.path / name, dirs_exist_ok=True)
+        write_json(config_path, wanted)
+
+    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        before, now = flatten(found), flatten(wanted)
+        changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+        free = FREE_TO_CHANGE + FREE_PATHS
+        for name in changed:
+            if name.startswith(free):
+                logger.info("%s changes from %r to %r", name, before.get(name), now.get(name))
+        fixed = [name for name in changed if not name.startswith(free)]
+        if fixed:
+            shown = "; ".join(
+                f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in fixed
+            )
+            raise WorkdirError(
+                f"{self.path} holds a run with other settings: {shown}. Choose a new workdir, or "
+                "go back to the old values to resume"
+            )
+
+    def config(self) -> RunConfig:
+        """The config of the run.
+
+        Raises:
+          WorkdirError: there is no run here.
+        """
+        path = self.path / CONFIG_FILE
+        if not path.is_file():
+            raise WorkdirError(f"{self.path} holds no run: {CONFIG_FILE} is missing")
+        try:
+            return from_config_dict(json.loads(path.read_text())["config"])
+        except (json.JSONDecodeError, KeyError, ConfigError) as error:
+            raise WorkdirError(f"{path} cannot be read: {error}") from error
+
+    def codec(self) -> Codec:
+        """The codec that the run's tokens belong to."""
+        return load_codec(self.path / CODEC_FOLDER)
+
+    def text(self) -> LearnedTextEncoder:
+        """The run's text encoder, without its trained embeddings."""
+        return LearnedTextEncoder.load(self.path / TEXT_FOLDER, self.config().model.text)
