@@ -4,8 +4,8 @@
     python train.py --config=configs/demo_student.py --workdir=runs/demo/student \\
         --config.init_from=runs/demo/teacher
 
-Any field of the config can be set: --config.optimizer.learning_rate=3e-4. Started again with the same
-workdir, a run goes on after its last checkpoint.
+Any field of the config can be set: --config.optimizer.learning_rate=3e-4. Started again with the
+same workdir, a run goes on after its last checkpoint.
 """
 
 from absl import flags
@@ -16,8 +16,10 @@ from fasttta_jax.config import from_config_dict
 from fasttta_jax.training.loop import Trainer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string("workdir", None, "Folder of the run; resumes if it holds one.")
-flags.mark_flags_as_required(["config", "workdir"])
+WORKDIR = flags.DEFINE_string(
+    "workdir", None, "Folder of the run; resumes if it holds one.", required=True
+)
+flags.mark_flag_as_required("config")
 
 
 def main() -> None:

@@ -53,6 +53,6 @@ def get_config() -> ml_collections.ConfigDict:
                 ema_decay=0.995,
                 ema_warmup=True,
             ),
-            decode=DecodeConfig(num_iterations=8, guidance_scale=3.0),
+            decode=DecodeConfig(num_iterations=8, guidance_scale=5.0),
         )
     )

@@ -10,6 +10,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 import pathlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
@@ -42,7 +43,7 @@ class Clip:
 
 
 def write_dataset(
-    out: str | pathlib.Path,
+    out: str | os.PathLike[str],
     *,
     name: str,
     description: str,
@@ -92,7 +93,7 @@ def _record(clip: Clip) -> dict[str, Any]:
 
 
 def write_records(
-    out: str | pathlib.Path,
+    out: str | os.PathLike[str],
     *,
     name: str,
     description: str,
@@ -153,7 +154,7 @@ def write_records(
         },
         skip_registration=True,  # the registry allows a name once in a process
     )
-    builder = builder_class(data_dir=str(out), file_format="array_record")
+    builder = builder_class(data_dir=os.fspath(out), file_format="array_record")
     builder.download_and_prepare()
     return pathlib.Path(str(builder.data_path))
 

@@ -17,11 +17,6 @@ from fasttta_jax.config import TextConfig
 from fasttta_jax.input_pipeline import EncodedDataset
 from fasttta_jax.text.learned import LearnedTextEncoder
 
-DATA = flags.DEFINE_string("data", None, "Folder made by data.encode_latents.", required=True)
-VOCABULARY_SIZE = flags.DEFINE_integer(
-    "vocabulary_size", 1000, "Most entries of the vocabulary; at least 257 for the bytes."
-)
-
 
 def training_captions(dataset: EncodedDataset) -> Iterator[str]:
     """All captions of the training split."""
@@ -41,10 +36,19 @@ def fit(data: str | pathlib.Path, vocabulary_size: int) -> pathlib.Path:
     return dataset.text_folder
 
 
+def _define_flags() -> None:
+    # Not at import, where tests would define them a second time.
+    flags.DEFINE_string("data", None, "Folder made by data.encode_latents.", required=True)
+    flags.DEFINE_integer(
+        "vocabulary_size", 1000, "Most entries of the vocabulary; at least 257 for the bytes."
+    )
+
+
 def main(argv: list[str]) -> None:
     del argv
-    fit(DATA.value, VOCABULARY_SIZE.value)
+    fit(flags.FLAGS.data, flags.FLAGS.vocabulary_size)
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main)

@@ -2,9 +2,10 @@
 
     python -m data.encode_latents --data runs/demo/data --out runs/demo/encoded --token_dim 64
 
-Fits the spectrogram codec's statistics on the training split, then writes `out/records` (a TFDS dataset
-of tokens, captions and labels) and `out/codec` (all that decoding needs). Clips keep their whole length;
-training cuts windows out of them. Run `python -m data.embed_text` on the same folder next.
+Fits the spectrogram codec's statistics on the training split, then writes `out/records` (a TFDS
+dataset of tokens, captions and labels) and `out/codec` (all that decoding needs). Clips keep their
+whole length; training cuts windows out of them. Run `python -m data.embed_text` on the same folder
+next.
 """
 
 from __future__ import annotations
@@ -25,18 +26,6 @@ from fasttta_jax.codecs.base import Codec
 from fasttta_jax.codecs.mel import MelConfig
 from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig, StatisticsFitter
 from fasttta_jax.input_pipeline import CODEC_FOLDER, RECORDS_FOLDER, Records, find_records
-
-DATA = flags.DEFINE_string("data", None, "Folder of the audio dataset.", required=True)
-OUT = flags.DEFINE_string("out", None, "Folder to write; must not hold other data.", required=True)
-TOKEN_DIM = flags.DEFINE_integer("token_dim", 64, "Channels per token (principal components).")
-PATCH_FRAMES = flags.DEFINE_integer("patch_frames", 16, "Spectrogram frames per token.")
-BANDS = flags.DEFINE_integer("bands", 2, "Tokens per moment: the mel axis is cut into this many.")
-NUM_MELS = flags.DEFINE_integer("num_mels", 64, "Mel bands of the spectrogram.")
-FLOOR = flags.DEFINE_float("floor", 1e-2, "Mel magnitudes below this count as silence.")
-WHITENING = flags.DEFINE_float("whitening", 0.5, "0 keeps component variances, 1 equalises them.")
-GRIFFIN_LIM_ITERATIONS = flags.DEFINE_integer(
-    "griffin_lim_iterations", 32, "Phase reconstruction steps when tokens become audio again."
-)
 
 BATCH_SIZE = 64
 LENGTH_COLUMNS = 8
@@ -161,21 +150,38 @@ def encode(data: str | pathlib.Path, out: str | pathlib.Path, config: Spectrogra
     )
 
 
+def _define_flags() -> None:
+    # Not at import, where tests would define them a second time.
+    flags.DEFINE_string("data", None, "Folder of the audio dataset.", required=True)
+    flags.DEFINE_string("out", None, "Folder to write; must not hold other data.", required=True)
+    flags.DEFINE_integer("token_dim", 64, "Channels per token (principal components).")
+    flags.DEFINE_integer("patch_frames", 16, "Spectrogram frames per token.")
+    flags.DEFINE_integer("bands", 2, "Tokens per moment: the mel axis is cut into this many.")
+    flags.DEFINE_integer("num_mels", 64, "Mel bands of the spectrogram.")
+    flags.DEFINE_float("floor", 1e-2, "Mel magnitudes below this count as silence.")
+    flags.DEFINE_float("whitening", 0.5, "0 keeps component variances, 1 equalises them.")
+    flags.DEFINE_integer(
+        "griffin_lim_iterations", 32, "Phase reconstruction steps when tokens become audio again."
+    )
+
+
 def main(argv: list[str]) -> None:
     del argv
+    values = flags.FLAGS
     encode(
-        DATA.value,
-        OUT.value,
+        values.data,
+        values.out,
         SpectrogramConfig(
-            mel=MelConfig(floor=FLOOR.value, num_mels=NUM_MELS.value),
-            patch_frames=PATCH_FRAMES.value,
-            bands=BANDS.value,
-            token_dim=TOKEN_DIM.value,
-            whitening=WHITENING.value,
-            griffin_lim_iterations=GRIFFIN_LIM_ITERATIONS.value,
+            mel=MelConfig(floor=values.floor, num_mels=values.num_mels),
+            patch_frames=values.patch_frames,
+            bands=values.bands,
+            token_dim=values.token_dim,
+            whitening=values.whitening,
+            griffin_lim_iterations=values.griffin_lim_iterations,
         ),
     )
 
 
 if __name__ == "__main__":
+    _define_flags()
     app.run(main)

@@ -285,7 +285,8 @@ def _sizes_sha256(entries: Iterable[Entry], audio_dir: pathlib.Path) -> str:
 
 
 def _check_same(folder: pathlib.Path, made_from: Mapping[str, Any]) -> None:
-    known = tfds.builder_from_directory(str(folder)).info.metadata.get("made_from", {})
+    metadata = tfds.builder_from_directory(str(folder)).info.metadata or {}
+    known = metadata.get("made_from", {})
     different = [
         f"{field} is {known.get(field)!r} there and {value!r} here"
         for field, value in made_from.items()

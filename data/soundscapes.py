@@ -253,9 +253,16 @@ def main(argv: list[str]) -> None:
         raise app.UsageError(f"unexpected arguments: {argv[1:]}")
     tfds.disable_progress_bar()  # it knows no totals; the bar here does
     logging.set_verbosity(logging.WARNING)
-    names = ("num_train", "num_validation", "num_test", "seed", "clip_seconds", "workers")
     try:
-        folder = build(flags.FLAGS.out, **{name: flags.FLAGS[name].value for name in names})
+        folder = build(
+            flags.FLAGS.out,
+            num_train=flags.FLAGS.num_train,
+            num_validation=flags.FLAGS.num_validation,
+            num_test=flags.FLAGS.num_test,
+            seed=flags.FLAGS.seed,
+            workers=flags.FLAGS.workers,
+            clip_seconds=flags.FLAGS.clip_seconds,
+        )
     except (ValueError, FileExistsError) as error:
         sys.exit(f"error: {error}")
     print(folder)

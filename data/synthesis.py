@@ -61,7 +61,7 @@ class Source:
         gain /= np.sqrt((1 + (low / frequency) ** 4) * (1 + (frequency / high) ** 4))
         real, imaginary = self.rng.standard_normal((2, frequency.size), dtype=np.float32)
         spectrum = (gain * (real + 1j * imaginary)).astype(np.complex64)
-        signal = scipy.fft.irfft(spectrum, size)[: self.num_samples]
+        signal = np.asarray(scipy.fft.irfft(spectrum, size))[: self.num_samples]
         return signal / np.sqrt(np.mean(signal**2))
 
     def impulses(self, times: np.ndarray, strengths: np.ndarray | float = 1.0) -> Signal:
@@ -76,13 +76,12 @@ class Source:
         radius = np.exp(-1 / (decay * self.sample_rate))
         angle = 2 * np.pi * frequency / self.sample_rate
         feedback = [1.0, -2 * radius * np.cos(angle), radius**2]
-        return scipy.signal.lfilter([np.sin(angle)], feedback, excitation)
+        return np.asarray(scipy.signal.lfilter([np.sin(angle)], feedback, excitation))
 
     def decay(self, excitation: Signal, seconds: float) -> Signal:
         """An envelope: an impulse becomes an exponential that falls to 1/e in `seconds`."""
-        return scipy.signal.lfilter(
-            [1.0], [1.0, -np.exp(-1 / (seconds * self.sample_rate))], excitation
-        )
+        feedback = [1.0, -np.exp(-1 / (seconds * self.sample_rate))]
+        return np.asarray(scipy.signal.lfilter([1.0], feedback, excitation))
 
     def harmonics(self, frequency: Signal | float, amplitudes: Sequence[float]) -> Signal:
         """A harmonic tone that follows `frequency` in Hz; partials near Nyquist are left out."""
@@ -288,8 +287,9 @@ def _move_away(source: Source, dry: Signal) -> Signal:
     tail *= np.exp(-source.time / (source.between(0.6, 0.9) / np.log(1e3))).astype(np.float32)
     tail /= np.sqrt(3 * np.sum(tail**2))
     tail[0] += 1
-    spectrum = scipy.fft.rfft(dry.astype(np.float32), size) * scipy.fft.rfft(tail, size)
-    return scipy.fft.irfft(spectrum * low_pass, size)[: source.num_samples]
+    spectrum = np.asarray(scipy.fft.rfft(dry.astype(np.float32), size))
+    spectrum = spectrum * np.asarray(scipy.fft.rfft(tail, size)) * low_pass
+    return np.asarray(scipy.fft.irfft(spectrum, size))[: source.num_samples]
 
 
 def _fade(signal: Signal, seconds: float, sample_rate: int) -> Signal:

@@ -168,8 +168,9 @@ def playback_level(
     if peak_dbfs > 0:
         raise ValueError(f"peak_dbfs is {peak_dbfs}; allowed: at most 0 (full scale)")
     _check_waveform(audio, "the waveform to play")
-    loudness_is_kept = rms_dbfs is None or is_silent(audio)
-    gain = 1.0 if loudness_is_kept else amplitude(rms_dbfs) / gated_rms(audio)
+    gain = 1.0
+    if rms_dbfs is not None and not is_silent(audio):
+        gain = amplitude(rms_dbfs) / gated_rms(audio)
     peak = float(np.max(np.abs(audio), initial=0.0))
     if peak * gain > amplitude(peak_dbfs):
         gain = amplitude(peak_dbfs) / peak

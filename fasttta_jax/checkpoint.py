@@ -1,7 +1,8 @@
 """Checkpoints on disk; the only importer of orbax.
 
-A step holds named trees: `ema`, which is all that generation needs, and `rest` (step count, parameters,
-optimizer). Saving is asynchronous and atomic; the newest steps and the best one are kept.
+A step holds named trees: `ema`, which is all that generation needs, and `rest` (step count,
+parameters, optimizer). Saving is asynchronous and atomic; the newest steps and the best one are
+kept.
 """
 
 from __future__ import annotations
@@ -29,12 +30,16 @@ class CheckpointError(RuntimeError):
     """A checkpoint that cannot be written or read, with what is still good."""
 
 
+def _validation_loss(metrics: Mapping[str, float]) -> float:
+    return metrics[BEST_METRIC]
+
+
 def _policy(keep: int) -> Any:
     policies = ocp.checkpoint_managers
     return policies.AnyPreservationPolicy(
         [
             policies.LatestN(keep),
-            policies.BestN(get_metric_fn=lambda metrics: metrics[BEST_METRIC], reverse=True, n=1),
+            policies.BestN(get_metric_fn=_validation_loss, reverse=True, n=1),
         ]
     )
 
@@ -50,7 +55,10 @@ class Checkpoints:
     def __init__(self, workdir: str | pathlib.Path, *, keep: int = 2) -> None:
         self.folder = pathlib.Path(os.path.abspath(workdir)) / FOLDER
         self._options = ocp.CheckpointManagerOptions(
-            preservation_policy=_policy(keep), enable_async_checkpointing=True
+            preservation_policy=_policy(keep),
+            best_fn=_validation_loss,  # what makes orbax keep the metrics on disk
+            best_mode="min",
+            enable_async_checkpointing=True,
         )
         self._manager = self._open()
 

@@ -13,28 +13,35 @@ from absl import logging as absl_logging
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
 
-def _explain(error: flags.Error) -> str:
-    """absl's message, and for a config field the list of the fields that exist."""
-    message = str(error)
-    name = getattr(error, "flagname", "") or ""
-    if "config" not in flags.FLAGS or not name.startswith("config."):
-        return message
-    config = flags.FLAGS["config"].value
-    path = name.split(".")[1:]
-    for part in path[:-1]:
-        if not isinstance(config, ml_collections.ConfigDict) or part not in config:
-            break
-        config = config[part]
-    if isinstance(config, ml_collections.ConfigDict):
-        message += "\nThe fields there are: " + ", ".join(sorted(config))
-    return message
+def _unknown_field(argv: list[str]) -> str | None:
+    """A message for the first --config.* argument that names no field, and the right ones."""
+    overrides = [argument for argument in argv if argument.lstrip("-").startswith("config.")]
+    sys.argv = [argument for argument in argv if argument not in overrides]  # config_flags reads it
+    try:
+        flags.FLAGS(sys.argv)
+    except flags.Error:
+        return None
+    for argument in overrides:
+        name = argument.lstrip("-").split("=")[0]
+        node = flags.FLAGS["config"].value
+        path = name.split(".")[1:]
+        for index, part in enumerate(path):
+            if not isinstance(node, ml_collections.ConfigDict):
+                break
+            if part not in node:
+                where = ".".join(["config", *path[:index]])
+                return f"{name} is not a field; the fields of {where} are: " + ", ".join(node)
+            node = node[part]
+    return None
 
 
 def _parse(argv: list[str]) -> list[str]:
     try:
         return flags.FLAGS(argv)
-    except flags.Error as error:
-        sys.exit(f"error: {_explain(error)}\n`python {argv[0]} --help` shows every flag.")
+    except (flags.Error, AttributeError, KeyError, ValueError) as error:
+        has_config = "config" in flags.FLAGS
+        message = (_unknown_field(argv) if has_config else None) or str(error)
+        sys.exit(f"error: {message}\n`python {argv[0]} --help` shows every flag.")
 
 
 def _quiet_logs() -> None:

@@ -1,14 +1,15 @@
 """Frozen dataclasses of a run, and the one place where an ml_collections ConfigDict becomes them.
 
-A file in `configs/` builds a `RunConfig`, `to_config_dict` makes it editable from the command line, and
-`from_config_dict` turns it back, refusing unknown fields, wrong types and combinations that cannot work.
-Library code only ever sees the dataclasses.
+A file in `configs/` builds a `RunConfig`, `to_config_dict` makes it editable from the command line,
+and `from_config_dict` turns it back, refusing unknown fields, wrong types and combinations that
+cannot work. Library code only ever sees the dataclasses.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import typing
+from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
 
 import ml_collections
@@ -23,7 +24,7 @@ T = TypeVar("T")
 
 
 class ConfigError(ValueError):
-    """A field that does not exist, a value that is not allowed, or fields that do not fit together."""
+    """A field that does not exist, a value not allowed, or fields that do not fit together."""
 
 
 def _check(condition: bool, field: str, value: Any, allowed: str) -> None:
@@ -156,6 +157,14 @@ class MaskingConfig:
     def __post_init__(self) -> None:
         _check(0 < self.minimum <= 1, "masking.minimum", self.minimum, "above 0, at most 1")
         _check(self.std > 0, "masking.std", self.std, "above 0")
+        lowest, highest = self.minimum - 4 * self.std, 1 + 4 * self.std
+        _check(
+            lowest <= self.mean <= highest,
+            "masking.mean",
+            self.mean,
+            f"from {lowest:g} to {highest:g}, within four masking.std of [masking.minimum, 1]: "
+            "farther tails cannot be drawn in float32",
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,7 +296,7 @@ class DecodeConfig:
     Attributes:
       num_iterations: T, from 1 to num_tokens.
       guidance_scale: strength of classifier-free guidance; 1 is none.
-      guidance_schedule: "linear" rises with the share of revealed tokens (MAR), "constant" does not.
+      guidance_schedule: "linear" rises with the share of revealed tokens (MAR); "constant" stays.
       temperature: factor on the teacher's injected noise and on the student's input noise.
       max_segments: how many differently padded programs the iterations are grouped into.
     """
@@ -379,6 +388,7 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         _check_choice("stage", self.stage, Stage)
+        _check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         for field in ("num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"):
             _check(getattr(self, field) > 0, field, getattr(self, field), "above 0")
         _check(
@@ -417,6 +427,11 @@ def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
 
 def _from_mapping(cls: type[T], values: Any, path: str) -> T:
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    if not isinstance(values, Mapping):
+        raise ConfigError(
+            f"{path.removesuffix('.') or 'the config'} is {values!r}; allowed: a mapping with the "
+            f"fields {', '.join(fields)}"
+        )
     unknown = sorted(set(values) - set(fields))
     if unknown:
         raise ConfigError(

@@ -1,14 +1,17 @@
 """Iterative parallel decoding: T passes of the backbone reveal all N tokens, a few more each time.
 
-Source: MAR's sampler. The schedule is known before tracing, so the iterations are grouped into a few
-segments, each a `lax.scan` with its own static number of visible tokens for the encoder and of revealed
-tokens for the head. Guidance runs the backbone once on a doubled batch and is skipped at scale 1.
-Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revealed at once (padded).
+Source: MAR's sampler. The schedule is known before tracing, so the iterations are grouped into a
+few segments, each a `lax.scan` with its own static number of visible tokens for the encoder and of
+revealed tokens for the head. Guidance runs the backbone once on a doubled batch and is skipped at
+scale 1.
+Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revealed at once
+(padded).
 """
 
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import NamedTuple, Protocol
 
 import jax
@@ -86,7 +89,8 @@ class Segment:
 def plan_segments(counts: tuple[int, ...], max_segments: int) -> tuple[Segment, ...]:
     """Splits the iterations so that the padded visible tokens, summed over iterations, are fewest.
 
-    Exact, by dynamic programming over (iterations covered, segments used); T^2 * max_segments steps.
+    Exact, by dynamic programming over (iterations covered, segments used), in T^2 * max_segments
+    steps.
     """
     starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
     num_iterations = len(counts)
@@ -109,7 +113,7 @@ def plan_segments(counts: tuple[int, ...], max_segments: int) -> tuple[Segment, 
     bounds.reverse()
     return tuple(
         Segment(begin, tuple(map(int, starts[begin:end])), tuple(counts[begin:end]))
-        for begin, end in zip(bounds[:-1], bounds[1:], strict=True)
+        for begin, end in itertools.pairwise(bounds)
     )
 
 

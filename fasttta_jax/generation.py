@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
@@ -18,6 +19,7 @@ from fasttta_jax.models.text_to_audio import Student, Teacher
 from fasttta_jax.parallel.compile import compile_sampler
 from fasttta_jax.parallel.mesh import check_batch_size
 from fasttta_jax.restore import TrainedModel
+from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params, Tokens
 
 
@@ -44,7 +46,7 @@ class TokenGenerator:
                 "tokens"
             )
 
-        def sample(params: Params, text: dict[str, jax.Array], keys: Key) -> Tokens:
+        def sample(params: Params, text: TextBatch, keys: Key) -> Tokens:
             return parallel_decode(
                 model,
                 params,
@@ -57,13 +59,21 @@ class TokenGenerator:
 
         self._sample = compile_sampler(sample, mesh)
 
-    def __call__(self, params: Params, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
-        """Tokens, float32 [len(prompts), N, C]; at most `batch_size` prompts, padded inside."""
+    def inputs(self, prompts: Sequence[str], seeds: Sequence[int]) -> tuple[TextBatch, Key]:
+        """What `sample` takes: tokenized prompts and one key a clip, padded to the batch size."""
         surplus = self.batch_size - len(prompts)
         text = self._model.text.tokenize([*prompts, *[""] * surplus])
         numbers = np.asarray([*seeds, *[0] * surplus], np.uint32)
-        keys = jax.vmap(jax.random.key)(numbers)
-        return np.asarray(self._sample(params, text, keys))[: len(prompts)]
+        return text, jax.vmap(jax.random.key)(numbers)
+
+    def sample(self, params: Params, text: TextBatch, keys: Key) -> Tokens:
+        """The compiled program alone: tokens [batch_size, N, C] on the devices, not waited for."""
+        return self._sample(params, text, keys)
+
+    def __call__(self, params: Params, prompts: Sequence[str], seeds: Sequence[int]) -> np.ndarray:
+        """Tokens, float32 [len(prompts), N, C]; at most `batch_size` prompts, padded inside."""
+        text, keys = self.inputs(prompts, seeds)
+        return np.asarray(self.sample(params, text, keys))[: len(prompts)]
 
 
 def generate(
@@ -91,7 +101,7 @@ def generate(
 
 
 def decode_padded(trained: TrainedModel, tokens: np.ndarray, batch_size: int) -> np.ndarray:
-    """Audio [B, S] of tokens [B, N, C], computed in a batch of fixed size so that one program serves."""
+    """Audio [B, S] of tokens [B, N, C], in a batch of fixed size so that one program serves."""
     padded = np.zeros((batch_size, *tokens.shape[1:]), np.float32)
     padded[: len(tokens)] = tokens
-    return np.asarray(trained.codec.decode(padded))[: len(tokens)]
+    return np.asarray(trained.codec.decode(jnp.asarray(padded)))[: len(tokens)]

@@ -1,7 +1,7 @@
 """Encoded datasets on disk to global batches on the mesh.
 
-Order and randomness are functions of (seed, step) alone: batch `step` of a run is the same whatever the
-number of hosts or reading threads, and resuming means starting the iterator at a step.
+Order and randomness are functions of (seed, step) alone: batch `step` of a run is the same whatever
+the number of hosts or reading threads, and resuming means starting the iterator at a step.
 Dimensions: B clips, N tokens, C channels, P token columns in time, G tokens per column.
 """
 
@@ -59,7 +59,7 @@ class Records:
                 f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}"
             )
         self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
-        self._source = builder.as_data_source(split=split)
+        self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
 
     def __len__(self) -> int:
         return len(self._source)
@@ -123,7 +123,7 @@ class EncodedDataset:
 def crop_or_pad(
     columns: np.ndarray, num_columns: int, silence: np.ndarray, rng: np.random.Generator | None
 ) -> np.ndarray:
-    """`num_columns` consecutive columns: a random window (the first without rng), or silence behind.
+    """`num_columns` consecutive columns: a random window, the first without rng, or silence behind.
 
     Args:
       columns: [P, G, C].

@@ -10,6 +10,7 @@ import math
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.typing import Key
@@ -17,7 +18,7 @@ from fasttta_jax.typing import Key
 
 def sample_mask_rate(
     key: Key, shape: tuple[int, ...], *, minimum: float, mean: float = 1.0, std: float = 0.25
-) -> Float[Array, ...]:
+) -> Float[Array, " ..."]:
     """Share of tokens to mask: normal(mean, std) truncated to [minimum, 1], float32."""
     lower = (minimum - mean) / std
     upper = (1.0 - mean) / std
@@ -43,7 +44,8 @@ def sample_masks(
 
 def max_visible(num_tokens: int, minimum: float) -> int:
     """Most tokens that `sample_masks` can leave visible: the static size of the encoder's input."""
-    return num_tokens - max(1, math.ceil(num_tokens * minimum))
+    smallest = np.float32(num_tokens) * np.float32(minimum)  # rounded as the traced product is
+    return num_tokens - max(1, math.ceil(smallest))
 
 
 def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:

@@ -1,21 +1,20 @@
-"""A trained run, ready to be used: model, averaged parameters, codec, from nothing but its workdir."""
+"""A trained run, ready to be used: model, averaged parameters and codec, from its workdir alone."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any, Literal
+from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
 from fasttta_jax.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.codecs import Codec
-from fasttta_jax.config import RunConfig
+from fasttta_jax.config import MeshConfig, RunConfig
 from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
 from fasttta_jax.parallel.compile import abstract_state
+from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.workdir import Workdir, WorkdirError
-
-Which = Literal["last", "best"]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -43,7 +42,7 @@ class TrainedModel:
         return {"workdir": self.workdir, "step": self.step, "sha256": tree_hash(self.params)}
 
 
-def load_trained(workdir: str, mesh: Mesh, *, which: Which | int = "last") -> TrainedModel:
+def load_trained(workdir: str, mesh: Mesh, *, which: str | int = "last") -> TrainedModel:
     """Reads a run's averaged parameters.
 
     Args:
@@ -62,11 +61,10 @@ def load_trained(workdir: str, mesh: Mesh, *, which: Which | int = "last") -> Tr
     steps = checkpoints.steps()
     if not steps:
         raise WorkdirError(f"{workdir} holds no checkpoint yet")
-    if which == "best":
-        step = checkpoints.best_step()
-    else:
-        step = steps[-1] if which == "last" else which
-    assert step is not None
+    named = {"last": steps[-1], "best": checkpoints.best_step()}
+    step = which if isinstance(which, int) else named.get(which)
+    if step is None:
+        raise WorkdirError(f"checkpoint is {which!r}; allowed: last, best or one of {steps}")
     params = checkpoints.restore_ema(abstract_state(model.init, mesh), step=step)
     checkpoints.close()
     return TrainedModel(config, model, params, folder.codec(), step, str(workdir))
@@ -74,7 +72,4 @@ def load_trained(workdir: str, mesh: Mesh, *, which: Which | int = "last") -> Tr
 
 def local_mesh() -> Mesh:
     """A mesh over this host's devices, all on the data axis."""
-    from fasttta_jax.config import MeshConfig
-    from fasttta_jax.parallel.mesh import make_mesh
-
     return make_mesh(MeshConfig(), jax.local_devices())

@@ -20,7 +20,7 @@ Metrics = dict[str, jax.Array]
 
 
 class TextStream(NamedTuple):
-    """One source of conditioning: an embedding for each text position, and which positions hold text."""
+    """One source of conditioning: an embedding per text position, and which positions hold text."""
 
     embeddings: Float[Array, "B L E"]
     mask: Bool[Array, "B L"]

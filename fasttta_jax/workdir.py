@@ -48,6 +48,15 @@ def write_json(path: pathlib.Path, values: Any) -> None:
     os.replace(temporary, path)
 
 
+def same_files(first: pathlib.Path, second: pathlib.Path) -> bool:
+    """Whether two folders hold files of the same names and contents; subfolders do not count."""
+    contents = [
+        {path.name: path.read_bytes() for path in folder.glob("*") if path.is_file()}
+        for folder in (first, second)
+    ]
+    return contents[0] == contents[1]
+
+
 class Workdir:
     """One run's folder.
 

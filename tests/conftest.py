@@ -1,17 +1,44 @@
-"""Eight virtual CPU devices, strict rank promotion, and flags that count as parsed."""
+"""Eight virtual CPU devices, strict rank promotion, flags that count as parsed, a tiny dataset."""
 
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
+import pathlib
+import tempfile
+
 import jax
 import pytest
+import tensorflow_datasets as tfds
 from absl import flags
+
+from tests import helpers
 
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
+# Every run builds its own jitted functions; equal programs are compiled once a session.
+_cache = tempfile.TemporaryDirectory(prefix="fasttta_jax_compilation_")
+jax.config.update("jax_compilation_cache_dir", _cache.name)
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 @pytest.fixture(autouse=True, scope="session")
 def _flags_are_parsed() -> None:
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(scope="session")
+def encoded_dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """`data.path` of a dataset with 24 training clips of 8 tokens."""
+    tfds.disable_progress_bar()
+    return helpers.write_encoded_dataset(tmp_path_factory.mktemp("dataset"))
+
+
+@pytest.fixture(scope="session")
+def datasets() -> pathlib.Path:
+    """The folder of real recordings and captions; skips where it is absent."""
+    default = pathlib.Path(__file__).parents[2] / "shared" / "datasets"
+    folder = pathlib.Path(os.environ.get("FASTTTA_DATASETS", default))
+    if not folder.is_dir():
+        pytest.skip(f"real data is not at {folder}; FASTTTA_DATASETS names its folder")
+    return folder

@@ -1,6 +1,7 @@
 """What a codec is: waveforms to a grid of latent tokens and back.
 
-Dimensions: B clips, S samples, N tokens (time-major), C channels, P token columns in time, G tokens per column.
+Dimensions: B clips, S samples, N tokens (time-major), C channels, P token columns in time, G tokens
+per column.
 """
 
 from __future__ import annotations

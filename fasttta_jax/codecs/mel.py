@@ -1,7 +1,9 @@
 """Log-mel spectrograms: magnitude STFT, Slaney mel bands, natural logarithm with a floor.
 
-Source: the front end of AudioLDM (16 kHz, 1024-point periodic Hann window, hop 160, 64 bands from 0 to 8 kHz).
-Dimensions: B clips, S samples, P padded samples, T frames, F bands, R = n_fft / 2 + 1 frequency bins.
+Source: the front end of AudioLDM (16 kHz, 1024-point periodic Hann window, hop 160, 64 bands from 0
+to 8 kHz).
+Dimensions: B clips, S samples, P padded samples, T frames, F bands, R = n_fft / 2 + 1 frequency
+bins.
 """
 
 from __future__ import annotations
@@ -31,8 +33,9 @@ class MelConfig:
       f_min: lowest band edge, in Hz.
       f_max: highest band edge, in Hz.
       floor: smallest magnitude kept; silence becomes ln(floor).
-      framing: "center" puts frame k at sample hop * k and gives 1 + S // hop frames; "hifigan" puts it half a hop
-        later and gives S // hop frames, which suits a vocoder whose stride is the hop.
+      framing: "center" puts frame k at sample hop * k and gives 1 + S // hop frames; "hifigan" puts
+        it half a hop later and gives S // hop frames, which suits a vocoder whose stride is the
+        hop.
     """
 
     sample_rate: int = 16_000
@@ -139,7 +142,7 @@ def stft(audio: Float[Array, "B S"], config: MelConfig) -> Complex[Array, "B T R
 def inverse_stft(
     spectrum: Complex[Array, "B T R"], config: MelConfig, num_samples: int
 ) -> Float[Array, "B S"]:
-    """Least-squares inverse of `stft` (Griffin & Lim, 1984): windowed overlap-add over window power."""
+    """Least-squares inverse of `stft`: overlap-add of windowed frames over summed window power."""
     window = hann_window(config.n_fft)
     frames = jnp.fft.irfft(spectrum, n=config.n_fft, axis=-1) * window[None, None]
     power = jnp.broadcast_to(jnp.square(window)[None, None], (1, *frames.shape[1:]))

@@ -1,10 +1,11 @@
-"""A codec that needs no weights: log-mel patches, whitened by principal components fitted on the data.
+"""A codec that needs no weights: log-mel patches on principal components fitted on the data.
 
-A patch of `patch_frames` x (num_mels / bands) log-mel values becomes one token: centred, projected on the
-leading principal components of its band and divided by eigenvalue^(whitening / 2). Decoding inverts
-that, maps mel magnitudes to linear ones and finds phases by fast Griffin-Lim.
+A patch of `patch_frames` x (num_mels / bands) log-mel values becomes one token: centred, projected
+on the leading principal components of its band and divided by eigenvalue^(whitening / 2). Decoding
+inverts that, maps mel magnitudes to linear ones and finds phases by fast Griffin-Lim.
 Sources: Griffin & Lim (1984); Perraudin et al. (2013) for the momentum.
-Dimensions: B clips, S samples, T frames, F mel bands, G patch bands, V values per patch, C channels, R bins.
+Dimensions: B clips, S samples, T frames, F mel bands, G patch bands, V values per patch, C
+channels, R bins.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The diffusion loss of a token: squared error of the prediction plus a bound that trains the variance.
+"""The diffusion loss of a token: squared prediction error plus a bound that trains the variance.
 
-Source: Nichol & Dhariwal (2021), the hybrid objective with learned range, as in MAR: the bound sees the
-predicted mean through stop_gradient. Dimensions: C token channels.
+Source: Nichol & Dhariwal (2021), the hybrid objective with learned range, as in MAR: the bound sees
+the predicted mean through stop_gradient. Dimensions: C token channels.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ BIN = 1.0 / 255.0
 
 
 def learned_log_variance(
-    interpolation: Float[Array, "... C"], time: Int[Array, ...], schedule: Schedule
+    interpolation: Float[Array, "... C"], time: Int[Array, " ..."], schedule: Schedule
 ) -> Float[Array, "... C"]:
     """ln variance between the posterior's (interpolation -1) and beta (interpolation 1)."""
     share = (interpolation + 1.0) / 2.0
@@ -32,7 +32,7 @@ def learned_log_variance(
 def posterior_mean(
     x_0: Float[Array, "... C"],
     x_t: Float[Array, "... C"],
-    time: Int[Array, ...],
+    time: Int[Array, " ..."],
     schedule: Schedule,
 ) -> Float[Array, "... C"]:
     """Mean of q(x_{t-1} | x_t, x_0)."""
@@ -44,7 +44,7 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _discretised_nll(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
-    """-ln probability of the 2/255-wide bin around x, open-ended beyond +-0.999 (an image convention)."""
+    """-ln probability of the 2/255-wide bin around x, open-ended beyond +-0.999, as for images."""
     inverse_std = jnp.exp(-0.5 * log_variance)
     upper = _normal_cdf((x - mean + BIN) * inverse_std)
     lower = _normal_cdf((x - mean - BIN) * inverse_std)
@@ -60,12 +60,12 @@ def diffusion_loss(
     output: Float[Array, "... 2C"],
     x_0: Float[Array, "... C"],
     x_t: Float[Array, "... C"],
-    time: Int[Array, ...],
+    time: Int[Array, " ..."],
     noise: Float[Array, "... C"],
     *,
     schedule: Schedule,
     prediction: str,
-) -> dict[str, Float[Array, ...]]:
+) -> dict[str, Float[Array, " ..."]]:
     """Loss terms of every token, unreduced, float32.
 
     Args:

@@ -1,7 +1,8 @@
 """Ancestral sampling of tokens with learned variance: one scan over the respaced schedule.
 
-Source: MAR's p_sample: guidance in noise space on a single trajectory (two head evaluations a step), the
-variance from the conditional branch, temperature on the injected noise only, no noise in the last step.
+Source: MAR's p_sample: guidance in noise space on a single trajectory (two head evaluations a
+step), the variance from the conditional branch, temperature on the injected noise only, no noise in
+the last step.
 Dimensions: B clips, Q tokens, C channels.
 """
 

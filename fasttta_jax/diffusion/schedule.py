@@ -70,7 +70,7 @@ class Schedule:
         return (1 - self.alpha_bars_before) * np.sqrt(1 - self.betas) / (1 - self.alpha_bars)
 
 
-def at(table: np.ndarray, time: Int[Array, ...]) -> Float[Array, "... 1"]:
+def at(table: np.ndarray, time: Int[Array, " ..."]) -> Float[Array, "... 1"]:
     """Entries of a table as float32, with an axis for the channels."""
     return jnp.asarray(table, jnp.float32)[time][..., None]
 
@@ -101,7 +101,7 @@ def respaced_schedule(num_steps: int, sampling_steps: int) -> Schedule:
 
 def corrupt(
     x_0: Float[Array, "... C"],
-    time: Int[Array, ...],
+    time: Int[Array, " ..."],
     noise: Float[Array, "... C"],
     schedule: Schedule,
 ) -> Float[Array, "... C"]:
@@ -113,12 +113,12 @@ def corrupt(
 
 def prediction_target(
     x_0: Float[Array, "... C"],
-    time: Int[Array, ...],
+    time: Int[Array, " ..."],
     noise: Float[Array, "... C"],
     schedule: Schedule,
     prediction: str,
 ) -> Float[Array, "... C"]:
-    """What the head should answer: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
+    """The right answer: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     if prediction == "epsilon":
         return noise
     return at(np.sqrt(schedule.alpha_bars), time) * noise - (
@@ -128,7 +128,7 @@ def prediction_target(
 
 def predicted_x_0(
     x_t: Float[Array, "... C"],
-    time: Int[Array, ...],
+    time: Int[Array, " ..."],
     answer: Float[Array, "... C"],
     schedule: Schedule,
     prediction: str,

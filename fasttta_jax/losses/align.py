@@ -12,7 +12,7 @@ from jaxtyping import Array, Float
 
 def feature_mse(
     student: Float[Array, "... D"], teacher: Float[Array, "... D"]
-) -> Float[Array, ...]:
+) -> Float[Array, " ..."]:
     """Mean squared error over the width, one number per token; no gradient reaches the teacher."""
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32)
     return jnp.mean(jnp.square(student.astype(jnp.float32) - teacher), axis=-1)

@@ -1,4 +1,4 @@
-"""The energy score of sampled tokens: a proper score, minimal in expectation at the true distribution.
+"""The energy score of sampled tokens: proper, so least in expectation at the true distribution.
 
 Source: Gneiting & Raftery (2007); AudioDEAR and EAR for M = 2, CALM for the all-pairs form.
 Dimensions: M draws, C token channels.
@@ -11,7 +11,7 @@ import numpy as np
 from jaxtyping import Array, Float
 
 
-def safe_distance(difference: Float[Array, "... C"], alpha: float) -> Float[Array, ...]:
+def safe_distance(difference: Float[Array, "... C"], alpha: float) -> Float[Array, " ..."]:
     """|difference|_2^alpha with gradient zero, not NaN, at zero."""
     squares = jnp.sum(jnp.square(difference.astype(jnp.float32)), axis=-1)
     is_positive = squares > 0
@@ -20,7 +20,7 @@ def safe_distance(difference: Float[Array, "... C"], alpha: float) -> Float[Arra
 
 def energy_score(
     samples: Float[Array, "M ... C"], target: Float[Array, "... C"], *, alpha: float = 1.0
-) -> Float[Array, ...]:
+) -> Float[Array, " ..."]:
     """2/M sum_i |x_i - y|^alpha - 2/(M(M-1)) sum_{i<j} |x_i - x_j|^alpha, one number per token.
 
     For M = 2 this is |x_1 - y| + |x_2 - y| - |x_1 - x_2|. Unbiased for every M, so runs with

@@ -75,4 +75,4 @@ def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The mean [d] and a triangular R [min(n, d), d] with R^T R = covariance."""
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.linalg.qr(centred, mode="r")
+    return mean, np.asarray(np.linalg.qr(centred, mode="r"))

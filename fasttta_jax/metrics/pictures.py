@@ -13,6 +13,7 @@ import librosa
 import matplotlib.ticker
 import numpy as np
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
@@ -163,14 +164,14 @@ def _smooth(values: np.ndarray, width: int) -> np.ndarray:
     return np.where(finite, total / np.maximum(count, 1.0), np.nan)
 
 
-def _figure(width: float, height: float):
+def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     """A figure of `width` x `height` inches that no global state knows of, and its axes."""
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
     axes.tick_params(labelsize=7, color="#8a929c")
-    axes.xaxis.label.set_size(8)
-    axes.yaxis.label.set_size(8)
+    axes.xaxis.label.set_fontsize(8)
+    axes.yaxis.label.set_fontsize(8)
     return figure, axes
 
 

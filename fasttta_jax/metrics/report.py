@@ -12,7 +12,7 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jinja2
 import numpy as np
@@ -22,7 +22,15 @@ from jaxtyping import Float
 from fasttta_jax.metrics.pictures import mel_picture
 from fasttta_jax.metrics.writer import write_atomically
 
-Value = float | int | str | bool | None
+
+class Measured(NamedTuple):
+    """A figure with its standard error, shown as 0.885 ± 0.023."""
+
+    value: float
+    standard_error: float
+
+
+Value = float | int | str | bool | Measured | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -173,9 +181,14 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 
 
 def format_value(value: Value) -> str:
-    """A figure for a reader: four significant digits, grouped thousands, a dash for None."""
+    """A figure for a reader: four significant digits, grouped thousands, a dash for None.
+
+    One with a standard error has as many decimals as two digits of the error need.
+    """
     if value is None:
         return "–"
+    if isinstance(value, Measured):
+        return _format_measured(value)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
@@ -186,12 +199,20 @@ def format_value(value: Value) -> str:
             return "NaN"
         if 1e4 <= abs(value) < 1e15:
             return f"{value:,.0f}"
-        return f"{value:#.4g}" if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
+        return f"{value:#.4g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
     return str(value)
 
 
+def _format_measured(measured: Measured) -> str:
+    value, error = measured
+    decimals = 3
+    if math.isfinite(error) and error > 0:
+        decimals = min(max(1 - math.floor(math.log10(error)), 0), 6)
+    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
 def _is_number(value: Value) -> bool:
-    return value is None or isinstance(value, int | float | np.number)
+    return value is None or isinstance(value, int | float | np.number | Measured)
 
 
 @dataclasses.dataclass(frozen=True)

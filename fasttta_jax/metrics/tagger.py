@@ -330,12 +330,13 @@ def _predict(
     mel: MelConfig,
 ) -> tuple[Array, tuple[Array, ...], Array]:
     pictures = (log_mel(audio, mel) - scale[0]) / scale[1]
-    event_logits, axis_logits, embeddings = network.apply({"params": params}, pictures)
+    logits: Any = network.apply({"params": params}, pictures)
+    event_logits, axis_logits, embeddings = logits
     return jax.nn.sigmoid(event_logits), tuple(map(jax.nn.softmax, axis_logits)), embeddings
 
 
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
-    flat = flax.traverse_util.flatten_dict(dict(params), sep="/")
+    flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(params), sep="/")
     return {name: tuple(value.shape) for name, value in flat.items()}
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
 import flax.linen as nn
 import jax
@@ -59,9 +59,9 @@ class TaggerData(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    pictures: Float[Array, "n T F"]
-    events: Bool[Array, "n E"]
-    attributes: Int[Array, "n A"]
+    pictures: Any  # [n, T, F], on the host before the step and on the device inside
+    events: Any  # bool [n, E]
+    attributes: Any  # int [n, A]
 
 
 def train_tagger(
@@ -150,7 +150,8 @@ def _step(
     loss, gradients = jax.value_and_grad(_loss)(params, batch, network)
     directions, optimizer_state = _OPTIMIZER.update(gradients, optimizer_state, params)
     updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
-    return optax.apply_updates(params, updates), optimizer_state, loss
+    params = cast(Params, optax.apply_updates(params, updates))
+    return params, optimizer_state, loss
 
 
 def augment(pictures: Float[Array, "n T F"], key: Key, *, floor: float) -> Float[Array, "n T F"]:
@@ -200,14 +201,15 @@ def _spans(key: Key, num: int, length: int, max_width: int) -> Bool[Array, "n le
 
 def _loss(params: Params, batch: _Batch, network: TaggerNetwork) -> Float[Array, ""]:
     """Binary cross-entropy over events plus, for each axis, cross-entropy where it is known."""
-    event_logits, axis_logits, _ = network.apply({"params": params}, batch.pictures)
+    logits: Any = network.apply({"params": params}, batch.pictures)
+    event_logits, axis_logits, _ = logits
     presence = batch.events.astype(jnp.float32)
     loss = optax.sigmoid_binary_cross_entropy(event_logits, presence).sum(axis=-1).mean()
-    for column, logits in enumerate(axis_logits):
+    for column, values_logits in enumerate(axis_logits):
         values = batch.attributes[:, column]
         known = values != UNKNOWN
         entropy = optax.softmax_cross_entropy_with_integer_labels(
-            logits, jnp.where(known, values, 0)
+            values_logits, jnp.where(known, values, 0)
         )
         loss += jnp.where(known, entropy, 0.0).sum() / jnp.maximum(known.sum(), 1)
     return loss

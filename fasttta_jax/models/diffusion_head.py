@@ -18,7 +18,7 @@ from fasttta_jax.models.layers import ModulatedMLP, embedding_init, linear
 TIME_FREQUENCIES = 256
 
 
-def time_features(time: Int[Array, ...]) -> Float[Array, "... 256"]:
+def time_features(time: Int[Array, " ..."]) -> Float[Array, "... 256"]:
     """Cosines and sines of the raw step number at 128 geometric frequencies from 1 to 1e-4."""
     half = TIME_FREQUENCIES // 2
     frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
@@ -44,14 +44,14 @@ class DiffusionHead(nn.Module):
             width, self.config.depth, 2 * self.token_dim, self.dtype, name="mlp"
         )
 
-    def time_embedding(self, time: Int[Array, ...]) -> Float[Array, "... W"]:
+    def time_embedding(self, time: Int[Array, " ..."]) -> Float[Array, "... W"]:
         """Two-layer embedding of the step number 0..num_steps-1."""
         return self.time_out(jax.nn.silu(self.time_in(time_features(time))))
 
     def __call__(
         self,
         noisy: Float[Array, "... C"],
-        time: Int[Array, ...],
+        time: Int[Array, " ..."],
         hidden: Float[Array, "... D"],
     ) -> Float[Array, "... 2C"]:
         """Prediction in the first C outputs, variance interpolation in the last C; float32."""

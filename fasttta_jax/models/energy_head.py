@@ -1,7 +1,8 @@
 """The student's head: gaussian noise and context to a token, in one evaluation.
 
-Source: AudioDEAR: the residual stream carries the noise, the context modulates every block. The body is
-the teacher's, so that a student can start from a trained teacher head (`from_diffusion_head`).
+Source: AudioDEAR: the residual stream carries the noise, the context modulates every block. The
+body is the teacher's, so that a student can start from a trained teacher head
+(`from_diffusion_head`).
 Dimensions: C token channels, D context width, W head width, Z noise dimensions.
 """
 
@@ -53,10 +54,10 @@ def from_diffusion_head(head: DiffusionHead, params: Params, time: int) -> dict[
       time: the step number to freeze, close to the last.
 
     Returns:
-      A tree for `EnergyHead` with noise_dim = C and the same width and depth.
+      A tree for `EnergyHead` with noise_dim = C and the same width and depth, in memory of its own.
     """
     embedding = head.apply({"params": params}, jnp.asarray(time), method="time_embedding")
-    student = jax.tree.map(jnp.asarray, {"context": params["context"], "mlp": params["mlp"]})
+    student = jax.tree.map(jnp.array, {"context": params["context"], "mlp": params["mlp"]})
     student["context"] = student["context"] | {"bias": student["context"]["bias"] + embedding}
     final = student["mlp"]["final"]
     student["mlp"] = student["mlp"] | {

@@ -1,7 +1,8 @@
 """Layers shared by the backbone and the heads.
 
-Sources: the pre-norm ViT block that MAR uses (timm 0.9), and the residual MLP with adaptive layer norm of
-MAR's diffusion head. Every linear layer is Xavier-uniform with zero bias unless said otherwise.
+Sources: the pre-norm ViT block that MAR uses (timm 0.9), and the residual MLP with adaptive layer
+norm of MAR's diffusion head. Every linear layer is Xavier-uniform with zero bias unless said
+otherwise.
 Dimensions: B clips, S positions, D width of the block, W width of the head, C token channels.
 """
 
@@ -28,7 +29,7 @@ def linear(
     kernel_init: nn.initializers.Initializer = linear_init,
     axis: int | tuple[int, ...] = -1,
 ) -> nn.DenseGeneral:
-    """A biased linear layer, float32 parameters; the initial bound is that of the flattened matrix."""
+    """A biased linear layer, float32 parameters; initial bound as of the flattened matrix."""
     return nn.DenseGeneral(features, axis=axis, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
@@ -78,7 +79,7 @@ class SelfAttention(nn.Module):
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention and an exact-GELU MLP, residual stream in float32."""
+    """Pre-norm transformer block: self-attention and an exact-GELU MLP; float32 residual stream."""
 
     num_heads: int
     mlp_ratio: int

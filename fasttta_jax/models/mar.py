@@ -1,8 +1,8 @@
-"""Masked autoregressive transformer (MAR): an encoder over visible tokens, a decoder over all of them.
+"""Masked autoregressive transformer (MAR): an encoder over visible tokens, a decoder over all.
 
-Source: MAR (Li et al., 2024), with L text positions in place of the class slots (IMPACT). Masked tokens
-are dropped from the encoder: the visible ones are gathered into a padded block and the padding is masked
-as attention keys, which equals dropping and keeps shapes static.
+Source: MAR (Li et al., 2024), with L text positions in place of the class slots (IMPACT). Masked
+tokens are dropped from the encoder: the visible ones are gathered into a padded block and the
+padding is masked as attention keys, which equals dropping and keeps shapes static.
 Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded).
 """
 

@@ -1,8 +1,10 @@
-"""The two systems as pure functions of their parameters: text encoder, backbone and head put together.
+"""The two systems as pure functions of their parameters: text encoder, backbone and head.
 
-`Teacher` samples tokens by a diffusion chain, `Student` in one step. Both offer what decoding needs:
-`hidden` and `sample_tokens`. Parameters are a plain dict with the keys text, backbone and head.
-Dimensions: B clips, N tokens, Q tokens asked of a head, C channels, D width, M draws, Z noise dimensions.
+`Teacher` samples tokens by a diffusion chain, `Student` in one step. Both offer what decoding
+needs: `hidden` and `sample_tokens`. Parameters are a plain dict with the keys text, backbone and
+head.
+Dimensions: B clips, N tokens, Q tokens asked of a head, C channels, D width, M draws, Z noise
+dimensions.
 """
 
 from __future__ import annotations

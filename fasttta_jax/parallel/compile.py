@@ -1,7 +1,7 @@
 """Where programs are jitted: state birth, training step, evaluation and sampling, with shardings.
 
-This is today's pjit: `jax.jit` with in_shardings and out_shardings under `jax.set_mesh`. Knows trees and
-functions, not models.
+This is today's pjit: `jax.jit` with in_shardings and out_shardings under `jax.set_mesh`. Knows
+trees and functions, not models.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Where every array lives: an ordered list of (regex, spec) rules with an FSDP default.
 
-Parameters, their average and the optimizer's moments get their sharding from one pass over the whole
-state, so equal trees are laid out equally. Models carry none of it.
+Parameters, their average and the optimizer's moments get their sharding from one pass over the
+whole state, so equal trees are laid out equally. Models carry none of it.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def _fits(shape: tuple[int, ...], spec: PartitionSpec, mesh: Mesh) -> bool:
 
 
 def leaf_spec(name: str, shape: tuple[int, ...], mesh: Mesh) -> PartitionSpec:
-    """The first rule that matches and divides the shape; else the largest divisible axis over fsdp."""
+    """The first rule that matches and divides the shape, else fsdp on the largest such axis."""
     for pattern, spec in RULES:
         if re.search(pattern, name) and _fits(shape, spec, mesh):
             return spec

@@ -1,16 +1,18 @@
-"""What a text encoder is: captions to integer arrays on the host, integer arrays to streams on the device."""
+"""What a text encoder is: captions to integers on the host, integers to streams on the device."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
+import jax
 import numpy as np
 from jaxtyping import Array, Bool
 
 from fasttta_jax.typing import Conditioning, Key, Params
 
-TextBatch = Mapping[str, np.ndarray]
+TextBatch = Mapping[str, np.ndarray | jax.Array]
+"""Arrays by name: on the host as the tokenizer makes them, on the device inside a program."""
 
 
 class TextEncoder(Protocol):

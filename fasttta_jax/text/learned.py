@@ -1,9 +1,10 @@
-"""A text encoder that needs no weights: byte-level BPE fitted on the captions, embeddings trained jointly.
+"""A text encoder that needs no weights: byte-level BPE fitted on captions, trained embeddings.
 
-Frequent words are single tokens, rarer ones fall apart into pieces and at last into UTF-8 bytes, so any
-script and any length can be written. A run of pieces that no training caption holds has no meaning to the
-model; it is read as one hidden token, the one that token dropout shows in training. Captions are
-lower-cased. Word order is left to the backbone, whose position embeddings run over the text positions.
+Frequent words are single tokens, rarer ones fall apart into pieces and at last into UTF-8 bytes, so
+any script and any length can be written. A run of pieces that no training caption holds has no
+meaning to the model; it is read as one hidden token, the one that token dropout shows in training.
+Captions are lower-cased. Word order is left to the backbone, whose position embeddings run over the
+text positions.
 Dimensions: B captions, L positions, E embedding width.
 """
 
@@ -136,7 +137,9 @@ class LearnedTextEncoder:
     @functools.cached_property
     def hidden_token(self) -> int:
         """The entry that stands for what the model cannot know or must not see."""
-        return self.tokenizer.token_to_id(HIDDEN_TOKEN)
+        token = self.tokenizer.token_to_id(HIDDEN_TOKEN)
+        assert token is not None, HIDDEN_TOKEN
+        return token
 
     def _token_ids(self, caption: str) -> list[int]:
         caption = caption.strip()
@@ -160,7 +163,7 @@ class LearnedTextEncoder:
         *,
         hidden_tokens: Bool[Array, "B L"] | None = None,
     ) -> Conditioning:
-        """Looks the tokens up; hidden ones read as the special token, so their place stays known."""
+        """Looks the tokens up; hidden ones read as the special token and keep their place."""
         ids = jnp.asarray(batch["ids"])
         if hidden_tokens is not None:
             ids = jnp.where(hidden_tokens, self.hidden_token, ids)

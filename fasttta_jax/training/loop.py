@@ -1,12 +1,13 @@
 """A training run from config to last checkpoint.
 
-Order of things: data, mesh, model, teacher (for a student), state; then restore; then steps. Metrics are
-read one step late, so the loop never waits for the device except to save. The data position and every draw
-are functions of the step, so a restored state is all there is to resume.
+Order of things: data, mesh, model, teacher (for a student), state; then restore; then steps.
+Metrics are read one step late, so the loop never waits for the device except to save. The data
+position and every draw are functions of the step, so a restored state is all there is to resume.
 """
 
 from __future__ import annotations
 
+import json
 import logging
 import math
 import pathlib
@@ -22,7 +23,14 @@ from fasttta_jax.audio import write_audio
 from fasttta_jax.checkpoint import Checkpoints
 from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.generation import TokenGenerator
-from fasttta_jax.input_pipeline import EncodedDataset, evaluation_batches, train_batches
+from fasttta_jax.input_pipeline import (
+    CODEC_FOLDER,
+    TEXT_FOLDER,
+    DatasetError,
+    EncodedDataset,
+    evaluation_batches,
+    train_batches,
+)
 from fasttta_jax.metrics.pictures import mel_picture
 from fasttta_jax.metrics.writer import MetricsWriter
 from fasttta_jax.models.energy_head import from_diffusion_head
@@ -45,7 +53,7 @@ from fasttta_jax.training.steps import (
     teacher_step,
 )
 from fasttta_jax.typing import Key, Metrics, Params
-from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, write_json
+from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,11 +89,16 @@ def load_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh) -> TrainedMode
             raise ConfigError(
                 f"model.{field} is {ours}; the teacher in {config.init_from} has {theirs}"
             )
+    for name in (CODEC_FOLDER, TEXT_FOLDER):
+        if not same_files(workdir.path / name, pathlib.Path(config.init_from) / name):
+            raise ConfigError(
+                f"data.path is {config.data.path!r}, whose {name}/ is not that of the teacher in "
+                f"{config.init_from}; allowed: the data that the teacher was trained on, so that "
+                "tokens and words mean the same to both"
+            )
     origin = teacher.origin()
     path = workdir.path / ORIGIN_FILE
     if path.exists():
-        import json
-
         before = json.loads(path.read_text())
         if before["sha256"] != origin["sha256"]:
             raise WorkdirError(
@@ -141,6 +154,11 @@ class Trainer:
         self.workdir = Workdir(workdir)
         self.dataset = EncodedDataset(config.data.path)
         self.dataset.check(config.model)
+        for split in ("train", "validation"):
+            if not len(self.dataset.split(split)):
+                raise DatasetError(
+                    f"data.path is {config.data.path!r}, whose {split} split is empty"
+                )
         self.mesh = make_mesh(config.mesh)
         check_batch_size(config.data.batch_size, self.mesh)
         self.workdir.prepare(config, self.dataset)

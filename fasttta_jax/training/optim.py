@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import optax
+from jax.typing import ArrayLike
 
 from fasttta_jax.config import OptimizerConfig
 
@@ -17,8 +18,8 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     """Linear warm-up, a plateau, and a cosine descent to zero over the last `decay_steps`."""
     plateau_end = num_steps - config.decay_steps
 
-    def schedule(step: jax.Array) -> jax.Array:
-        step = jnp.asarray(step, jnp.float32)
+    def schedule(count: ArrayLike) -> jax.Array:
+        step = jnp.asarray(count, jnp.float32)
         warm = jnp.minimum(1.0, step / max(config.warmup_steps, 1)) if config.warmup_steps else 1.0
         descent = jnp.clip((step - plateau_end) / max(config.decay_steps, 1), 0.0, 1.0)
         tail = 0.5 * (1.0 + jnp.cos(jnp.pi * descent)) if config.decay_steps else 1.0
@@ -28,7 +29,7 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
 
 
 def decay_mask(params: Any) -> Any:
-    """True for the matrices and embeddings of backbone and text; never for biases, norms, the head."""
+    """True for matrices and embeddings of backbone and text; never for biases, norms, the head."""
 
     def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
         names = [entry.key for entry in path]

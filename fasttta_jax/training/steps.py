@@ -62,12 +62,12 @@ class Masking(NamedTuple):
     """A masked batch with its text switched off where labels are dropped."""
 
     masked: Masked
-    keep_text: Bool[Array, B]
+    keep_text: Bool[Array, " B"]
     hidden_tokens: Bool[Array, "B L"] | None
 
 
 def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -> Masking:
-    """Draws the masks and, in training, which clips lose their caption and which words are hidden."""
+    """Draws the masks and, in training, which clips lose their caption and which words hide."""
     batch_size, num_tokens = batch["tokens"].shape[:2]
     law = config.masking
     masked = sample_masks(
@@ -184,7 +184,7 @@ def _update(
     gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
     updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
-    metrics["gradient_norm"] = optax.global_norm(gradients)
+    metrics["gradient_norm"] = optax.tree.norm(gradients)
     return (
         TrainState(
             step=state.step + 1,

@@ -1,0 +1,50 @@
+# Two commands: `make demo` and `make test`. Each sets up its own virtual environment first.
+
+PYTHON ?= python3
+VENV ?= .venv
+RUNS ?= runs/demo
+RUN := $(VENV)/bin/python
+DEMO := $(RUNS)/report/report.html
+
+.PHONY: demo ablations test lint setup clean
+
+setup: $(VENV)/.installed
+
+$(VENV)/.installed: setup.py pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and f"Python 3.11 or later is needed; {sys.executable} is {sys.version.split()[0]}. Try: make PYTHON=python3.11")'
+	$(PYTHON) -m venv $(VENV)
+	$(RUN) -m pip install --quiet --upgrade pip
+	$(RUN) -m pip install --quiet --editable '.[test]'
+	@touch $@
+
+demo: setup
+	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
+	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded
+	$(RUN) -m data.embed_text --data $(RUNS)/encoded
+	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
+	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
+	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher
+	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student
+	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --gates=demo
+	@echo "Open $(DEMO)"
+
+ablations: demo
+	for variant in no_distillation frozen_backbone from_scratch; do \
+	  $(RUN) train.py --config=configs/demo_student.py:$$variant --workdir=$(RUNS)/$$variant --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher || exit 1; \
+	done
+	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student \
+	  --run=no_distillation=$(RUNS)/no_distillation --run=frozen_backbone=$(RUNS)/frozen_backbone \
+	  --run=from_scratch=$(RUNS)/from_scratch \
+	  --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
+	@echo "Open $(RUNS)/ablations/report.html"
+
+lint: setup
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/ruff format --check .
+	$(VENV)/bin/basedpyright
+
+test: lint
+	$(RUN) -m pytest -n 2 --dist loadfile
+
+clean:
+	rm -rf $(VENV) runs build *.egg-info

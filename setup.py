@@ -1,0 +1,66 @@
+"""Package metadata; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+from setuptools import find_packages, setup
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "fasttta_jax/__init__.py").read_text(encoding="utf-8")
+).group(1)
+
+setup(
+    name="fasttta_jax",
+    version=VERSION,
+    description="One-step text-to-audio generation in JAX: a diffusion teacher, an energy student",
+    long_description=(ROOT / "README.md").read_text(encoding="utf-8"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=find_packages(include=["fasttta_jax", "fasttta_jax.*"]),
+    package_data={"fasttta_jax.metrics": ["*.j2"]},
+    install_requires=[
+        "absl-py>=2.1",
+        "array-record>=0.7",
+        "einops>=0.8",
+        "etils[epath]>=1.9",
+        "flax>=0.12",
+        "grain>=0.2.15",
+        "jax>=0.10,<0.13",
+        "jaxtyping>=0.3",
+        "jinja2>=3.1",
+        "librosa>=0.11",
+        "matplotlib>=3.9",
+        "ml-collections>=1.0",
+        "numpy>=2.0",
+        "optax>=0.2.6",
+        "orbax-checkpoint>=0.12",
+        "pillow>=10",
+        "safetensors>=0.5",
+        "scipy>=1.13",
+        "soundfile>=0.13",
+        "soxr>=0.5",
+        "tensorboardX>=2.6.2",
+        "tensorflow-datasets>=4.9.8",
+        "tokenizers>=0.21",
+        "tqdm>=4.66",
+        "transformers>=5.0",
+    ],
+    extras_require={
+        "test": [
+            "chex>=0.1.90",
+            "basedpyright==1.40.2",
+            "pytest>=8",
+            "pytest-xdist>=3.6",
+            "ruff>=0.9",
+        ],
+        "cuda": ["jax[cuda13]"],
+        "tpu": ["jax[tpu]"],
+    },
+    classifiers=[
+        "License :: OSI Approved :: Apache Software License",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+    ],
+)

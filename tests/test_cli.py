@@ -1,0 +1,65 @@
+"""train.py from the command line: wrong fields and values are answered with the right ones."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+
+def train(*arguments: str) -> tuple[int, str]:
+    result = subprocess.run(
+        [sys.executable, "train.py", *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    return result.returncode, result.stdout + result.stderr
+
+
+CONFIG = "--config=configs/demo_teacher.py"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "messages"),
+    [
+        (
+            ["--config.bachelor=1"],
+            ["config.bachelor is not a field; the fields of config are: ", "num_steps"],
+        ),
+        (["--config.optimizer.lr=1"], ["the fields of config.optimizer are: ", "learning_rate"]),
+        (["--config.num_steps=many"], ["num_steps", "many"]),
+        (
+            ["--config.diffusion.prediction=x0"],
+            ["diffusion.prediction is 'x0'; allowed: one of 'epsilon', 'v'"],
+        ),
+        (["--config.mesh.data=3"], ["mesh.data=3", "does not multiply to the 1 devices"]),
+        (["--config.data.path=nowhere"], ["data.path is 'nowhere', which has no records/ folder"]),
+    ],
+)
+def test_wrong_config_is_explained(
+    arguments: list[str], messages: list[str], encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    dataset = f"--config.data.path={encoded_dataset}"
+    shape = ["--config.model.token_dim=8", "--config.model.num_tokens=8"]
+    code, log = train(CONFIG, f"--workdir={tmp_path}", dataset, *shape, *arguments)
+    assert code != 0
+    for message in messages:
+        assert message in log
+    assert "Traceback" not in log
+
+
+def test_missing_flags_and_help() -> None:
+    code, log = train(CONFIG)
+    assert code != 0
+    assert "--workdir" in log
+    code, log = train("--help")
+    assert "python train.py --config=configs/demo_teacher.py --workdir=runs/demo/teacher" in log
+    assert "Folder of the run; resumes if it holds one." in log
+
+
+def test_unknown_config_variant(tmp_path: pathlib.Path) -> None:
+    code, log = train("--config=configs/demo_student.py:frozen", f"--workdir={tmp_path}")
+    assert code != 0
+    assert "variant is 'frozen'; allowed:" in log

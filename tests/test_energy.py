@@ -1,0 +1,140 @@
+"""The energy score equals its definition, is proper and unbiased, and has a gradient everywhere."""
+
+from __future__ import annotations
+
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from fasttta_jax.losses.energy import energy_score
+
+EPSILON = float(np.finfo(np.float32).eps)
+
+
+def definition(samples: np.ndarray, target: np.ndarray, alpha: float) -> tuple[float, float]:
+    """Attraction and repulsion of one token, by double loop in float64."""
+    num_draws = len(samples)
+    attraction = sum(2 / num_draws * np.linalg.norm(x - target) ** alpha for x in samples)
+    repulsion = 0.0
+    for i in range(num_draws):
+        for j in range(num_draws):
+            if i != j:
+                distance = np.linalg.norm(samples[i] - samples[j])
+                repulsion += distance**alpha / (num_draws * (num_draws - 1))
+    return attraction, repulsion
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("num_draws", [2, 3, 4, 5])
+def test_equals_its_definition(num_draws, alpha):
+    rng = np.random.default_rng(num_draws)
+    samples = rng.normal(size=(num_draws, 2, 3, 6)).astype(np.float32)
+    target = rng.normal(size=(2, 3, 6)).astype(np.float32)
+    scores = np.asarray(energy_score(jnp.asarray(samples), jnp.asarray(target), alpha=alpha))
+    assert scores.shape == (2, 3)
+    for index in np.ndindex(2, 3):
+        attraction, repulsion = definition(
+            samples[:, *index].astype(np.float64), target[index].astype(np.float64), alpha
+        )
+        # every distance rounds at most about once a channel, and so do the two sums
+        tolerance = (6 + num_draws**2) * EPSILON * (attraction + repulsion)
+        assert abs(scores[index] - (attraction - repulsion)) < tolerance
+
+
+def test_two_draws_are_the_printed_formula():
+    x_1, x_2, y = (
+        jnp.asarray(np.random.default_rng(i).normal(size=8), jnp.float32) for i in range(3)
+    )
+    expected = jnp.linalg.norm(x_1 - y) + jnp.linalg.norm(x_2 - y) - jnp.linalg.norm(x_1 - x_2)
+    np.testing.assert_allclose(energy_score(jnp.stack([x_1, x_2]), y), expected, rtol=16 * EPSILON)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_gradient_is_zero_where_all_points_coincide(alpha):
+    point = jnp.ones((4,))
+    gradients = jax.grad(lambda x, y: energy_score(x, y, alpha=alpha), argnums=(0, 1))(
+        jnp.stack([point, point]), point
+    )
+    for gradient in gradients:
+        np.testing.assert_array_equal(gradient, 0.0)
+
+
+@pytest.mark.parametrize("alpha", [0.5, 1.0, 1.5])
+def test_equal_draws_away_from_the_target_are_pulled_to_it(alpha):
+    point = jnp.ones((4,))
+    gradient = jax.grad(lambda x: energy_score(x, jnp.zeros((4,)), alpha=alpha))(
+        jnp.stack([point, point])
+    )
+    assert np.isfinite(gradient).all()
+    np.testing.assert_array_equal(gradient[0], gradient[1])
+    assert (np.asarray(gradient) > 0).all()
+
+
+def test_swapping_draws_changes_nothing():
+    samples = jax.random.normal(jax.random.key(0), (4, 10, 3))
+    target = jax.random.normal(jax.random.key(1), (10, 3))
+    np.testing.assert_allclose(
+        energy_score(samples, target), energy_score(samples[::-1], target), rtol=0, atol=1e-5
+    )
+
+
+@functools.partial(jax.jit, static_argnums=(0, 3))
+def _mean_and_error(
+    num_draws: int, mean: float, scale: float, dim: int
+) -> tuple[jax.Array, jax.Array]:
+    num_tokens = 40_000
+    sample_key, target_key = jax.random.split(jax.random.key(num_draws))
+    samples = mean + scale * jax.random.normal(sample_key, (num_draws, num_tokens, dim))
+    scores = energy_score(samples, jax.random.normal(target_key, (num_tokens, dim)))
+    return scores.mean(), scores.std() / math.sqrt(num_tokens)
+
+
+def scores_of_normal(
+    num_draws: int, *, mean: float = 0.0, scale: float = 1.0, dim: int = 4
+) -> tuple[float, float]:
+    """Mean score of normal(mean, scale) samples against standard normal targets, and its error."""
+    average, error = _mean_and_error(num_draws, mean, scale, dim)
+    return float(average), float(error)
+
+
+@pytest.mark.parametrize("change", [{"mean": 0.3}, {"mean": -0.3}, {"scale": 0.7}, {"scale": 1.4}])
+def test_expected_score_is_least_at_the_true_distribution(change):
+    best, best_error = scores_of_normal(2)
+    other, other_error = scores_of_normal(2, **change)
+    assert other - best > 5 * math.hypot(best_error, other_error)
+
+
+def test_expected_score_does_not_depend_on_the_number_of_draws():
+    reference, reference_error = scores_of_normal(2, mean=0.5)
+    for num_draws in (3, 4, 8):
+        score, error = scores_of_normal(num_draws, mean=0.5)
+        assert abs(score - reference) < 5 * math.hypot(error, reference_error)
+
+
+def test_published_values_for_normal_targets():
+    floor, error = scores_of_normal(2, dim=16)
+    assert abs(floor - 5.57) < 0.005 + 5 * error
+    at_zero, error = scores_of_normal(2, scale=0.0, dim=16)
+    assert abs(at_zero - 7.88) < 0.005 + 5 * error
+
+
+def test_half_precision_inputs_are_measured_in_float32():
+    samples = jax.random.normal(jax.random.key(0), (2, 5, 3)).astype(jnp.bfloat16)
+    score = energy_score(samples, jnp.zeros((5, 3)))
+    assert score.dtype == jnp.float32
+
+
+@pytest.mark.parametrize("num_draws", [0, 1])
+def test_fewer_than_two_draws_are_refused(num_draws):
+    with pytest.raises(ValueError, match=f"2 or more draws, got {num_draws}"):
+        energy_score(jnp.zeros((num_draws, 3)), jnp.zeros((3,)))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 2.0, -1.0])
+def test_improper_exponents_are_refused(alpha):
+    with pytest.raises(ValueError, match=f"alpha is {alpha}; allowed: above 0 and below 2"):
+        energy_score(jnp.zeros((2, 3)), jnp.zeros((3,)), alpha=alpha)

@@ -1,0 +1,143 @@
+"""Masks follow the truncated normal law; the decode schedule reveals every token, as MAR does."""
+
+from __future__ import annotations
+
+import math
+
+import jax
+import numpy as np
+import pytest
+import scipy.stats
+
+from fasttta_jax import masking
+
+LAW = {"minimum": 0.7, "mean": 1.0, "std": 0.25}
+NUM_DRAWS = 100_000
+
+
+def mask_rates() -> np.ndarray:
+    return np.asarray(masking.sample_mask_rate(jax.random.key(0), (NUM_DRAWS,), **LAW), np.float64)
+
+
+def test_mask_rate_has_the_published_moments():
+    law = scipy.stats.truncnorm(-1.2, 0.0, loc=1.0, scale=0.25)
+    assert round(law.mean(), 3) == 0.867
+    assert round(law.std(), 4) == 0.0835
+    rates = mask_rates()
+    assert abs(rates.mean() - law.mean()) < 5 * law.std() / math.sqrt(NUM_DRAWS)
+    fourth = law.moment(4) - 4 * law.moment(3) * law.mean() + 6 * law.moment(2) * law.mean() ** 2
+    fourth -= 3 * law.mean() ** 4
+    error_of_variance = math.sqrt((fourth - law.var() ** 2) / NUM_DRAWS)
+    assert abs(rates.var() - law.var()) < 5 * error_of_variance
+
+
+def test_mask_rate_follows_the_truncated_normal_law():
+    rates = mask_rates()
+    assert rates.min() >= np.float32(0.7)
+    assert rates.max() <= 1
+    law = scipy.stats.truncnorm(-1.2, 0.0, loc=1.0, scale=0.25)
+    assert scipy.stats.kstest(rates, law.cdf).pvalue > 1e-6
+
+
+def test_minimum_one_masks_everything():
+    masks = masking.sample_masks(jax.random.key(0), 4, 9, minimum=1.0, mean=1.0, std=0.25)
+    assert np.asarray(masks).all()
+    assert masking.max_visible(9, 1.0) == 0
+
+
+@pytest.mark.parametrize("num_tokens", [1, 8, 256])
+def test_masks_hold_exactly_ceil_of_the_rate(num_tokens):
+    key = jax.random.key(3)
+    rates = masking.sample_mask_rate(jax.random.split(key)[0], (64,), **LAW)
+    masks = masking.sample_masks(key, 64, num_tokens, **LAW)
+    expected = np.ceil(np.float32(num_tokens) * np.asarray(rates))
+    np.testing.assert_array_equal(np.asarray(masks).sum(axis=1), expected)
+
+
+def test_every_position_is_masked_equally_often():
+    num_clips, num_tokens = 8192, 16
+    masks = np.asarray(masking.sample_masks(jax.random.key(5), num_clips, num_tokens, **LAW))
+    share = masks.mean(axis=0)
+    standard_error = math.sqrt(masks.mean() * (1 - masks.mean()) / num_clips)
+    assert np.abs(share - masks.mean()).max() < 5 * standard_error
+
+
+def test_clips_have_rates_and_orders_of_their_own():
+    masks = np.asarray(masking.sample_masks(jax.random.key(5), 32, 64, **LAW))
+    partial = [mask.tobytes() for mask in masks if not mask.all()]
+    assert len(set(partial)) == len(partial) > 16
+    assert len(set(masks.sum(axis=1).tolist())) > 4
+
+
+def test_orders_are_permutations_that_depend_on_their_key_alone():
+    keys = jax.random.split(jax.random.key(0), 5)
+    orders = np.asarray(masking.sample_orders(keys, 12))
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(12), (5, 1)))
+    alone = np.asarray(masking.sample_orders(keys[3:4], 12))
+    np.testing.assert_array_equal(alone[0], orders[3])
+
+
+def test_max_visible_is_never_exceeded_and_is_reached():
+    assert masking.max_visible(256, 0.7) == 76
+    masks = np.asarray(masking.sample_masks(jax.random.key(1), 4096, 8, **LAW))
+    assert (~masks).sum(axis=1).max() == masking.max_visible(8, 0.7)
+
+
+def test_max_visible_bounds_the_smallest_rate_for_every_minimum():
+    # The traced product is rounded to float32: 50 * 0.14 is 7 there, and above 7 in float64.
+    for num_tokens in (1, 7, 25, 50, 100, 256):
+        for hundredths in range(1, 101):
+            minimum = hundredths / 100
+            rate = np.float32(minimum)
+            fewest_masked = max(1, int(np.ceil(np.float32(num_tokens) * rate)))
+            assert num_tokens - fewest_masked == masking.max_visible(num_tokens, minimum)
+
+
+@pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 31, 256])
+def test_decode_counts_sum_to_the_tokens_and_never_idle(num_tokens):
+    for num_iterations in range(1, num_tokens + 1):
+        counts = masking.decode_counts(num_tokens, num_iterations)
+        assert len(counts) == num_iterations
+        assert sum(counts) == num_tokens
+        assert min(counts) >= 1
+
+
+def test_decode_counts_are_those_of_mar():
+    assert masking.decode_counts(256, 8) == (5, 15, 24, 31, 39, 45, 48, 49)
+    expected = (2, 3, 7, 8, 11, 13, 15, 16, 19, 20, 22, 23, 23, 25, 24, 25)
+    assert masking.decode_counts(256, 16) == expected
+    assert max(masking.decode_counts(256, 32)) == 13
+    counts = masking.decode_counts(256, 64)
+    assert counts[:18] == (1,) * 13 + (2, 3, 2, 2, 3)
+    assert max(counts) == 7
+    assert counts[-1] == 6
+    assert masking.decode_counts(256, 256) == (1,) * 256
+
+
+@pytest.mark.parametrize("num_iterations", [0, -1, 257])
+def test_decode_counts_refuse_empty_iterations(num_iterations):
+    with pytest.raises(ValueError, match=f"is {num_iterations}; allowed: 1 to .* 256"):
+        masking.decode_counts(256, num_iterations)
+
+
+def test_linear_guidance_rises_with_the_share_revealed():
+    counts = masking.decode_counts(256, 8)
+    scales = masking.guidance_scales(counts, 5.0, "linear")
+    masked_after = 256 - np.cumsum(counts)
+    masked_after[-1] = 1
+    np.testing.assert_allclose(scales, 1 + 4 * (256 - masked_after) / 256, rtol=1e-12)
+    assert list(scales) == sorted(scales)
+
+
+def test_constant_guidance_does_not_move():
+    assert masking.guidance_scales((1, 2, 3), 5.0, "constant") == (5.0, 5.0, 5.0)
+
+
+def test_scale_one_is_one_under_every_schedule():
+    for schedule in ("constant", "linear"):
+        assert set(masking.guidance_scales((1, 2, 3), 1.0, schedule)) == {1.0}
+
+
+def test_unknown_guidance_schedule_names_the_allowed_ones():
+    with pytest.raises(ValueError, match="'cosine'; allowed: 'constant', 'linear'"):
+        masking.guidance_scales((1, 2), 5.0, "cosine")
