@@ -4,6 +4,7 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/demo
 RUN := $(VENV)/bin/python
+export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 DEMO := $(RUNS)/report/report.html
 
 .PHONY: demo ablations test lint setup clean
@@ -25,7 +26,7 @@ demo: setup
 	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
 	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher
 	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student
-	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --gates=demo
+	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --gates=demo
 	@echo "Open $(DEMO)"
 
 ablations: demo
@@ -35,7 +36,7 @@ ablations: demo
 	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student \
 	  --run=no_distillation=$(RUNS)/no_distillation --run=frozen_backbone=$(RUNS)/frozen_backbone \
 	  --run=from_scratch=$(RUNS)/from_scratch \
-	  --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
+	  --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations --tagger_steps=400
 	@echo "Open $(RUNS)/ablations/report.html"
 
 lint: setup

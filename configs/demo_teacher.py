@@ -22,13 +22,13 @@ SAMPLE_PROMPTS = "a high bell rings nearby|rain falls in the distance|footsteps,
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """1600 steps of 32 clips."""
+    """1400 steps of 32 clips."""
     return to_config_dict(
         RunConfig(
             stage="teacher",
-            num_steps=1600,
+            num_steps=1400,
             log_every=20,
-            evaluate_every=400,
+            evaluate_every=350,
             sample_prompts=SAMPLE_PROMPTS,
             data=DataConfig(path="runs/demo/encoded", batch_size=32),
             model=ModelConfig(
@@ -49,10 +49,10 @@ def get_config() -> ml_collections.ConfigDict:
             optimizer=OptimizerConfig(
                 learning_rate=1e-3,
                 warmup_steps=50,
-                decay_steps=800,
+                decay_steps=700,
                 ema_decay=0.995,
                 ema_warmup=True,
             ),
-            decode=DecodeConfig(num_iterations=8, guidance_scale=5.0),
+            decode=DecodeConfig(num_iterations=8, guidance_scale=4.5),
         )
     )

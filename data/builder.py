@@ -7,7 +7,9 @@ split.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import itertools
 import json
 import os
@@ -33,7 +35,7 @@ class Clip:
       audio: mono waveform, float32 [S] in [-1, 1].
       captions: one or more descriptions of the clip.
       labels: anything JSON can hold; evaluation reads "events" (list of names) and "attributes"
-        (event name to list of words) where they are present.
+        (event name to {axis: value}) where they are present.
     """
 
     id: str
@@ -155,7 +157,8 @@ def write_records(
         skip_registration=True,  # the registry allows a name once in a process
     )
     builder = builder_class(data_dir=os.fspath(out), file_format="array_record")
-    builder.download_and_prepare()
+    with contextlib.redirect_stdout(io.StringIO()):  # TFDS speaks of downloads; there are none
+        builder.download_and_prepare()
     return pathlib.Path(str(builder.data_path))
 
 

@@ -32,7 +32,7 @@ def fit(data: str | pathlib.Path, vocabulary_size: int) -> pathlib.Path:
         list(training_captions(dataset)), vocabulary_size, TextConfig()
     )
     encoder.save(dataset.text_folder)
-    logging.info("%s: %d entries in use", dataset.text_folder, len(encoder.seen))
+    print(f"{dataset.text_folder}: {len(encoder.seen)} vocabulary entries in use")
     return dataset.text_folder
 
 
@@ -45,7 +45,9 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    logging.set_verbosity(logging.WARNING)
     fit(flags.FLAGS.data, flags.FLAGS.vocabulary_size)
 
 

@@ -120,10 +120,10 @@ def encode(data: str | pathlib.Path, out: str | pathlib.Path, config: Spectrogra
                 f"{out} holds data encoded from another dataset or with other settings; choose "
                 f"another folder or remove it.\nfound:  {existing}\nwanted: {made_from}"
             )
-        logging.info("%s is already encoded with these settings", out)
+        print(f"{out} is already encoded with these settings")
         return
     codec, kept = fit(config, train)
-    logging.info("the tokens keep %.1f %% of the log-mel variance", 100 * kept)
+    print(f"the tokens keep {kept:.1%} of the log-mel variance")
     codec.save(out / CODEC_FOLDER)
     splits = tfds.builder_from_directory(str(source)).info.splits
     builder.write_records(
@@ -166,7 +166,10 @@ def _define_flags() -> None:
 
 
 def main(argv: list[str]) -> None:
-    del argv
+    if len(argv) > 1:
+        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
+    tfds.disable_progress_bar()  # it knows no totals; the bars here do
+    logging.set_verbosity(logging.WARNING)
     values = flags.FLAGS
     encode(
         values.data,

@@ -29,7 +29,7 @@ from absl import app, flags, logging
 from data import builder, caption_grammar, events, synthesis
 
 NAME = "soundscapes"
-VERSION = "1"
+VERSION = "2"
 """Kept with the dataset; changes whenever the same settings would give other clips or captions."""
 
 SAMPLE_RATE = 16_000

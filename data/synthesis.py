@@ -188,7 +188,7 @@ def _footsteps(source: Source, value: str) -> Signal:
 
 
 def _clock(source: Source, value: str) -> Signal:
-    rate = source.between(*{"slow": (1.7, 2.2), "fast": (5.0, 6.5)}[value])
+    rate = source.between(*{"slow": (1.7, 2.2), "fast": (8.0, 10.0)}[value])
     times = source.beats(rate)
     pitch = source.between(0.92, 1.08)
     sound = np.zeros(source.num_samples)

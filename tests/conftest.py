@@ -20,6 +20,8 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 _cache = tempfile.TemporaryDirectory(prefix="fasttta_jax_compilation_")
 jax.config.update("jax_compilation_cache_dir", _cache.name)
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for the processes that tests start
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.5"
 
 
 @pytest.fixture(autouse=True, scope="session")

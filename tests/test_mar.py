@@ -14,6 +14,7 @@ from fasttta_jax.config import BackboneConfig
 from fasttta_jax.models.mar import MAR, unconditional, visible_positions
 from fasttta_jax.typing import Conditioning, TextStream
 from tests.helpers import random_params
+from tests.test_layers import affine, dense, in_float64, reference_block
 
 NUM_TOKENS, TOKEN_DIM, TEXT, TEXT_WIDTH = 10, 6, 4, 5
 CONFIG = BackboneConfig(
@@ -64,6 +65,38 @@ def apply(tokens, masked, text, num_visible=None):
 
 def rows(tree, chosen):
     return jax.tree.map(lambda leaf: leaf[chosen], tree)
+
+
+def reference_backbone(
+    params: dict, tokens: np.ndarray, masked: np.ndarray, words: np.ndarray, has_word: np.ndarray
+) -> np.ndarray:
+    """One clip in float64: masked tokens are left out of the encoder, nothing is padded."""
+    text = np.where(has_word[:, None], dense(words, params["text_words"]), params["null_text"])
+    visible = dense(tokens[~masked], params["token_projection"])
+    positions = params["encoder_positions"]
+    visible = visible + positions[TEXT:][~masked]
+    x = affine(np.concatenate([text + positions[:TEXT], visible]), params["token_norm"])
+    for index in range(CONFIG.encoder_depth):
+        x = reference_block(x, params[f"encoder_{index}"])
+    x = dense(affine(x, params["encoder_norm"]), params["decoder_embedding"])
+    grid = np.repeat(params["mask_token"], NUM_TOKENS, axis=0)
+    grid[~masked] = x[TEXT:]
+    x = np.concatenate([x[:TEXT], grid]) + params["decoder_positions"]
+    for index in range(CONFIG.decoder_depth):
+        x = reference_block(x, params[f"decoder_{index}"])
+    return affine(x, params["decoder_norm"])[TEXT:] + params["head_positions"]
+
+
+def test_backbone_equals_the_float64_reading():
+    tokens, masked, text = inputs()
+    found = apply(tokens, masked, text)
+    words = text["words"]
+    arrays = [np.float64(tokens), np.asarray(masked)]
+    arrays += [np.float64(words.embeddings), np.asarray(words.mask)]
+    for row in range(5):
+        clip = (array[row] for array in arrays)
+        expected = reference_backbone(in_float64(params()), *clip)
+        np.testing.assert_allclose(found[row], expected, rtol=0, atol=ROUNDING)
 
 
 def test_padded_visible_tokens_equal_dropping():

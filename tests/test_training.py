@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -24,9 +25,12 @@ from fasttta_jax.config import (
     MeshConfig,
     OptimizerConfig,
     RunConfig,
+    TextConfig,
     to_config_dict,
 )
+from fasttta_jax.input_pipeline import DatasetError
 from fasttta_jax.metrics.writer import read_metrics
+from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.training.state import TrainState
 from fasttta_jax.workdir import ORIGIN_FILE, WorkdirError
@@ -361,3 +365,26 @@ def test_batch_that_does_not_divide(
     monkeypatch.setattr(jax, "devices", lambda: ALL_DEVICES)
     with pytest.raises(ConfigError, match=r"batch_size is 12; allowed: multiples .* 8 or 16"):
         Trainer(config, tmp_path)
+
+
+def test_student_needs_its_teachers_tokenizer(
+    encoded_dataset: pathlib.Path, teacher: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(encoded_dataset, other)
+    LearnedTextEncoder.fit(["other words"], 300, TextConfig()).save(other / "text")
+    with pytest.raises(ConfigError, match="text"):
+        Trainer(tiny_student_config(other, teacher[0]), tmp_path / "run")
+
+
+def test_dataset_without_validation_split(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(encoded_dataset, other)
+    (path,) = other.glob("records/**/dataset_info.json")
+    info = json.loads(path.read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="has no split 'validation'; allowed: "):
+        Trainer(tiny_teacher_config(other), tmp_path / "run")

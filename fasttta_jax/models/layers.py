@@ -36,7 +36,12 @@ def linear(
 def layer_norm(*, name: str, affine: bool = True) -> nn.LayerNorm:
     """Layer norm with float32 statistics and output."""
     return nn.LayerNorm(
-        epsilon=NORM_EPSILON, dtype=jnp.float32, use_scale=affine, use_bias=affine, name=name
+        epsilon=NORM_EPSILON,
+        dtype=jnp.float32,
+        use_scale=affine,
+        use_bias=affine,
+        use_fast_variance=False,
+        name=name,
     )
 
 

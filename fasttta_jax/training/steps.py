@@ -22,6 +22,7 @@ from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.masking import max_visible, sample_masks
 from fasttta_jax.models.text_to_audio import Student, Teacher
+from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.text.learned import sample_hidden_tokens
 from fasttta_jax.training.optim import update_ema
 from fasttta_jax.training.state import TrainState
@@ -116,12 +117,10 @@ def teacher_loss(
     time_key, noise_key = jax.random.split(keys.head)
     shape = (config.diffusion.batch_multiplier, *batch["tokens"].shape)
     time = jax.random.randint(time_key, shape[:-1], 0, schedule.num_steps)
-    noise = jax.random.normal(noise_key, shape, jnp.float32)
+    noise = constrain(jax.random.normal(noise_key, shape, jnp.float32), None, "batch", None, None)
     clean = jnp.broadcast_to(batch["tokens"][None], shape)
     noisy = corrupt(clean, time, noise, schedule)
-    output = model.denoise(
-        params, noisy, time, jnp.broadcast_to(hidden, (*shape[:-1], hidden.shape[-1]))
-    )
+    output = model.denoise(params, noisy, time, hidden[None])  # one projection for all draws
     terms = diffusion_loss(
         output, clean, noisy, time, noise, schedule=schedule, prediction=config.diffusion.prediction
     )
@@ -156,7 +155,8 @@ def student_loss(
         hidden = jax.lax.stop_gradient(hidden)
     draws = config.energy.num_draws
     shape = (draws, *batch["tokens"].shape[:-1], config.model.head.noise_dim)
-    samples = model.draw(params, jax.random.normal(keys.head, shape, jnp.float32), hidden)
+    noise = constrain(jax.random.normal(keys.head, shape, jnp.float32), None, "batch", None, None)
+    samples = model.draw(params, noise, hidden)
     energy = energy_score(samples, batch["tokens"], alpha=config.energy.alpha)
     weights = masking.masked * batch["weight"][:, None]
     metrics = {"energy": masked_mean(energy, weights)}
