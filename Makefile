@@ -4,6 +4,9 @@ PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/demo
 RUN := $(VENV)/bin/python
+# One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step.
+export MALLOC_ARENA_MAX := 1
+export MALLOC_TRIM_THRESHOLD_ := 10000000000
 export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 DEMO := $(RUNS)/report/report.html
 
