@@ -9,6 +9,7 @@ import pathlib
 
 import pytest
 
+from configs import demo_student
 from fasttta_jax.config import (
     BackboneConfig,
     ConfigError,
@@ -221,3 +222,17 @@ def test_unknown_arguments_of_a_config_file_are_refused(path):
 
 def test_there_are_configs():
     assert CONFIGS
+
+
+@pytest.mark.parametrize("variant", ["", "no_distillation", "frozen_backbone", "from_scratch"])
+def test_every_ablation_is_a_student(variant: str) -> None:
+    config = from_config_dict(demo_student.get_config(variant))
+    assert config.stage == "student"
+    assert (config.distillation.weight > 0) == (variant == "")
+    assert config.distillation.freeze_backbone == (variant == "frozen_backbone")
+    assert config.distillation.backbone_from_teacher == (variant != "from_scratch")
+
+
+def test_unknown_ablation_is_refused() -> None:
+    with pytest.raises(ValueError, match="variant is 'other'; allowed:"):
+        demo_student.get_config("other")
