@@ -29,7 +29,7 @@ demo: setup
 	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
 	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher
 	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student
-	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --gates=demo
+	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --num_energy_clips=64 --gates=demo
 	@echo "Open $(DEMO)"
 
 ablations: demo

@@ -28,7 +28,7 @@ DISTILLATIONS = {
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """650 steps of 32 clips, from the teacher in runs/demo/teacher."""
+    """500 steps of 32 clips, from the teacher in runs/demo/teacher."""
     if variant not in DISTILLATIONS:
         raise ValueError(f"variant is {variant!r}; allowed: {sorted(DISTILLATIONS)}")
     teacher = from_config_dict(demo_teacher.get_config())
@@ -36,15 +36,15 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
         dataclasses.replace(
             teacher,
             stage="student",
-            num_steps=650,
-            evaluate_every=325,
+            num_steps=500,
+            evaluate_every=250,
             init_from="runs/demo/teacher",
             energy=EnergyConfig(num_draws=2),
             distillation=DISTILLATIONS[variant],
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,
                 warmup_steps=50,
-                decay_steps=325,
+                decay_steps=250,
                 ema_decay=0.99,
                 ema_warmup=True,
                 clip_norm=5.0,

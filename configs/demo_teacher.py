@@ -22,13 +22,13 @@ SAMPLE_PROMPTS = "a high bell rings nearby|rain falls in the distance|footsteps,
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """1300 steps of 32 clips."""
+    """1000 steps of 32 clips."""
     return to_config_dict(
         RunConfig(
             stage="teacher",
-            num_steps=1300,
+            num_steps=1000,
             log_every=20,
-            evaluate_every=650,
+            evaluate_every=500,
             sample_prompts=SAMPLE_PROMPTS,
             data=DataConfig(path="runs/demo/encoded", batch_size=32),
             model=ModelConfig(
@@ -49,7 +49,7 @@ def get_config() -> ml_collections.ConfigDict:
             optimizer=OptimizerConfig(
                 learning_rate=1e-3,
                 warmup_steps=50,
-                decay_steps=650,
+                decay_steps=500,
                 ema_decay=0.995,
                 ema_warmup=True,
             ),
