@@ -27,7 +27,7 @@ class Linear(nn.Module):
     """A biased linear layer over the last axes; parameters in float32.
 
     All other axes are flattened before the product, so that the gradient of the kernel is one
-    matrix product: on CPU, XLA takes twice as long otherwise. The initial bound is that of the
+    matrix product, which XLA on CPU runs faster. The initial bound is that of the
     flattened matrix.
 
     Attributes:

@@ -9,6 +9,7 @@ dimensions.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from typing import Any
 
@@ -27,7 +28,7 @@ from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class TextToAudio:
+class TextToAudio(abc.ABC):
     """What teacher and student share: text encoder and backbone.
 
     Attributes:
@@ -56,8 +57,9 @@ class TextToAudio:
         backbone = self.backbone.init(backbone_key, tokens, masked, conditioning)
         return {"text": text, "backbone": backbone["params"], "head": self.init_head(head_key)}
 
+    @abc.abstractmethod
     def init_head(self, key: Key) -> Params:
-        raise NotImplementedError
+        """Fresh parameters of the head alone."""
 
     def condition(
         self,
