@@ -16,7 +16,7 @@ from typing import Any
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
 from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
-from fasttta_jax.text import LearnedTextEncoder
+from fasttta_jax.text import TextEncoder, load_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -57,6 +57,11 @@ def same_files(first: pathlib.Path, second: pathlib.Path) -> bool:
     return contents[0] == contents[1]
 
 
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON gives it back; a field that an older run did not have has its default."""
+    return json.loads(json.dumps(to_config_dict(config).to_dict()))
+
+
 class Workdir:
     """One run's folder.
 
@@ -79,11 +84,11 @@ class Workdir:
           WorkdirError: it holds a run with another model, other settings or other data.
         """
         data_hash = dataset.fingerprint()
-        wanted = {"config": to_config_dict(config).to_dict(), "data_hash": data_hash}
+        wanted = {"config": _as_json(config), "data_hash": data_hash}
         config_path = self.path / CONFIG_FILE
         if config_path.exists():
             found = json.loads(config_path.read_text())
-            self._compare(found["config"], wanted["config"])
+            self._compare(_as_json(from_config_dict(found["config"])), wanted["config"])
             if found["data_hash"] != data_hash:
                 raise WorkdirError(
                     f"{self.path} was trained on other data than {dataset.path}: the dataset's "
@@ -92,7 +97,10 @@ class Workdir:
                 )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            for name in (CODEC_FOLDER, TEXT_FOLDER):
+            copied = [CODEC_FOLDER]
+            if config.model.text.encoder == "learned":
+                copied.append(TEXT_FOLDER)
+            for name in copied:
                 shutil.copytree(dataset.path / name, self.path / name, dirs_exist_ok=True)
         write_json(config_path, wanted)
 
@@ -131,6 +139,10 @@ class Workdir:
         """The codec that the run's tokens belong to."""
         return load_codec(self.path / CODEC_FOLDER)
 
-    def text(self) -> LearnedTextEncoder:
-        """The run's text encoder, without its trained embeddings."""
-        return LearnedTextEncoder.load(self.path / TEXT_FOLDER, self.config().model.text)
+    def text(self) -> TextEncoder:
+        """The run's text encoder, without trained embeddings; a table stays with the dataset."""
+        config = self.config()
+        home = self.path
+        if config.model.text.encoder == "precomputed":
+            home = pathlib.Path(config.data.path)
+        return load_text_encoder(home / TEXT_FOLDER, config.model.text)

@@ -7,6 +7,7 @@ import importlib.util
 import inspect
 import pathlib
 
+import jax
 import pytest
 
 from configs import demo_student
@@ -28,6 +29,8 @@ from fasttta_jax.config import (
     from_config_dict,
     to_config_dict,
 )
+from fasttta_jax.models.text_to_audio import build_model
+from fasttta_jax.text import abstract_text_encoder
 from tests import helpers
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -56,7 +59,7 @@ def test_whole_numbers_are_floats_too():
 
 REJECTED = [
     (BackboneConfig, {"width": 0}, r"backbone\.width is 0; allowed: above 0"),
-    (BackboneConfig, {"encoder_depth": 0}, r"backbone\.encoder_depth is 0; allowed: above 0"),
+    (BackboneConfig, {"encoder_depth": -1}, r"backbone\.encoder_depth is -1; allowed: 0 or more"),
     (BackboneConfig, {"decoder_depth": -1}, r"backbone\.decoder_depth is -1; allowed: above 0"),
     (BackboneConfig, {"num_heads": 0}, r"backbone\.num_heads is 0; allowed: above 0"),
     (BackboneConfig, {"num_heads": 7}, r"backbone\.num_heads is 7; allowed: a divisor .* = 768"),
@@ -66,6 +69,35 @@ REJECTED = [
     (HeadConfig, {"width": 0}, r"head\.width is 0; allowed: above 0"),
     (HeadConfig, {"depth": 0}, r"head\.depth is 0; allowed: above 0"),
     (HeadConfig, {"noise_dim": 0}, r"head\.noise_dim is 0; allowed: above 0"),
+    (HeadConfig, {"roles": "both"}, r"head\.roles is 'both'; .*'context_stream'"),
+    (HeadConfig, {"noise": "laplace"}, r"head\.noise is 'laplace'; .*'uniform'"),
+    (TextConfig, {"encoder": "t5"}, r"text\.encoder is 't5'; .*'precomputed'"),
+    (TextConfig, {"encoder": "none"}, r"text\.token_dropout is 0\.1; allowed: 0 where .* 'none'"),
+    (
+        TextConfig,
+        {"encoder": "none", "token_dropout": 0.0},
+        r"text\.drop_rate is 0\.1; allowed: 0 where text\.encoder is 'none'",
+    ),
+    (
+        TextConfig,
+        {"encoder": "precomputed", "token_dropout": 0.0},
+        r"text\.streams is \(\); allowed: one or more",
+    ),
+    (TextConfig, {"streams": (("t5", 77, 1024),)}, r"text\.streams is .* else \(\)"),
+    (
+        TextConfig,
+        {"encoder": "precomputed", "token_dropout": 0.0, "streams": (("t5", 77),)},
+        r"text\.streams is \('t5', 77\); allowed: \(name, positions, width\)",
+    ),
+    (
+        TextConfig,
+        {
+            "encoder": "precomputed",
+            "token_dropout": 0.0,
+            "streams": (("t5", 7, 8), ("t5", 1, 8)),
+        },
+        r"text\.streams is .* allowed: each name once",
+    ),
     (TextConfig, {"num_positions": 0}, r"text\.num_positions is 0; allowed: above 0"),
     (TextConfig, {"width": 0}, r"text\.width is 0; allowed: above 0"),
     (TextConfig, {"token_dropout": 1.0}, r"text\.token_dropout is 1\.0; allowed: from 0"),
@@ -86,6 +118,8 @@ REJECTED = [
     (EnergyConfig, {"num_draws": 1}, r"energy\.num_draws is 1; allowed: 2 or more"),
     (EnergyConfig, {"alpha": 2.0}, r"energy\.alpha is 2\.0; allowed: above 0 and below 2"),
     (EnergyConfig, {"alpha": 0.0}, r"energy\.alpha is 0\.0; allowed: above 0 and below 2"),
+    (EnergyConfig, {"temperature": 0.0}, r"energy\.temperature is 0\.0; allowed: above 0"),
+    (EnergyConfig, {"temperature": 1.1}, r"energy\.temperature is 1\.1; allowed: above 0, at most"),
     (DistillationConfig, {"weight": -1.0}, r"distillation\.weight is -1\.0; allowed: 0 or more"),
     (DistillationConfig, {"positions": "some"}, r"distillation\.positions is 'some'; .*'masked'"),
     (
@@ -100,6 +134,8 @@ REJECTED = [
     ),
     (OptimizerConfig, {"learning_rate": 0.0}, r"optimizer\.learning_rate is 0\.0; allowed: above"),
     (OptimizerConfig, {"learning_rate": float("nan")}, r"optimizer\.learning_rate is nan"),
+    (OptimizerConfig, {"head_learning_rate_scale": 0.0}, r"head_learning_rate_scale is 0\.0;"),
+    (OptimizerConfig, {"accumulation_steps": 0}, r"accumulation_steps is 0; allowed: above 0"),
     (OptimizerConfig, {"clip_norm": 0.0}, r"optimizer\.clip_norm is 0\.0; allowed: above 0"),
     (OptimizerConfig, {"warmup_steps": -1}, r"optimizer\.warmup_steps is -1; allowed: 0 or more"),
     (OptimizerConfig, {"decay_steps": -1}, r"optimizer\.decay_steps is -1; allowed: 0 or more"),
@@ -148,6 +184,26 @@ REJECTED = [
             "model": ModelConfig(head=HeadConfig(noise_dim=64)),
         },
         r"model\.head\.noise_dim is 64; allowed: model\.token_dim = 128",
+    ),
+    (
+        RunConfig,
+        {
+            "stage": "student",
+            "distillation": DistillationConfig(head_from_teacher=True),
+            "diffusion": DiffusionConfig(prediction="v"),
+            "model": ModelConfig(head=HeadConfig(roles="context_stream")),
+        },
+        r"model\.head\.roles is 'context_stream'; allowed: 'noise_stream' where",
+    ),
+    (
+        RunConfig,
+        {"optimizer": OptimizerConfig(accumulation_steps=5)},
+        r"optimizer\.accumulation_steps is 5; allowed: a divisor of data\.batch_size = 32",
+    ),
+    (
+        RunConfig,
+        {"model": ModelConfig(text=TextConfig(encoder="none", token_dropout=0.0, drop_rate=0.0))},
+        r"decode\.guidance_scale is 5\.0; allowed: 1 where model\.text\.encoder is 'none'",
     ),
 ]
 
@@ -236,3 +292,66 @@ def test_every_ablation_is_a_student(variant: str) -> None:
 def test_unknown_ablation_is_refused() -> None:
     with pytest.raises(ValueError, match="variant is 'other'; allowed:"):
         demo_student.get_config("other")
+
+
+def backbone_formula(width: int, depth: int, text: int, num_tokens: int, token_dim: int) -> int:
+    """MAR's count without class table and without text projections.
+
+    Null text and mask token, token projection, its norm, two tables of positions, blocks, encoder
+    norm, decoder embedding, decoder norm, head positions.
+    """
+    return (
+        2 * width
+        + (token_dim * width + width)
+        + 2 * width
+        + 2 * (text + num_tokens) * width
+        + depth * (12 * width**2 + 13 * width)
+        + 2 * width
+        + (width**2 + width)
+        + 2 * width
+        + num_tokens * width
+    )
+
+
+def head_formula(context: int, stream: int, out: int, *, has_time: bool) -> int:
+    """The head of 3 blocks of 1024 between `stream` and `out` channels."""
+    width, depth = 1024, 3
+    time = (256 * width + width) + (width**2 + width)
+    return (
+        has_time * time
+        + (context * width + width)
+        + (stream * width + width)
+        + depth * (5 * width**2 + 7 * width)
+        + (2 * width**2 + 2 * width)
+        + (out * width + out)
+    )
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "depth", "is_teacher", "millions"),
+    [
+        ("impact_base", 768, 24, True, 193),
+        ("impact_large", 1024, 32, True, 427),
+        ("audiodear_base", 768, 24, False, 192),
+        ("audiodear_large", 1024, 32, False, 426),
+    ],
+)
+def test_papers_configs_have_the_published_sizes(name, width, depth, is_teacher, millions):
+    path = next(path for path in CONFIGS if path.stem == name)
+    config = from_config_dict(load(path).get_config())
+    model = build_model(config, abstract_text_encoder(config.model.text))
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    found = sum(leaf.size for leaf in jax.tree.leaves(shapes))
+    text = (512 * width + width) + (1024 * width + width)
+    expected = backbone_formula(width, depth, 78, 256, 128) + text
+    expected += head_formula(width, 128, 256 if is_teacher else 128, has_time=is_teacher)
+    assert found == expected
+    assert round(found / 1e6) == millions
+
+
+@pytest.mark.parametrize("stage", ["pretraining", "teacher", "student"])
+def test_tiny_has_all_three_stages(stage):
+    path = next(path for path in CONFIGS if path.stem == "tiny")
+    config = from_config_dict(load(path).get_config(stage))
+    assert config.stage == ("student" if stage == "student" else "teacher")
+    assert config.model.text.encoder == ("none" if stage == "pretraining" else "learned")

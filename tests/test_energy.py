@@ -138,3 +138,36 @@ def test_fewer_than_two_draws_are_refused(num_draws):
 def test_improper_exponents_are_refused(alpha):
     with pytest.raises(ValueError, match=f"alpha is {alpha}; allowed: above 0 and below 2"):
         energy_score(jnp.zeros((2, 3)), jnp.zeros((3,)), alpha=alpha)
+
+
+@pytest.mark.parametrize("num_draws", [2, 4])
+def test_temperature_weighs_the_repulsion_alone(num_draws):
+    rng = np.random.default_rng(0)
+    samples = rng.normal(size=(num_draws, 6)).astype(np.float32)
+    target = rng.normal(size=6).astype(np.float32)
+    attraction, repulsion = definition(np.float64(samples), np.float64(target), 1.0)
+    score = energy_score(jnp.asarray(samples), jnp.asarray(target), temperature=0.9)
+    tolerance = (6 + num_draws**2) * EPSILON * (attraction + repulsion)
+    assert abs(float(score) - (attraction - 0.9 * repulsion)) < tolerance
+
+
+def test_a_lower_temperature_wants_narrower_draws():
+    """The best scale of gaussian draws for gaussian targets is 1 at temperature 1, and less below.
+
+    With z, z' independent standard normal, s the scale of the draws and w the temperature, the
+    expected score is proportional to 2 sqrt(1 + s^2) - w sqrt(2) s, least at
+    s = w / sqrt(2 - w^2).
+    """
+    rng = np.random.default_rng(0)
+    draws = jnp.asarray(rng.normal(size=(2, 40_000, 16)), jnp.float32)
+    targets = jnp.asarray(rng.normal(size=(40_000, 16)), jnp.float32)
+
+    def slope(scale: float, temperature: float) -> jax.Array:
+        def mean_score(scale: jax.Array) -> jax.Array:
+            return energy_score(scale * draws, targets, temperature=temperature).mean()
+
+        return jax.grad(mean_score)(jnp.float32(scale))
+
+    for temperature in (1.0, 0.9):
+        best = temperature / math.sqrt(2 - temperature**2)
+        assert slope(best - 0.1, temperature) < 0 < slope(best + 0.1, temperature)

@@ -83,7 +83,9 @@ def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
     model = build_model(config, folder.text())
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     checkpoints = Checkpoints(workdir)
-    checkpoints.save(3, to_items(new_state(model, optimizer, jax.random.key(0))), {"loss": 1.0})
+    checkpoints.save(
+        3, to_items(new_state(optimizer, model.init(jax.random.key(0)))), {"loss": 1.0}
+    )
     checkpoints.close()
     loss = "mse" if config.stage == "teacher" else "energy"
     with MetricsWriter(workdir) as writer:

@@ -11,8 +11,9 @@ import pytest
 
 from fasttta_jax.config import HeadConfig
 from fasttta_jax.models.diffusion_head import DiffusionHead, time_features
-from fasttta_jax.models.energy_head import EnergyHead, from_diffusion_head
+from fasttta_jax.models.energy_head import EnergyHead, from_diffusion_head, sample_noise
 from tests.helpers import random_params
+from tests.test_layers import dense, in_float64
 
 WIDTH, DEPTH, CHANNELS, CONTEXT = 20, 2, 6, 12
 CONFIG = HeadConfig(width=WIDTH, depth=DEPTH, noise_dim=CHANNELS)
@@ -144,3 +145,72 @@ def test_student_head_has_the_shape_and_memory_of_its_own():
     of_teacher = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(params)}
     of_student = {leaf.unsafe_buffer_pointer() for leaf in jax.tree.leaves(student)}
     assert not of_teacher & of_student
+
+
+EAR_CONFIG = HeadConfig(
+    width=WIDTH, depth=DEPTH, noise_dim=5, roles="context_stream", noise="uniform"
+)
+EAR = EnergyHead(EAR_CONFIG, CHANNELS)
+
+
+def reference_mlp(
+    params: dict, stream: np.ndarray, modulation: np.ndarray, shift_scale: float
+) -> np.ndarray:
+    """The modulated residual MLP in float64."""
+
+    def silu(x: np.ndarray) -> np.ndarray:
+        return x / (1 + np.exp(-x))
+
+    def normalise(x: np.ndarray) -> np.ndarray:
+        centred = x - x.mean(axis=-1, keepdims=True)
+        return centred / np.sqrt((centred**2).mean(axis=-1, keepdims=True) + 1e-6)
+
+    x = dense(stream, params["stream"])
+    for index in range(DEPTH):
+        block = params[f"block_{index}"]
+        shift, scale, gate = np.split(dense(silu(modulation), block["modulation"]), 3, axis=-1)
+        hidden = normalise(x) * block["norm"]["scale"] + block["norm"]["bias"]
+        hidden = hidden * (1 + scale) + shift_scale * shift
+        x = x + gate * dense(silu(dense(hidden, block["mlp_in"])), block["mlp_out"])
+    shift, scale = np.split(dense(silu(modulation), params["final_modulation"]), 2, axis=-1)
+    return dense(normalise(x) * (1 + scale) + shift, params["final"])
+
+
+@pytest.mark.parametrize("head", [STUDENT, EAR], ids=["noise_stream", "context_stream"])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_both_roles_equal_the_float64_reading(head, temperature):
+    params = random_params(student_shapes(head, CONTEXT))
+    exact = in_float64(params)
+    rng = np.random.default_rng(0)
+    noise = np.float32(rng.normal(size=(7, head.config.noise_dim)))
+    hidden = np.float32(rng.normal(size=(7, CONTEXT)))
+    if head.config.roles == "noise_stream":
+        modulation = dense(np.float64(hidden), exact["context"])
+        expected = reference_mlp(exact["mlp"], temperature * np.float64(noise), modulation, 1.0)
+    else:
+        modulation = dense(np.float64(noise), exact["noise"])
+        expected = reference_mlp(exact["mlp"], np.float64(hidden), modulation, temperature)
+    found = head.apply({"params": params}, noise, hidden, temperature)
+    # sums of at most 60 products of size 1, some hundred operations deep
+    np.testing.assert_allclose(found, expected, rtol=0, atol=500 * EPSILON * np.abs(expected).max())
+
+
+def test_number_of_parameters_with_ears_roles():
+    expected = common_parameters(WIDTH, DEPTH, EAR_CONFIG.noise_dim, CONTEXT, CHANNELS)
+    assert count(student_shapes(EAR, CONTEXT)) == expected
+    # EAR-B: 34,469,904 with 64 noises, context 768 and tokens of 16
+    published = EnergyHead(HeadConfig(1024, 6, 64, "context_stream", "uniform"), 16)
+    assert count(student_shapes(published, 768)) == 34_469_904
+
+
+@pytest.mark.parametrize(
+    ("law", "std", "largest"), [("gaussian", 1.0, 6.0), ("uniform", math.sqrt(1 / 12), 0.5)]
+)
+def test_noise_has_the_law_that_its_name_says(law, std, largest):
+    draws = sample_noise(jax.random.key(0), (100_000,), HeadConfig(noise=law))
+    assert draws.dtype == jnp.float32
+    error = 5 / math.sqrt(len(draws))  # five standard errors of a mean of unit variance
+    assert abs(float(draws.mean())) < error * std
+    # the standard error of a standard deviation is at most that of the mean, over sqrt(2)
+    assert abs(float(draws.std()) / std - 1) < error
+    assert float(jnp.abs(draws).max()) <= largest

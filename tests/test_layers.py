@@ -94,7 +94,7 @@ def test_block_has_the_published_number_of_parameters():
 def test_initial_bounds_are_those_of_the_fused_matrices():
     width = 64
     layer = SelfAttention(4, 0.0, 0.0, jnp.float32)
-    init = jax.jit(functools.partial(layer.init, key_mask=None, deterministic=True))
+    init = jax.jit(functools.partial(layer.init, key_mask=None, positions=None, deterministic=True))
     params = init(jax.random.key(0), jnp.zeros((1, 2, width)))["params"]
     for name, fan_out in (("qkv", 3 * width), ("projection", width)):
         bound = math.sqrt(6 / (width + fan_out))

@@ -13,7 +13,13 @@ import pytest
 from fasttta_jax.config import OptimizerConfig
 from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.parallel.sharding import path_name
-from fasttta_jax.training.optim import decay_mask, learning_rate, make_optimizer, update_ema
+from fasttta_jax.training.optim import (
+    decay_mask,
+    learning_rate,
+    make_optimizer,
+    rate_groups,
+    update_ema,
+)
 from tests import helpers
 
 PLAIN = {"warmup_steps": 0, "decay_steps": 0, "weight_decay": 0.0}
@@ -106,6 +112,30 @@ def test_first_update_is_adams():
         found,
         gradients(),
     )
+
+
+def test_the_heads_matrices_have_a_rate_of_their_own():
+    """EAR's quarter: of the update, decay included, not of the gradient, which Adam would undo."""
+    config = {"learning_rate": 1e-2, **PLAIN, "weight_decay": 0.1}
+    whole = updates(gradients(), make_optimizer(OptimizerConfig(**config), 1))
+    scaled = updates(
+        gradients(), make_optimizer(OptimizerConfig(**config, head_learning_rate_scale=0.25), 1)
+    )
+    factors = jax.tree.map(
+        lambda a, b: np.unique(np.asarray(b / a).round(5)).tolist(), whole, scaled
+    )
+    assert factors["head"]["context"] == {"kernel": [0.25], "bias": [1.0]}
+    assert factors["text"] == {"embedding": [1.0]}
+    assert factors["backbone"]["encoder_0"]["mlp_in"] == {"kernel": [1.0], "bias": [1.0]}
+
+
+def test_rate_groups_of_a_whole_model():
+    groups = jax.tree_util.tree_leaves_with_path(rate_groups(model_params()))
+    matrices = {path_name(path) for path, group in groups if group == "head_matrix"}
+    assert matrices
+    assert all(name.startswith("head/") and name.endswith("/kernel") for name in matrices)
+    kernels = {path_name(path) for path, _ in groups if path_name(path).endswith("/kernel")}
+    assert matrices == {name for name in kernels if name.startswith("head/")}
 
 
 def test_gradients_are_clipped_by_their_global_norm():

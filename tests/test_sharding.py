@@ -142,7 +142,7 @@ def state_and_mesh() -> tuple[TrainState, Mesh]:
     devices = mesh(2, 2, 2)
     model = build_model(helpers.tiny_teacher_config("unused"), helpers.tiny_text_encoder())
     optimizer = make_optimizer(OptimizerConfig(), 1000)
-    return abstract_state(lambda key: new_state(model, optimizer, key), devices), devices
+    return abstract_state(lambda key: new_state(optimizer, model.init(key)), devices), devices
 
 
 def specs(tree) -> dict[str, PartitionSpec]:

@@ -19,7 +19,11 @@ def safe_distance(difference: Float[Array, "... C"], alpha: float) -> Float[Arra
 
 
 def energy_score(
-    samples: Float[Array, "M ... C"], target: Float[Array, "... C"], *, alpha: float = 1.0
+    samples: Float[Array, "M ... C"],
+    target: Float[Array, "... C"],
+    *,
+    alpha: float = 1.0,
+    temperature: float = 1.0,
 ) -> Float[Array, " ..."]:
     """2/M sum_i |x_i - y|^alpha - 2/(M(M-1)) sum_{i<j} |x_i - x_j|^alpha, one number per token.
 
@@ -30,6 +34,8 @@ def energy_score(
       samples: M independent draws for every token.
       target: the true tokens.
       alpha: exponent, strictly between 0 and 2.
+      temperature: factor on the second sum. Below 1 (EAR's train temperature) the score is no
+        longer proper: its minimum is narrower than the true distribution.
 
     Raises:
       ValueError: fewer than two draws, or alpha out of range.
@@ -42,4 +48,4 @@ def energy_score(
     attraction = jnp.mean(safe_distance(samples - target[None], alpha), axis=0)
     first, second = np.triu_indices(num_draws, k=1)
     repulsion = jnp.mean(safe_distance(samples[first] - samples[second], alpha), axis=0)
-    return 2.0 * attraction - repulsion
+    return 2.0 * attraction - temperature * repulsion

@@ -1,7 +1,8 @@
-"""The student's head: gaussian noise and context to a token, in one evaluation.
+"""The student's head: noise and context to a token, in one evaluation.
 
-Source: AudioDEAR: the residual stream carries the noise, the context modulates every block. The
-body is the teacher's, so that a student can start from a trained teacher head
+Sources: AudioDEAR, where the residual stream carries gaussian noise and the context modulates every
+block, and EAR, where the context is the stream and uniform noise modulates. The body is the
+teacher's, so that a student with the first roles can start from a trained teacher head
 (`from_diffusion_head`).
 Dimensions: C token channels, D context width, W head width, Z noise dimensions.
 """
@@ -18,27 +19,46 @@ from jaxtyping import Array, Float
 from fasttta_jax.config import HeadConfig
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.layers import ModulatedMLP, linear
-from fasttta_jax.typing import Params
+from fasttta_jax.typing import Key, Params
+
+
+def sample_noise(key: Key, shape: tuple[int, ...], config: HeadConfig) -> Float[Array, ...]:
+    """Noise of the head's law, float32: standard gaussian, or uniform on [-1/2, 1/2]."""
+    if config.noise == "gaussian":
+        return jax.random.normal(key, shape, jnp.float32)
+    return jax.random.uniform(key, shape, jnp.float32, -0.5, 0.5)
 
 
 class EnergyHead(nn.Module):
-    """(noise, context) to a token of C channels."""
+    """(noise, context) to a token of C channels, with the roles that the config gives them."""
 
     config: HeadConfig
     token_dim: int
     dtype: jnp.dtype = jnp.float32
 
     def setup(self) -> None:
-        self.context = linear(self.config.width, dtype=self.dtype, name="context")
-        self.mlp = ModulatedMLP(
-            self.config.width, self.config.depth, self.token_dim, self.dtype, name="mlp"
-        )
+        width = self.config.width
+        modulator = "context" if self.config.roles == "noise_stream" else "noise"
+        self.modulator = linear(width, dtype=self.dtype, name=modulator)
+        self.mlp = ModulatedMLP(width, self.config.depth, self.token_dim, self.dtype, name="mlp")
 
     def __call__(
-        self, noise: Float[Array, "... Z"], hidden: Float[Array, "... D"]
+        self,
+        noise: Float[Array, "... Z"],
+        hidden: Float[Array, "... D"],
+        temperature: float | jax.Array = 1.0,
     ) -> Float[Array, "... C"]:
-        """One draw per noise vector, float32; noise and hidden broadcast against each other."""
-        return self.mlp(noise, self.context(hidden))
+        """One draw per noise vector, float32; noise and hidden broadcast against each other.
+
+        Args:
+          noise: what `sample_noise` draws.
+          hidden: context vectors.
+          temperature: below 1 narrows the draws: factor on the noise where it is the stream, and on
+            the shifts of the residual blocks where it modulates, as in EAR.
+        """
+        if self.config.roles == "noise_stream":
+            return self.mlp(temperature * noise, self.modulator(hidden))
+        return self.mlp(hidden, self.modulator(noise), shift_scale=temperature)
 
 
 def from_diffusion_head(head: DiffusionHead, params: Params, time: int) -> dict[str, Any]:

@@ -8,12 +8,13 @@ Dimensions: B clips, S positions, D width of the block, W width of the head, C t
 
 from __future__ import annotations
 
+import functools
 import math
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.models.attention import attention
 
@@ -23,12 +24,43 @@ linear_init = nn.initializers.xavier_uniform()
 zeros_init = nn.initializers.zeros_init()
 
 
-class Linear(nn.Module):
-    """A biased linear layer over the last axes; parameters in float32.
+def project(
+    x: Float[Array, "*in"],
+    kernel: Float[Array, "*kernel"],
+    bias: Float[Array, "*features"],
+    *,
+    num_in_axes: int,
+    dtype: jnp.dtype,
+) -> Float[Array, "*out"]:
+    """x @ kernel + bias over the last `num_in_axes` axes of x.
 
     All other axes are flattened before the product, so that the gradient of the kernel is one
-    matrix product, which XLA on CPU runs faster. The initial bound is that of the
-    flattened matrix.
+    matrix product, which XLA on CPU runs faster.
+    """
+    split = x.ndim - num_in_axes
+    leading, inside = x.shape[:split], x.shape[split:]
+    axes = tuple(range(num_in_axes))
+    product = jax.lax.dot_general(
+        x.reshape(-1, *inside).astype(dtype),
+        kernel.astype(dtype),
+        ((tuple(axis + 1 for axis in axes), axes), ((), ())),
+    )
+    return (product + bias.astype(dtype)[None]).reshape(*leading, *bias.shape)
+
+
+def flattened(
+    kernel_init: nn.initializers.Initializer, inside: tuple[int, ...], features: tuple[int, ...]
+) -> nn.initializers.Initializer:
+    """An initializer of shape (*inside, *features) with the bound of the flattened matrix."""
+
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+        return kernel_init(key, (math.prod(inside), math.prod(features)), dtype).reshape(shape)
+
+    return init
+
+
+class Linear(nn.Module):
+    """A biased linear layer over the last axes; parameters in float32.
 
     Attributes:
       features: axes of the output.
@@ -44,22 +76,11 @@ class Linear(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "*in"]) -> Float[Array, "*out"]:
-        split = x.ndim - self.num_in_axes
-        leading, inside = x.shape[:split], x.shape[split:]
-
-        def init(key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
-            flat = (math.prod(inside), math.prod(self.features))
-            return self.kernel_init(key, flat, jnp.float32).reshape(shape)
-
+        inside = x.shape[x.ndim - self.num_in_axes :]
+        init = flattened(self.kernel_init, inside, self.features)
         kernel = self.param("kernel", init, (*inside, *self.features))
         bias = self.param("bias", zeros_init, self.features, jnp.float32)
-        axes = tuple(range(self.num_in_axes))
-        product = jax.lax.dot_general(
-            x.reshape(-1, *inside).astype(self.dtype),
-            kernel.astype(self.dtype),
-            ((tuple(axis + 1 for axis in axes), axes), ((), ())),
-        )
-        return (product + bias.astype(self.dtype)[None]).reshape(*leading, *self.features)
+        return project(x, kernel, bias, num_in_axes=self.num_in_axes, dtype=self.dtype)
 
 
 def linear(
@@ -94,8 +115,45 @@ def modulate(
     return x * (1.0 + scale) + shift
 
 
+Positions = Int[Array, "B Q"] | slice
+"""Rows of a sequence: of each clip its own, or the same of all."""
+
+
+def take_positions(x: Float[Array, "B S D"], positions: Positions | None) -> Float[Array, "B Q D"]:
+    """x at the positions; all of it where there are none."""
+    if positions is None:
+        return x
+    if isinstance(positions, slice):
+        return x[:, positions]
+    return jnp.take_along_axis(x, positions[..., None], axis=1)
+
+
+class QKV(nn.Module):
+    """Queries, keys and values from one matrix, stored [D, 3, heads, head width]."""
+
+    num_heads: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(
+        self, x: Float[Array, "B S D"], positions: Positions | None
+    ) -> tuple[Float[Array, "B Q H P"], Float[Array, "B S H P"], Float[Array, "B S H P"]]:
+        width = x.shape[-1]
+        features = (3, self.num_heads, width // self.num_heads)
+        init = flattened(linear_init, (width,), features)
+        kernel = self.param("kernel", init, (width, *features))
+        bias = self.param("bias", zeros_init, features, jnp.float32)
+        run = functools.partial(project, num_in_axes=1, dtype=self.dtype)
+        if positions is None:
+            qkv = run(x, kernel, bias)
+            return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+        query = run(take_positions(x, positions), kernel[:, 0], bias[0])
+        key_value = run(x, kernel[:, 1:], bias[1:])
+        return query, key_value[:, :, 0], key_value[:, :, 1]
+
+
 class SelfAttention(nn.Module):
-    """Multi-head self-attention; q, k and v are one matrix, stored [D, 3, heads, head width]."""
+    """Multi-head self-attention, for the queries at `positions` or for all."""
 
     num_heads: int
     attention_dropout: float
@@ -108,12 +166,10 @@ class SelfAttention(nn.Module):
         x: Float[Array, "B S D"],
         *,
         key_mask: Bool[Array, "B S"] | None,
+        positions: Positions | None = None,
         deterministic: bool,
-    ) -> Float[Array, "B S D"]:
-        width = x.shape[-1]
-        head_width = width // self.num_heads
-        qkv = linear((3, self.num_heads, head_width), dtype=self.dtype, name="qkv")(x)
-        query, key, value = (qkv[:, :, index] for index in range(3))
+    ) -> Float[Array, "B Q D"]:
+        query, key, value = QKV(self.num_heads, self.dtype, name="qkv")(x, positions)
         mixed = attention(
             query,
             key,
@@ -121,12 +177,15 @@ class SelfAttention(nn.Module):
             key_mask=key_mask,
             dropout=nn.Dropout(self.attention_dropout, deterministic=deterministic),
         )
-        out = linear(width, num_in_axes=2, dtype=self.dtype, name="projection")(mixed)
+        out = linear(x.shape[-1], num_in_axes=2, dtype=self.dtype, name="projection")(mixed)
         return nn.Dropout(self.projection_dropout, deterministic=deterministic)(out)
 
 
 class Block(nn.Module):
-    """Pre-norm transformer block: self-attention and an exact-GELU MLP; float32 residual stream."""
+    """Pre-norm transformer block: self-attention and an exact-GELU MLP; float32 residual stream.
+
+    With `positions` [B, Q] only those rows are computed, from keys and values of all of them.
+    """
 
     num_heads: int
     mlp_ratio: int
@@ -140,17 +199,25 @@ class Block(nn.Module):
         x: Float[Array, "B S D"],
         *,
         key_mask: Bool[Array, "B S"] | None = None,
+        positions: Positions | None = None,
         deterministic: bool = True,
-    ) -> Float[Array, "B S D"]:
+    ) -> Float[Array, "B Q D"]:
         width = x.shape[-1]
         drop = nn.Dropout(self.projection_dropout, deterministic=deterministic)
-        x = x + SelfAttention(
+        attend = SelfAttention(
             self.num_heads,
             self.attention_dropout,
             self.projection_dropout,
             self.dtype,
             name="attention",
-        )(layer_norm(name="norm_1")(x), key_mask=key_mask, deterministic=deterministic)
+        )
+        mixed = attend(
+            layer_norm(name="norm_1")(x),
+            key_mask=key_mask,
+            positions=positions,
+            deterministic=deterministic,
+        )
+        x = take_positions(x, positions) + mixed
         hidden = layer_norm(name="norm_2")(x)
         hidden = linear(self.mlp_ratio * width, dtype=self.dtype, name="mlp_in")(hidden)
         hidden = drop(jax.nn.gelu(hidden, approximate=False))
@@ -158,13 +225,19 @@ class Block(nn.Module):
 
 
 class ResidualBlock(nn.Module):
-    """x + gate * MLP(norm(x) modulated), with shift, scale and gate read off the modulation."""
+    """x + gate * MLP(norm(x) modulated), with shift, scale and gate read off the modulation.
+
+    `shift_scale` is a factor on the shift alone (EAR's temperature).
+    """
 
     dtype: jnp.dtype
 
     @nn.compact
     def __call__(
-        self, x: Float[Array, "... W"], modulation: Float[Array, "... W"]
+        self,
+        x: Float[Array, "... W"],
+        modulation: Float[Array, "... W"],
+        shift_scale: float | jax.Array = 1.0,
     ) -> Float[Array, "... W"]:
         width = x.shape[-1]
         shift, scale, gate = jnp.split(
@@ -174,7 +247,7 @@ class ResidualBlock(nn.Module):
             3,
             axis=-1,
         )
-        hidden = modulate(layer_norm(name="norm")(x), shift, scale)
+        hidden = modulate(layer_norm(name="norm")(x), shift_scale * shift, scale)
         hidden = jax.nn.silu(linear(width, dtype=self.dtype, name="mlp_in")(hidden))
         return x + gate * linear(width, dtype=self.dtype, name="mlp_out")(hidden)
 
@@ -192,11 +265,14 @@ class ModulatedMLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, stream: Float[Array, "... C"], modulation: Float[Array, "... W"]
+        self,
+        stream: Float[Array, "... C"],
+        modulation: Float[Array, "... W"],
+        shift_scale: float | jax.Array = 1.0,
     ) -> Float[Array, "... out"]:
         x = linear(self.width, dtype=self.dtype, name="stream")(stream)
         for index in range(self.depth):
-            x = ResidualBlock(self.dtype, name=f"block_{index}")(x, modulation)
+            x = ResidualBlock(self.dtype, name=f"block_{index}")(x, modulation, shift_scale)
         shift, scale = jnp.split(
             linear(
                 2 * self.width, dtype=self.dtype, name="final_modulation", kernel_init=zeros_init

@@ -2,8 +2,10 @@
 
 Source: MAR (Li et al., 2024), with L text positions in place of the class slots (IMPACT). Masked
 tokens are dropped from the encoder: the visible ones are gathered into a padded block and the
-padding is masked as attention keys, which equals dropping and keeps shapes static.
-Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded).
+padding is masked as attention keys, which equals dropping and keeps shapes static. Without encoder
+blocks it is EAR's single stack, whose decoder reads the visible tokens themselves.
+Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded),
+Q positions asked for.
 """
 
 from __future__ import annotations
@@ -70,21 +72,24 @@ class MAR(nn.Module):
             linear(width, dtype=self.dtype, name=f"text_{name}") for name, _ in self.text_streams
         ]
         self.token_projection = linear(width, dtype=self.dtype, name="token_projection")
-        self.token_norm = layer_norm(name="token_norm")
         self.null_text = self.param("null_text", embedding_init, (1, width))
         self.mask_token = self.param("mask_token", embedding_init, (1, width))
-        self.encoder_positions = self.param(
-            "encoder_positions", embedding_init, (num_positions, width)
-        )
         self.decoder_positions = self.param(
             "decoder_positions", embedding_init, (num_positions, width)
         )
-        self.head_positions = self.param("head_positions", embedding_init, (self.num_tokens, width))
-        self.encoder_blocks = [
-            Block(**blocks, name=f"encoder_{index}") for index in range(config.encoder_depth)
-        ]
-        self.encoder_norm = layer_norm(name="encoder_norm")
-        self.decoder_embedding = linear(width, dtype=self.dtype, name="decoder_embedding")
+        if config.encoder_depth:
+            self.encoder_positions = self.param(
+                "encoder_positions", embedding_init, (num_positions, width)
+            )
+            self.token_norm = layer_norm(name="token_norm")
+            self.encoder_blocks = [
+                Block(**blocks, name=f"encoder_{index}") for index in range(config.encoder_depth)
+            ]
+            self.encoder_norm = layer_norm(name="encoder_norm")
+            self.decoder_embedding = linear(width, dtype=self.dtype, name="decoder_embedding")
+            self.head_positions = self.param(
+                "head_positions", embedding_init, (self.num_tokens, width)
+            )
         self.decoder_blocks = [
             Block(**blocks, name=f"decoder_{index}") for index in range(config.decoder_depth)
         ]
@@ -92,6 +97,8 @@ class MAR(nn.Module):
 
     def text_prefix(self, conditioning: Conditioning) -> Float[Array, "B L D"]:
         """Each stream projected to D, side by side; empty positions hold the null text.
+
+        A stream of width 0 has no content and no projection.
 
         Raises:
           ValueError: the streams are not those that the backbone was built for.
@@ -105,37 +112,25 @@ class MAR(nn.Module):
         parts = []
         for (name, _), projection in zip(self.text_streams, self.text_projections, strict=True):
             stream = conditioning[name]
-            projected = projection(stream.embeddings).astype(jnp.float32)
-            null = jnp.broadcast_to(self.null_text[None], projected.shape)
-            parts.append(jnp.where(stream.mask[..., None], projected, null))
+            null = jnp.broadcast_to(self.null_text[None], (*stream.mask.shape, self.config.width))
+            if stream.embeddings.shape[-1]:
+                projected = projection(stream.embeddings).astype(jnp.float32)
+                null = jnp.where(stream.mask[..., None], projected, null)
+            parts.append(null)
         return jnp.concatenate(parts, axis=1)
 
-    def __call__(
+    def encode(
         self,
         tokens: Tokens,
         masked: Masked,
-        conditioning: Conditioning,
+        text: Float[Array, "B L D"],
         *,
-        num_visible: int | None = None,
-        deterministic: bool = True,
-    ) -> Hidden:
-        """Context vectors for every token position.
-
-        Args:
-          tokens: latents; what stands at masked positions is ignored.
-          masked: True where the token is unknown.
-          conditioning: text streams.
-          num_visible: K, a static bound on the visible tokens of any clip; None means N.
-          deterministic: no dropout.
-
-        Returns:
-          float32 [B, N, D].
-        """
+        num_visible: int,
+        deterministic: bool,
+    ) -> Float[Array, "B L+N D"]:
+        """What the decoder reads: encoded text and visible tokens, the mask token elsewhere."""
         batch_size = tokens.shape[0]
-        num_visible = self.num_tokens if num_visible is None else num_visible
-        text = self.text_prefix(conditioning)
         positions, is_visible = visible_positions(masked, num_visible)
-
         visible = jnp.take_along_axis(tokens, positions[..., None], axis=1)
         x = self.token_projection(visible).astype(jnp.float32)
         x = x + self.encoder_positions[self.num_text :][positions]
@@ -147,15 +142,62 @@ class MAR(nn.Module):
         for block in self.encoder_blocks:
             x = block(x, key_mask=key_mask, deterministic=deterministic)
         x = self.decoder_embedding(self.encoder_norm(x)).astype(jnp.float32)
-
         grid = jnp.broadcast_to(
             self.mask_token[None], (batch_size, self.num_tokens, self.config.width)
         )
         rows = jnp.arange(batch_size)[:, None]
         targets = jnp.where(is_visible, positions, self.num_tokens)
         grid = grid.at[rows, targets].set(x[:, self.num_text :], mode="drop")
-        x = jnp.concatenate([x[:, : self.num_text], grid], axis=1)
+        return jnp.concatenate([x[:, : self.num_text], grid], axis=1)
+
+    def embed(
+        self, tokens: Tokens, masked: Masked, text: Float[Array, "B L D"]
+    ) -> Float[Array, "B L+N D"]:
+        """What the decoder reads where there is no encoder: text and visible tokens, projected."""
+        x = self.token_projection(tokens).astype(jnp.float32)
+        mask_token = jnp.broadcast_to(self.mask_token[None], x.shape)
+        return jnp.concatenate([text, jnp.where(masked[..., None], mask_token, x)], axis=1)
+
+    def __call__(
+        self,
+        tokens: Tokens,
+        masked: Masked,
+        conditioning: Conditioning,
+        *,
+        num_visible: int | None = None,
+        positions: Int[Array, "B Q"] | None = None,
+        deterministic: bool = True,
+    ) -> Hidden:
+        """Context vectors for every token position, or for those asked for.
+
+        Args:
+          tokens: latents; what stands at masked positions is ignored.
+          masked: True where the token is unknown.
+          conditioning: text streams.
+          num_visible: K, a static bound on the visible tokens of any clip; None means N.
+          positions: where the result is wanted, 0 to N - 1, Q a clip; None means everywhere. The
+            last block then computes nothing but keys and values for the others.
+          deterministic: no dropout.
+
+        Returns:
+          float32 [B, N, D], or [B, Q, D].
+        """
+        text = self.text_prefix(conditioning)
+        if self.config.encoder_depth:
+            num_visible = self.num_tokens if num_visible is None else num_visible
+            x = self.encode(
+                tokens, masked, text, num_visible=num_visible, deterministic=deterministic
+            )
+        else:
+            x = self.embed(tokens, masked, text)
         x = x + self.decoder_positions[None]
-        for block in self.decoder_blocks:
+        for block in self.decoder_blocks[:-1]:
             x = block(x, deterministic=deterministic)
-        return self.decoder_norm(x)[:, self.num_text :] + self.head_positions[None]
+        asked = slice(self.num_text, None) if positions is None else self.num_text + positions
+        x = self.decoder_blocks[-1](x, positions=asked, deterministic=deterministic)
+        x = self.decoder_norm(x)
+        if not self.config.encoder_depth:
+            return x
+        if positions is None:
+            return x + self.head_positions[None]
+        return x + self.head_positions[positions]

@@ -15,13 +15,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DiffusionConfig, ModelConfig, RunConfig
-from fasttta_jax.diffusion.sampler import ancestral_sample, guide, normal_per_clip
+from fasttta_jax.diffusion.sampler import ancestral_sample, guide
 from fasttta_jax.diffusion.schedule import respaced_schedule
 from fasttta_jax.models.diffusion_head import DiffusionHead
-from fasttta_jax.models.energy_head import EnergyHead
+from fasttta_jax.models.energy_head import EnergyHead, sample_noise
 from fasttta_jax.models.mar import MAR
 from fasttta_jax.text.base import TextBatch, TextEncoder
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
@@ -79,15 +79,17 @@ class TextToAudio(abc.ABC):
         conditioning: Conditioning,
         *,
         num_visible: int | None = None,
+        positions: Int[Array, "B Q"] | None = None,
         dropout_key: Key | None = None,
     ) -> Hidden:
-        """Backbone states of all positions, float32; dropout is on where a key is given."""
+        """Backbone states of all positions, or of those named; dropout is on with a key."""
         return self.backbone.apply(
             {"params": params["backbone"]},
             tokens,
             masked,
             conditioning,
             num_visible=num_visible,
+            positions=positions,
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )  # type: ignore[return-value]
@@ -156,10 +158,15 @@ class Student(TextToAudio):
         return self.head.init(key, noise, hidden)["params"]
 
     def draw(
-        self, params: Params, noise: Float[Array, "M ... Z"], hidden: Float[Array, "... D"]
+        self,
+        params: Params,
+        noise: Float[Array, "M ... Z"],
+        hidden: Float[Array, "... D"],
+        temperature: float | jax.Array = 1.0,
     ) -> Float[Array, "M ... C"]:
         """M tokens per context; the context's part of the head is evaluated once."""
-        return self.head.apply({"params": params["head"]}, noise, hidden[None])  # type: ignore[return-value]
+        variables = {"params": params["head"]}
+        return self.head.apply(variables, noise, hidden[None], temperature)  # type: ignore[return-value]
 
     def sample_tokens(
         self,
@@ -173,8 +180,9 @@ class Student(TextToAudio):
         """One head evaluation per position; guidance acts on the backbone states."""
         if hidden_unconditional is not None:
             hidden = hidden_unconditional + guidance_scale * (hidden - hidden_unconditional)
-        noise = normal_per_clip(keys, (hidden.shape[1], self.config.head.noise_dim))
-        return self.draw(params, (temperature * noise)[None], hidden)[0]
+        shape = (hidden.shape[1], self.config.head.noise_dim)
+        noise = jax.vmap(lambda key: sample_noise(key, shape, self.config.head))(keys)
+        return self.draw(params, noise[None], hidden, temperature)[0]
 
 
 def build_model(config: RunConfig, text: TextEncoder) -> Teacher | Student:

@@ -7,7 +7,6 @@ position and every draw are functions of the step, so a restored state is all th
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import pathlib
@@ -17,15 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tqdm
-from jax.sharding import Mesh
 
 from fasttta_jax.audio import write_audio
 from fasttta_jax.checkpoint import Checkpoints
-from fasttta_jax.config import ConfigError, RunConfig
+from fasttta_jax.config import RunConfig
 from fasttta_jax.generation import TokenGenerator
 from fasttta_jax.input_pipeline import (
-    CODEC_FOLDER,
-    TEXT_FOLDER,
     DatasetError,
     EncodedDataset,
     evaluation_batches,
@@ -33,8 +29,7 @@ from fasttta_jax.input_pipeline import (
 )
 from fasttta_jax.metrics.pictures import mel_picture
 from fasttta_jax.metrics.writer import MetricsWriter
-from fasttta_jax.models.energy_head import from_diffusion_head
-from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
+from fasttta_jax.models.text_to_audio import Teacher, build_model
 from fasttta_jax.parallel.compile import (
     abstract_state,
     compile_evaluate,
@@ -42,7 +37,7 @@ from fasttta_jax.parallel.compile import (
     compile_train_step,
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
-from fasttta_jax.restore import TrainedModel, load_trained
+from fasttta_jax.training.initialization import Source, initial_params, open_source
 from fasttta_jax.training.optim import make_optimizer
 from fasttta_jax.training.state import TrainState, from_items, new_state, to_items
 from fasttta_jax.training.steps import (
@@ -53,92 +48,12 @@ from fasttta_jax.training.steps import (
     teacher_step,
 )
 from fasttta_jax.typing import Key, Metrics, Params
-from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files, write_json
+from fasttta_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_CLIPS = 512
-HEAD_TIME_SHARE = 0.997
 SAMPLE_SEED = 0
-
-
-def load_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh) -> TrainedModel | None:
-    """The run that a student starts from or follows; None where it needs none.
-
-    Records the source and hash in the workdir, and on a restart insists on the same.
-
-    Raises:
-      ConfigError: a teacher is needed and not named, or does not fit.
-      WorkdirError: the teacher is not the one that the run began with.
-    """
-    distillation = config.distillation
-    needs = distillation.weight > 0 or distillation.backbone_from_teacher
-    if config.stage == "teacher" or not (needs or distillation.head_from_teacher):
-        return None
-    if not config.init_from:
-        raise ConfigError(
-            "init_from is ''; allowed: the workdir of a teacher, unless distillation.weight is 0 "
-            "and distillation.backbone_from_teacher and head_from_teacher are false"
-        )
-    teacher = load_trained(config.init_from, mesh)
-    if not isinstance(teacher.model, Teacher):
-        raise ConfigError(f"init_from is {config.init_from!r}, a student; allowed: a teacher's run")
-    for field in ("num_tokens", "token_dim", "backbone", "text"):
-        ours, theirs = getattr(config.model, field), getattr(teacher.config.model, field)
-        if ours != theirs:
-            raise ConfigError(
-                f"model.{field} is {ours}; the teacher in {config.init_from} has {theirs}"
-            )
-    for name in (CODEC_FOLDER, TEXT_FOLDER):
-        if not same_files(workdir.path / name, pathlib.Path(config.init_from) / name):
-            raise ConfigError(
-                f"data.path is {config.data.path!r}, whose {name}/ is not that of the teacher in "
-                f"{config.init_from}; allowed: the data that the teacher was trained on, so that "
-                "tokens and words mean the same to both"
-            )
-    origin = teacher.origin()
-    path = workdir.path / ORIGIN_FILE
-    if path.exists():
-        before = json.loads(path.read_text())
-        if before["sha256"] != origin["sha256"]:
-            raise WorkdirError(
-                f"{workdir.path} began with the teacher {before['workdir']}, step "
-                f"{before['step']}, whose parameters are not those now in {config.init_from}, step "
-                f"{origin['step']}"
-            )
-    else:
-        write_json(path, origin)
-    logger.info("teacher: %s, step %d", origin["workdir"], origin["step"])
-    return teacher
-
-
-def initial_params(
-    config: RunConfig, model: Teacher | Student, teacher: TrainedModel | None, key: Key
-) -> Params:
-    """Parameters before the first step: fresh, or taken from the teacher as the config says."""
-    params = model.init(key)
-    if teacher is None:
-        return params
-    distillation = config.distillation
-    if distillation.backbone_from_teacher:
-        params = params | {name: teacher.params[name] for name in ("text", "backbone")}
-    if distillation.head_from_teacher:
-        if config.model.head != teacher.config.model.head:
-            raise ConfigError(
-                f"model.head is {config.model.head}; distillation.head_from_teacher needs the "
-                f"teacher's {teacher.config.model.head}"
-            )
-        if teacher.config.diffusion.prediction != "v":
-            raise ConfigError(
-                "distillation.head_from_teacher is true; allowed only for a teacher whose "
-                f"diffusion.prediction is 'v', and that of {teacher.workdir} is "
-                f"{teacher.config.diffusion.prediction!r}"
-            )
-        assert isinstance(teacher.model, Teacher)
-        time = round(HEAD_TIME_SHARE * (teacher.config.diffusion.num_steps - 1))
-        head = from_diffusion_head(teacher.model.head, teacher.params["head"], time)
-        params = params | {"head": head}
-    return params
 
 
 class Trainer:
@@ -164,28 +79,36 @@ class Trainer:
         self.workdir.prepare(config, self.dataset)
         self.text = self.workdir.text()
         self.model = build_model(config, self.text)
-        self.teacher = load_teacher(config, self.workdir, self.mesh)
+        self.source = self._open_source() if config.stage == "student" else None
         freeze = config.stage == "student" and config.distillation.freeze_backbone
         optimizer = make_optimizer(config.optimizer, config.num_steps, freeze_backbone=freeze)
-        follows = self.teacher is not None and config.distillation.weight > 0
+        teacher = None
+        if config.stage == "student" and self.source and config.distillation.weight > 0:
+            teacher = self.source.trained
         self.context = StepContext(
             config,
             self.model,
             optimizer,
-            self.teacher.model if follows and self.teacher else None,  # type: ignore[arg-type]
+            teacher.model if teacher else None,  # type: ignore[arg-type]
         )
-        self.frozen: Params = self.teacher.params if follows and self.teacher else {}
+        self.frozen: Params = teacher.params if teacher else {}
         self.root_key, self.init_key, self.evaluation_key = jax.random.split(
             jax.random.key(config.seed), 3
         )
-        self.abstract = abstract_state(self._new_state, self.mesh)
+        self.abstract = abstract_state(self._fresh_state, self.mesh)
         self.train_step = compile_train_step(self._step, self.abstract, self.frozen, self.mesh)
         self.evaluate_step = compile_evaluate(self._evaluate, self.mesh)
         self._generator: TokenGenerator | None = None
 
-    def _new_state(self, key: Key) -> TrainState:
-        params = initial_params(self.config, self.model, self.teacher, key)
-        return new_state(self.model, self.context.optimizer, key, params)
+    def _open_source(self) -> Source | None:
+        return open_source(self.config, self.workdir, self.mesh, self.model)
+
+    def _fresh_state(self, key: Key) -> TrainState:
+        return new_state(self.context.optimizer, self.model.init(key))
+
+    def _new_state(self, key: Key, given: Params) -> TrainState:
+        params = initial_params(self.config, self.model, self.source, key, given)
+        return new_state(self.context.optimizer, params)
 
     def _step(
         self, state: TrainState, frozen: Params, batch: Any, key: Key
@@ -256,7 +179,9 @@ class Trainer:
         checkpoints = Checkpoints(self.workdir.path, keep=config.checkpoints_to_keep)
         items = checkpoints.restore_latest(to_items(self.abstract))
         if items is None:
-            state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key)
+            self.source = self.source or self._open_source()
+            given = self.source.params if self.source else {}
+            state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key, given)
             first_step = 0
         else:
             state = from_items(items)

@@ -28,21 +28,50 @@ def learning_rate(config: OptimizerConfig, num_steps: int) -> optax.Schedule:
     return schedule
 
 
+def _names(path: tuple[Any, ...]) -> list[str]:
+    return [entry.key for entry in path]
+
+
+def _is_matrix(names: list[str], leaf: jax.Array) -> bool:
+    return names[-1] not in ("bias", "scale") and leaf.ndim >= 2
+
+
 def decay_mask(params: Any) -> Any:
     """True for matrices and embeddings of backbone and text; never for biases, norms, the head."""
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: _names(path)[0] != "head" and _is_matrix(_names(path), leaf), params
+    )
 
-    def decays(path: tuple[Any, ...], leaf: jax.Array) -> bool:
-        names = [entry.key for entry in path]
-        is_small = names[-1] in ("bias", "scale")
-        return names[0] != "head" and not is_small and leaf.ndim >= 2
 
-    return jax.tree_util.tree_map_with_path(decays, params)
+def rate_groups(params: Any) -> Any:
+    """ "head_matrix" for the head's matrices, "rest" for everything else, by name."""
+
+    def group(path: tuple[Any, ...], leaf: jax.Array) -> str:
+        names = _names(path)
+        return "head_matrix" if names[0] == "head" and _is_matrix(names, leaf) else "rest"
+
+    return jax.tree_util.tree_map_with_path(group, params)
 
 
 def make_optimizer(
     config: OptimizerConfig, num_steps: int, *, freeze_backbone: bool = False
 ) -> optax.GradientTransformation:
-    """Clipping by global norm, then AdamW; with `freeze_backbone` only the head moves."""
+    """Clipping by global norm, Adam, decay, then the rate of each group.
+
+    A group's factor comes after Adam, which would undo a factor on the gradients.
+
+    Args:
+      config: rates, decay, clipping.
+      num_steps: length of the run, for the rate's schedule.
+      freeze_backbone: only the head moves.
+    """
+    scaling = optax.partition(
+        {
+            "head_matrix": optax.scale(config.head_learning_rate_scale),
+            "rest": optax.identity(),
+        },
+        rate_groups,
+    )
     adamw = optax.chain(
         optax.clip_by_global_norm(config.clip_norm),
         optax.adamw(
@@ -52,6 +81,7 @@ def make_optimizer(
             weight_decay=config.weight_decay,
             mask=decay_mask,
         ),
+        scaling,
     )
     if not freeze_backbone:
         return adamw
@@ -64,7 +94,7 @@ def make_optimizer(
             for name, tree in params.items()
         }
 
-    return optax.multi_transform({"moving": adamw, "still": optax.set_to_zero()}, labels)
+    return optax.partition({"moving": adamw, "still": optax.set_to_zero()}, labels)
 
 
 def update_ema(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:

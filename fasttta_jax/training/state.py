@@ -9,9 +9,6 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from fasttta_jax.models.text_to_audio import TextToAudio
-from fasttta_jax.typing import Key
-
 
 @flax.struct.dataclass
 class TrainState:
@@ -30,11 +27,8 @@ class TrainState:
     opt_state: Any
 
 
-def new_state(
-    model: TextToAudio, optimizer: optax.GradientTransformation, key: Key, params: Any = None
-) -> TrainState:
-    """The state before the first step, from fresh parameters or from `params`."""
-    params = model.init(key) if params is None else params
+def new_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
+    """The state before the first step; the average starts as a copy of the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,

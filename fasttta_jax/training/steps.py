@@ -21,6 +21,7 @@ from fasttta_jax.diffusion.schedule import corrupt, training_schedule
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.masking import max_visible, sample_masks
+from fasttta_jax.models.energy_head import sample_noise
 from fasttta_jax.models.text_to_audio import Student, Teacher
 from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.text.learned import sample_hidden_tokens
@@ -77,6 +78,8 @@ def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -
     if not train:
         return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
     keep_text = ~jax.random.bernoulli(keys.drop, config.model.text.drop_rate, (batch_size,))
+    if config.model.text.encoder != "learned":
+        return Masking(masked, keep_text, None)
     hidden = sample_hidden_tokens(keys.hide, batch["text"]["mask"], config.model.text.token_dropout)
     return Masking(masked, keep_text, hidden)
 
@@ -155,9 +158,14 @@ def student_loss(
         hidden = jax.lax.stop_gradient(hidden)
     draws = config.energy.num_draws
     shape = (draws, *batch["tokens"].shape[:-1], config.model.head.noise_dim)
-    noise = constrain(jax.random.normal(keys.head, shape, jnp.float32), None, "batch", None, None)
-    samples = model.draw(params, noise, hidden)
-    energy = energy_score(samples, batch["tokens"], alpha=config.energy.alpha)
+    noise = sample_noise(keys.head, shape, config.model.head)
+    samples = model.draw(params, constrain(noise, None, "batch", None, None), hidden)
+    energy = energy_score(
+        samples,
+        batch["tokens"],
+        alpha=config.energy.alpha,
+        temperature=config.energy.temperature,
+    )
     weights = masking.masked * batch["weight"][:, None]
     metrics = {"energy": masked_mean(energy, weights)}
     loss = metrics["energy"]
@@ -176,12 +184,53 @@ def student_loss(
     return loss, {"loss": loss, **metrics}
 
 
+Loss = Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]]
+
+
+def split_batch(batch: Batch, parts: int) -> Batch:
+    """Leading axis [B] as [parts, B / parts]; every device keeps its own clips."""
+    return jax.tree.map(
+        lambda rows: jnp.moveaxis(
+            rows.reshape(rows.shape[0] // parts, parts, *rows.shape[1:]), 1, 0
+        ),
+        batch,
+    )
+
+
+def accumulated_gradients(
+    loss: Loss, params: Params, batch: Batch, key: Key, parts: int
+) -> tuple[Params, Metrics]:
+    """Gradients and metrics of `loss`, averaged over `parts` of the batch, one after the other.
+
+    Every part draws its own masks and noise and counts the same, as the ranks and micro-batches of
+    MAR and EAR do.
+    """
+    gradient = jax.grad(loss, has_aux=True)
+    if parts == 1:
+        return gradient(params, batch, key)
+
+    def add(total: Any, part: tuple[Batch, Key]) -> tuple[Any, None]:
+        clips = jax.tree.map(lambda x: constrain(x, "batch", *[None] * (x.ndim - 1)), part[0])
+        return jax.tree.map(jnp.add, total, gradient(params, clips, part[1])), None
+
+    rows = split_batch(batch, parts)
+    shapes = jax.eval_shape(gradient, params, jax.tree.map(lambda x: x[0], rows), key)
+    zeros = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    total, _ = jax.lax.scan(add, zeros, (rows, jax.random.split(key, parts)))
+    return jax.tree.map(lambda leaf: leaf / parts, total)
+
+
 def _update(
-    context: StepContext,
-    state: TrainState,
-    loss: Callable[[Params], tuple[jax.Array, Metrics]],
+    context: StepContext, state: TrainState, batch: Batch, key: Key, loss: Loss
 ) -> tuple[TrainState, Metrics]:
-    gradients, metrics = jax.grad(loss, has_aux=True)(state.params)
+    config = context.config.optimizer
+    gradients, metrics = accumulated_gradients(
+        loss,
+        state.params,
+        batch,
+        jax.random.fold_in(key, state.step),
+        config.accumulation_steps,
+    )
     updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
@@ -189,7 +238,7 @@ def _update(
         TrainState(
             step=state.step + 1,
             params=params,
-            ema=update_ema(context.config.optimizer, state.ema, params, state.step),
+            ema=update_ema(config, state.ema, params, state.step),
             opt_state=opt_state,
         ),
         metrics,
@@ -200,10 +249,11 @@ def teacher_step(
     state: TrainState, batch: Batch, key: Key, *, context: StepContext
 ) -> tuple[TrainState, Metrics]:
     """Masks, diffusion loss, gradients, clipping, update, average. `key` is the run's root key."""
-    key = jax.random.fold_in(key, state.step)
-    return _update(
-        context, state, lambda params: teacher_loss(context, params, batch, key, train=True)
-    )
+
+    def loss(params: Params, rows: Batch, key: Key) -> tuple[jax.Array, Metrics]:
+        return teacher_loss(context, params, rows, key, train=True)
+
+    return _update(context, state, batch, key, loss)
 
 
 def student_step(
@@ -218,9 +268,8 @@ def student_step(
       key: the run's root key.
       context: static parts.
     """
-    key = jax.random.fold_in(key, state.step)
-    return _update(
-        context,
-        state,
-        lambda params: student_loss(context, params, frozen, batch, key, train=True),
-    )
+
+    def loss(params: Params, rows: Batch, key: Key) -> tuple[jax.Array, Metrics]:
+        return student_loss(context, params, frozen, rows, key, train=True)
+
+    return _update(context, state, batch, key, loss)

@@ -1,0 +1,41 @@
+"""Frozen dataclasses of a run.
+
+A file in `configs/` builds a `RunConfig`, `to_config_dict` makes it editable from the command line,
+and `from_config_dict` turns it back. Library code only ever sees the dataclasses.
+"""
+
+from fasttta_jax.config.checks import ConfigError
+from fasttta_jax.config.mapping import from_config_dict, to_config_dict
+from fasttta_jax.config.model import BackboneConfig, HeadConfig, ModelConfig, TextConfig
+from fasttta_jax.config.objectives import (
+    DiffusionConfig,
+    DistillationConfig,
+    EnergyConfig,
+    MaskingConfig,
+)
+from fasttta_jax.config.run import (
+    DataConfig,
+    DecodeConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+
+__all__ = [
+    "BackboneConfig",
+    "ConfigError",
+    "DataConfig",
+    "DecodeConfig",
+    "DiffusionConfig",
+    "DistillationConfig",
+    "EnergyConfig",
+    "HeadConfig",
+    "MaskingConfig",
+    "MeshConfig",
+    "ModelConfig",
+    "OptimizerConfig",
+    "RunConfig",
+    "TextConfig",
+    "from_config_dict",
+    "to_config_dict",
+]

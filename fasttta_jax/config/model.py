@@ -1,0 +1,152 @@
+"""What shapes the parameters: backbone, head, text, and the model of all three."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fasttta_jax.config.checks import check, check_choice
+
+ComputeDtype = Literal["float32", "bfloat16"]
+Roles = Literal["noise_stream", "context_stream"]
+Noise = Literal["gaussian", "uniform"]
+TextKind = Literal["learned", "precomputed", "none"]
+
+
+@dataclasses.dataclass(frozen=True)
+class BackboneConfig:
+    """Masked autoregressive transformer (MAR).
+
+    Attributes:
+      width: D.
+      encoder_depth: blocks over text and visible tokens. 0 is EAR's single stack: the decoder reads
+        the visible tokens themselves, and every pass is over all positions.
+      decoder_depth: blocks over text and all tokens.
+      num_heads: attention heads; must divide the width.
+      mlp_ratio: hidden width of a block's MLP, in units of the width.
+      attention_dropout: rate on attention probabilities.
+      projection_dropout: rate after the attention projection and both MLP layers.
+    """
+
+    width: int = 768
+    encoder_depth: int = 12
+    decoder_depth: int = 12
+    num_heads: int = 12
+    mlp_ratio: int = 4
+    attention_dropout: float = 0.1
+    projection_dropout: float = 0.1
+
+    def __post_init__(self) -> None:
+        check(self.encoder_depth >= 0, "backbone.encoder_depth", self.encoder_depth, "0 or more")
+        for field in ("width", "decoder_depth", "num_heads", "mlp_ratio"):
+            check(getattr(self, field) > 0, f"backbone.{field}", getattr(self, field), "above 0")
+        check(
+            self.width % self.num_heads == 0,
+            "backbone.num_heads",
+            self.num_heads,
+            f"a divisor of backbone.width = {self.width}",
+        )
+        for field in ("attention_dropout", "projection_dropout"):
+            value = getattr(self, field)
+            check(0 <= value < 1, f"backbone.{field}", value, "from 0 up to, not including, 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class HeadConfig:
+    """Residual MLP on single tokens: the teacher's denoiser or the student's one-step generator.
+
+    Attributes:
+      width: W.
+      depth: residual blocks.
+      noise_dim: Z, dimensions of the noise that feeds the student's head. The teacher ignores this
+        and the next two: its noise is gaussian, of the token's dimension C.
+      roles: which input of the student's head is the residual stream; the other one modulates every
+        block. "noise_stream" is AudioDEAR's, "context_stream" is EAR's.
+      noise: law of the student's noise: standard "gaussian", or "uniform" on [-1/2, 1/2] as EAR.
+    """
+
+    width: int = 1024
+    depth: int = 3
+    noise_dim: int = 128
+    roles: Roles = "noise_stream"
+    noise: Noise = "gaussian"
+
+    def __post_init__(self) -> None:
+        check_choice("head.roles", self.roles, Roles)
+        check_choice("head.noise", self.noise, Noise)
+        for field in ("width", "depth", "noise_dim"):
+            check(getattr(self, field) > 0, f"head.{field}", getattr(self, field), "above 0")
+
+
+@dataclasses.dataclass(frozen=True)
+class TextConfig:
+    """Where the text positions in front of the audio tokens come from.
+
+    Attributes:
+      encoder: "learned" embeds words and trains with the model; "precomputed" reads embeddings that
+        frozen encoders made, a table beside the dataset; "none" is for audio without captions:
+        every text position holds the null text.
+      num_positions: L, text positions of "learned" and "none"; longer captions are cut.
+      width: E, width of the learned embeddings before the projection to D.
+      streams: (name, positions, width) of each precomputed stream, in the order of the prefix.
+      token_dropout: probability that a learned token is hidden during training.
+      drop_rate: probability that a clip trains without its caption, for guidance.
+    """
+
+    encoder: TextKind = "learned"
+    num_positions: int = 24
+    width: int = 256
+    streams: tuple[tuple[str, int, int], ...] = ()
+    token_dropout: float = 0.1
+    drop_rate: float = 0.1
+
+    def __post_init__(self) -> None:
+        check_choice("text.encoder", self.encoder, TextKind)
+        for field in ("num_positions", "width"):
+            check(getattr(self, field) > 0, f"text.{field}", getattr(self, field), "above 0")
+        for field in ("token_dropout", "drop_rate"):
+            value = getattr(self, field)
+            check(0 <= value < 1, f"text.{field}", value, "from 0 up to, not including, 1")
+        why = f"0 where text.encoder is {self.encoder!r}"
+        if self.encoder != "learned":
+            check(self.token_dropout == 0, "text.token_dropout", self.token_dropout, why)
+        if self.encoder == "none":
+            check(self.drop_rate == 0, "text.drop_rate", self.drop_rate, why)
+        check(
+            bool(self.streams) == (self.encoder == "precomputed"),
+            "text.streams",
+            self.streams,
+            "one or more (name, positions, width) where text.encoder is 'precomputed', else ()",
+        )
+        for stream in self.streams:
+            check(
+                len(stream) == 3 and bool(stream[0]) and stream[1] > 0 and stream[2] > 0,
+                "text.streams",
+                stream,
+                "(name, positions, width) with positions and width above 0",
+            )
+        names = [name for name, _, _ in self.streams]
+        check(len(set(names)) == len(names), "text.streams", self.streams, "each name once")
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """Everything that shapes parameters.
+
+    Attributes:
+      num_tokens: N, latent tokens in a clip; must be what the dataset was encoded to.
+      token_dim: C, channels of a token; must be the codec's.
+      dtype: type of the matrix products; parameters, norms, softmax and losses stay float32.
+    """
+
+    num_tokens: int = 256
+    token_dim: int = 128
+    dtype: ComputeDtype = "float32"
+    backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
+    head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
+    text: TextConfig = dataclasses.field(default_factory=TextConfig)
+
+    def __post_init__(self) -> None:
+        check(self.num_tokens > 0, "model.num_tokens", self.num_tokens, "above 0")
+        check(self.token_dim > 0, "model.token_dim", self.token_dim, "above 0")
+        check_choice("model.dtype", self.dtype, ComputeDtype)

@@ -1,0 +1,128 @@
+"""What the losses are made of: masking, diffusion, energy distance, distillation."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fasttta_jax.config.checks import check, check_choice
+
+Prediction = Literal["epsilon", "v"]
+AlignPositions = Literal["all", "masked"]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskingConfig:
+    """Truncated normal law of the mask rate, on [minimum, 1].
+
+    Attributes:
+      minimum: smallest share of masked tokens (the paper's masking factor q).
+      mean: location of the normal law before truncation.
+      std: its scale.
+    """
+
+    minimum: float = 0.7
+    mean: float = 1.0
+    std: float = 0.25
+
+    def __post_init__(self) -> None:
+        check(0 < self.minimum <= 1, "masking.minimum", self.minimum, "above 0, at most 1")
+        check(self.std > 0, "masking.std", self.std, "above 0")
+        lowest, highest = self.minimum - 4 * self.std, 1 + 4 * self.std
+        check(
+            lowest <= self.mean <= highest,
+            "masking.mean",
+            self.mean,
+            f"from {lowest:g} to {highest:g}, within four masking.std of [masking.minimum, 1]: "
+            "farther tails cannot be drawn in float32",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DiffusionConfig:
+    """The teacher's diffusion on single tokens.
+
+    Attributes:
+      num_steps: length of the cosine schedule in training.
+      prediction: what the head's first C outputs mean. "epsilon" is MAR's; "v" keeps the last
+        steps well conditioned, which short training needs, and lets a student's head start from
+        the teacher's.
+      batch_multiplier: independent (time, noise) draws per token and step.
+      sampling_steps: reverse steps when generating.
+    """
+
+    num_steps: int = 1000
+    prediction: Prediction = "epsilon"
+    batch_multiplier: int = 4
+    sampling_steps: int = 100
+
+    def __post_init__(self) -> None:
+        check_choice("diffusion.prediction", self.prediction, Prediction)
+        for field in ("num_steps", "batch_multiplier"):
+            check(getattr(self, field) > 0, f"diffusion.{field}", getattr(self, field), "above 0")
+        check(
+            2 <= self.sampling_steps <= self.num_steps,
+            "diffusion.sampling_steps",
+            self.sampling_steps,
+            f"from 2 to diffusion.num_steps = {self.num_steps}",
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class EnergyConfig:
+    """The student's energy distance.
+
+    Attributes:
+      num_draws: M, samples per token and step.
+      alpha: exponent of the distance, strictly between 0 and 2.
+      temperature: factor on the distance between draws. 1 is the proper score; EAR's fine-tuning
+        uses .99, which makes the draws slightly narrower than the data.
+    """
+
+    num_draws: int = 2
+    alpha: float = 1.0
+    temperature: float = 1.0
+
+    def __post_init__(self) -> None:
+        check(self.num_draws >= 2, "energy.num_draws", self.num_draws, "2 or more")
+        check(0 < self.alpha < 2, "energy.alpha", self.alpha, "above 0 and below 2")
+        check(
+            0 < self.temperature <= 1, "energy.temperature", self.temperature, "above 0, at most 1"
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class DistillationConfig:
+    """How the student learns from its teacher.
+
+    Attributes:
+      weight: lambda, the factor of the mean squared error between backbone outputs.
+      positions: the tokens that count: "all" or only the "masked" ones.
+      freeze_backbone: train the head alone on the teacher's backbone.
+      backbone_from_teacher: start backbone and text encoder from the teacher's averaged weights.
+      head_from_teacher: start the head as minus the teacher's v-prediction near the last time.
+    """
+
+    weight: float = 1000.0
+    positions: AlignPositions = "all"
+    freeze_backbone: bool = False
+    backbone_from_teacher: bool = True
+    head_from_teacher: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.weight >= 0, "distillation.weight", self.weight, "0 or more")
+        check_choice("distillation.positions", self.positions, AlignPositions)
+        if self.freeze_backbone:
+            check(
+                self.backbone_from_teacher,
+                "distillation.backbone_from_teacher",
+                False,
+                "true where distillation.freeze_backbone is true: "
+                "a frozen random backbone cannot learn",
+            )
+            check(
+                self.weight == 0,
+                "distillation.weight",
+                self.weight,
+                "0 where distillation.freeze_backbone is true: the features cannot move",
+            )

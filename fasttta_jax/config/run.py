@@ -1,0 +1,224 @@
+"""One run: optimizer, data, mesh, decoding, and the checks across sections."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal
+
+from fasttta_jax.config.checks import check, check_choice
+from fasttta_jax.config.model import ModelConfig
+from fasttta_jax.config.objectives import (
+    DiffusionConfig,
+    DistillationConfig,
+    EnergyConfig,
+    MaskingConfig,
+)
+
+Stage = Literal["teacher", "student"]
+GuidanceSchedule = Literal["constant", "linear", "cosine_up", "cosine_down"]
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW with warm-up, constant rate, a final cosine decay, clipping and weight averaging.
+
+    Attributes:
+      learning_rate: peak rate.
+      head_learning_rate_scale: factor on the rate of the head's matrices, applied after Adam; EAR
+        trains its student with .25. Biases and norms keep the full rate.
+      warmup_steps: linear rise from zero.
+      decay_steps: length of the cosine decay to zero that ends the run; 0 keeps the rate.
+      beta1: first-moment decay.
+      beta2: second-moment decay.
+      weight_decay: on backbone matrices and embeddings; not on biases, norms or the head.
+      clip_norm: largest global gradient norm.
+      ema_decay: decay of the averaged weights that sample.
+      ema_warmup: lower the decay to (1 + step) / (10 + step) while that is smaller.
+      accumulation_steps: parts that a batch is cut into; their gradients are averaged inside one
+        compiled step, so that memory holds the activations of one part.
+    """
+
+    learning_rate: float = 5e-5
+    head_learning_rate_scale: float = 1.0
+    warmup_steps: int = 1000
+    decay_steps: int = 0
+    beta1: float = 0.9
+    beta2: float = 0.95
+    weight_decay: float = 0.02
+    clip_norm: float = 3.0
+    ema_decay: float = 0.9999
+    ema_warmup: bool = False
+    accumulation_steps: int = 1
+
+    def __post_init__(self) -> None:
+        for field in (
+            "learning_rate",
+            "head_learning_rate_scale",
+            "clip_norm",
+            "accumulation_steps",
+        ):
+            check(getattr(self, field) > 0, f"optimizer.{field}", getattr(self, field), "above 0")
+        for field in ("warmup_steps", "decay_steps", "weight_decay"):
+            check(
+                getattr(self, field) >= 0, f"optimizer.{field}", getattr(self, field), "0 or more"
+            )
+        for field in ("beta1", "beta2", "ema_decay"):
+            value = getattr(self, field)
+            check(0 <= value < 1, f"optimizer.{field}", value, "from 0 up to, not including, 1")
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodeConfig:
+    """Iterative parallel decoding.
+
+    Attributes:
+      num_iterations: T, from 1 to num_tokens.
+      guidance_scale: strength of classifier-free guidance; 1 is none.
+      guidance_schedule: "linear" rises with the share of revealed tokens (MAR); "constant" stays;
+        "cosine_up" and "cosine_down" rise and fall with the iterations, by a quarter cosine.
+      temperature: factor on the teacher's injected noise and on the student's input noise; for a
+        student with head.roles "context_stream", on the shifts that the noise makes (EAR).
+      max_segments: how many differently padded programs the iterations are grouped into.
+    """
+
+    num_iterations: int = 64
+    guidance_scale: float = 5.0
+    guidance_schedule: GuidanceSchedule = "linear"
+    temperature: float = 1.0
+    max_segments: int = 4
+
+    def __post_init__(self) -> None:
+        check(
+            self.num_iterations >= 1,
+            "decode.num_iterations",
+            self.num_iterations,
+            "from 1 to the number of tokens",
+        )
+        check(self.guidance_scale >= 0, "decode.guidance_scale", self.guidance_scale, "0 or more")
+        check_choice("decode.guidance_schedule", self.guidance_schedule, GuidanceSchedule)
+        check(self.temperature >= 0, "decode.temperature", self.temperature, "0 or more")
+        check(self.max_segments >= 1, "decode.max_segments", self.max_segments, "1 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """Where the encoded dataset lies and how it is batched.
+
+    Attributes:
+      path: folder written by `python -m data.encode_latents`.
+      batch_size: global batch size.
+      num_threads: reading threads of each host.
+    """
+
+    path: str = ""
+    batch_size: int = 32
+    num_threads: int = 2
+
+    def __post_init__(self) -> None:
+        check(self.batch_size > 0, "data.batch_size", self.batch_size, "above 0")
+        check(self.num_threads >= 0, "data.num_threads", self.num_threads, "0 or more")
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices along each mesh axis; one of them may be -1 and takes what is left."""
+
+    data: int = -1
+    fsdp: int = 1
+    tensor: int = 1
+
+    def __post_init__(self) -> None:
+        for field in ("data", "fsdp", "tensor"):
+            value = getattr(self, field)
+            check(value == -1 or value > 0, f"mesh.{field}", value, "above 0, or -1 to fill")
+
+
+@dataclasses.dataclass(frozen=True)
+class RunConfig:
+    """One training run.
+
+    Attributes:
+      stage: "teacher" (diffusion head) or "student" (energy head).
+      seed: of parameters, data order and every draw.
+      num_steps: optimizer steps.
+      log_every: steps between metric rows.
+      evaluate_every: steps between validation losses, sample sheets and checkpoints.
+      checkpoints_to_keep: newest checkpoints kept, beside the best one.
+      sample_prompts: captions, separated by "|", that are generated at every evaluation.
+      init_from: workdir of the run to start from, or for a teacher a folder that
+        `python -m fasttta_jax.convert` made. A student starts from and follows the teacher there; a
+        teacher takes every parameter of backbone and head that fits.
+    """
+
+    stage: Stage = "teacher"
+    seed: int = 0
+    num_steps: int = 1000
+    log_every: int = 50
+    evaluate_every: int = 500
+    checkpoints_to_keep: int = 2
+    sample_prompts: str = ""
+    init_from: str = ""
+    data: DataConfig = dataclasses.field(default_factory=DataConfig)
+    model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+    masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    energy: EnergyConfig = dataclasses.field(default_factory=EnergyConfig)
+    distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
+    optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
+    decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
+    mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
+
+    def __post_init__(self) -> None:
+        check_choice("stage", self.stage, Stage)
+        check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
+        for field in ("num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"):
+            check(getattr(self, field) > 0, field, getattr(self, field), "above 0")
+        check(
+            self.decode.num_iterations <= self.model.num_tokens,
+            "decode.num_iterations",
+            self.decode.num_iterations,
+            f"from 1 to model.num_tokens = {self.model.num_tokens}",
+        )
+        check(
+            self.optimizer.warmup_steps + self.optimizer.decay_steps <= self.num_steps,
+            "optimizer.warmup_steps + optimizer.decay_steps",
+            self.optimizer.warmup_steps + self.optimizer.decay_steps,
+            f"at most num_steps = {self.num_steps}",
+        )
+        check(
+            self.data.batch_size % self.optimizer.accumulation_steps == 0,
+            "optimizer.accumulation_steps",
+            self.optimizer.accumulation_steps,
+            f"a divisor of data.batch_size = {self.data.batch_size}",
+        )
+        if self.model.text.encoder == "none":
+            check(
+                self.decode.guidance_scale == 1,
+                "decode.guidance_scale",
+                self.decode.guidance_scale,
+                "1 where model.text.encoder is 'none': there is no text to be guided by",
+            )
+        if self.stage == "student" and self.distillation.head_from_teacher:
+            for field, allowed in (("roles", "noise_stream"), ("noise", "gaussian")):
+                value = getattr(self.model.head, field)
+                check(
+                    value == allowed,
+                    f"model.head.{field}",
+                    value,
+                    f"{allowed!r} where distillation.head_from_teacher is true: the teacher's head "
+                    "was trained so",
+                )
+            check(
+                self.diffusion.prediction == "v",
+                "distillation.head_from_teacher",
+                True,
+                "false unless diffusion.prediction is 'v': an epsilon-predicting head is no "
+                "estimate of the clean token at the last time",
+            )
+            check(
+                self.model.head.noise_dim == self.model.token_dim,
+                "model.head.noise_dim",
+                self.model.head.noise_dim,
+                f"model.token_dim = {self.model.token_dim} where distillation.head_from_teacher "
+                "is true: the noise takes the place of the noisy token",
+            )
