@@ -33,6 +33,7 @@ setup(
         "librosa>=0.11",
         "matplotlib>=3.9",
         "ml-collections>=1.0",
+        "ml-dtypes>=0.5",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
@@ -54,6 +55,8 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            # Parity with PyTorch is tested where this build of it exists; elsewhere those tests skip.
+            "torch==2.13.0; python_version < '3.12'",
         ],
         "cuda": ["jax[cuda13]"],
         "tpu": ["jax[tpu]"],

@@ -105,6 +105,13 @@ def test_a_head_moves_whole_or_not_at_all():
     assert_equal(found["head"], new["head"])
 
 
+def test_a_head_that_means_something_else_stays():
+    (old, old_layout), (new, layout) = params_of(CONFIG, 1), params_of(CONFIG, 2)
+    report = plan(old, new, old_layout, layout, same_words=True, head_obstacle="it predicts noise")
+    assert set(report.fresh) == {name for name in report.fresh if name.startswith("head/")} != set()
+    assert set(report.fresh.values()) == {"it predicts noise"}
+
+
 def test_positions_of_text_and_tokens_are_resized_apart():
     longer = dataclasses.replace(
         CONFIG,

@@ -22,7 +22,6 @@ from typing import Any
 
 import numpy as np
 import PIL.Image
-import tensorboardX
 from jaxtyping import Float
 
 METRICS_FILE = "metrics.jsonl"
@@ -54,6 +53,8 @@ class MetricsWriter:
         self._enabled = enabled
         if not enabled:
             return
+        import tensorboardX  # not above: it imports torch where torch is installed
+
         workdir = pathlib.Path(workdir)
         workdir.mkdir(parents=True, exist_ok=True)
         path = workdir / METRICS_FILE

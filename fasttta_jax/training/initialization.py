@@ -70,7 +70,8 @@ def open_source(
         metadata = weights.metadata
         _check_backbone(config.model.backbone, metadata["backbone"], config.init_from)
         old = Layout(metadata["num_text"], metadata["num_tokens"])
-        report = plan(weights.params, target, old, layout, same_words=False)
+        obstacle = _head_obstacle(config, metadata.get("diffusion", {}))
+        report = plan(weights.params, target, old, layout, same_words=False, head_obstacle=obstacle)
         origin = {"weights": config.init_from, "sha256": tree_hash(weights.params)}
         origin |= {"file": metadata["source"], "file_sha256": metadata["sha256"]}
         source = Source(weights.params, old, report, None)
@@ -91,7 +92,10 @@ def open_source(
                 config.init_from,
                 config.data.path,
             )
-        report = plan(trained.params, target, old, layout, same_words=same_words)
+        obstacle = _head_obstacle(config, dataclasses.asdict(trained.config.diffusion))
+        report = plan(
+            trained.params, target, old, layout, same_words=same_words, head_obstacle=obstacle
+        )
         origin = trained.origin()
         source = Source(trained.params, old, report, trained)
     logger.info("starting from %s: %s", config.init_from, report)
@@ -127,6 +131,15 @@ def initial_params(
         head = from_diffusion_head(teacher.head, given["head"], time)
         params = params | {"head": head}
     return params
+
+
+def _head_obstacle(config: RunConfig, theirs: dict[str, Any]) -> str:
+    """Why a diffusion head of the same sizes still means something else; "" where it does not."""
+    for field in ("prediction", "num_steps"):
+        ours = getattr(config.diffusion, field)
+        if field in theirs and theirs[field] != ours:
+            return f"the source's diffusion.{field} is {theirs[field]!r}, not {ours!r}"
+    return ""
 
 
 def _check_backbone(ours: BackboneConfig, theirs: dict[str, Any], source: str) -> None:

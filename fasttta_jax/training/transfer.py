@@ -97,6 +97,7 @@ def plan(
     target_layout: Layout,
     *,
     same_words: bool,
+    head_obstacle: str = "",
 ) -> Report:
     """Which parameters `transfer` will take; works on shapes alone.
 
@@ -109,6 +110,7 @@ def plan(
       source_layout: of the source.
       target_layout: of the target.
       same_words: whether learned text embeddings mean the same words in both.
+      head_obstacle: why the head cannot be taken, where its shapes do not show it.
     """
     old: dict[str, Any] = flatten_dict(source, sep=SEPARATOR)
     new: dict[str, Any] = flatten_dict(target, sep=SEPARATOR)
@@ -121,8 +123,8 @@ def plan(
         is_words = name.startswith(("text/", "backbone/text_learned/"))
         if name not in old:
             report.fresh[name] = "not in the source"
-        elif name.startswith("head/") and heads[0] != heads[1]:
-            report.fresh[name] = "the source's head has other sizes"
+        elif name.startswith("head/") and (head_obstacle or heads[0] != heads[1]):
+            report.fresh[name] = head_obstacle or "the source's head has other sizes"
         elif is_words and not same_words:
             report.fresh[name] = "the source reads another vocabulary"
         elif old[name].shape == leaf.shape and (

@@ -1,0 +1,139 @@
+"""The table of a conversion: which key of a checkpoint becomes which parameter, and its check.
+
+Every key of the file must be in the table or be dropped for a stated reason, every key of the table
+must be in the file, and every shape must be the expected one. All that is wrong is reported at
+once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from tqdm import tqdm
+
+from fasttta_jax.convert.stored import ConversionError, StoredTensor
+
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+
+Size = int | None
+"""An axis; None where the key that tells it is missing, so that it cannot be compared."""
+
+
+def as_it_is(values: np.ndarray) -> np.ndarray:
+    return values
+
+
+def transposed(values: np.ndarray) -> np.ndarray:
+    """A torch linear weight [out, in] as a kernel [in, out]."""
+    return values.T
+
+
+def first(values: np.ndarray) -> np.ndarray:
+    """Without a leading axis of 1."""
+    return values[0]
+
+
+class Entry(NamedTuple):
+    """One key of a checkpoint.
+
+    Attributes:
+      path: the parameter, its names joined by "/".
+      shape: the expected axes in the file.
+      layout: values of the file to values of the parameter.
+    """
+
+    path: str
+    shape: tuple[Size, ...]
+    layout: Callable[[np.ndarray], np.ndarray] = as_it_is
+
+
+Table = dict[str, Entry]
+
+
+def linear(key: str, path: str, features_in: Size, features_out: Size) -> Table:
+    """A torch Linear: weight [out, in] and bias [out]."""
+    return {
+        f"{key}.weight": Entry(f"{path}/kernel", (features_out, features_in), transposed),
+        f"{key}.bias": Entry(f"{path}/bias", (features_out,)),
+    }
+
+
+def layer_norm(key: str, path: str, width: Size) -> Table:
+    """A torch LayerNorm with weight and bias."""
+    return {
+        f"{key}.weight": Entry(f"{path}/scale", (width,)),
+        f"{key}.bias": Entry(f"{path}/bias", (width,)),
+    }
+
+
+def times(size: Size, factor: int) -> Size:
+    """`factor` times an axis."""
+    return None if size is None else factor * size
+
+
+def axis(state: Mapping[str, Any], key: str, index: int) -> Size:
+    """The size of one axis of a key; None where there is no such key or axis."""
+    tensor = state.get(key)
+    if isinstance(tensor, StoredTensor) and index < len(tensor.shape):
+        return tensor.shape[index]
+    return None
+
+
+def shown(shape: tuple[Size, ...]) -> str:
+    """A shape as text, with a question mark for what is not known."""
+    return f"({', '.join('?' if size is None else str(size) for size in shape)})"
+
+
+def _fits(found: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
+    return len(found) == len(expected) and all(
+        want in (None, size) for size, want in zip(found, expected, strict=True)
+    )
+
+
+def check(
+    state: Mapping[str, Any], table: Table, dropped: Mapping[str, str], *, source: str
+) -> None:
+    """Holds a checkpoint's names and shapes against the table; reads no tensor.
+
+    Args:
+      state: keys to StoredTensor.
+      table: what is expected.
+      dropped: keys that are allowed and not used, with the reason.
+      source: what to call the checkpoint in the error.
+
+    Raises:
+      ConversionError: names every key that is missing, not expected, of a wrong shape or no
+        floating-point tensor.
+    """
+    wrong = []
+    for key, entry in table.items():
+        if key not in state:
+            wrong.append(f"{key}: missing, expected shape {shown(entry.shape)}")
+            continue
+        tensor = state[key]
+        if not isinstance(tensor, StoredTensor):
+            wrong.append(f"{key}: found a {type(tensor).__name__}, expected a tensor")
+        elif not _fits(tensor.shape, entry.shape):
+            wrong.append(f"{key}: found shape {shown(tensor.shape)}, expected {shown(entry.shape)}")
+        elif tensor.dtype not in FLOATS:
+            wrong.append(f"{key}: found type {tensor.dtype}, expected one of {', '.join(FLOATS)}")
+    for key, tensor in state.items():
+        if key not in table and key not in dropped:
+            shape = f" of shape {shown(tensor.shape)}" if isinstance(tensor, StoredTensor) else ""
+            wrong.append(f"{key}: not expected, found{shape or ' ' + repr(tensor)}")
+    if wrong:
+        raise ConversionError(f"{source}: {len(wrong)} keys are wrong\n  " + "\n  ".join(wrong))
+
+
+def take(state: Mapping[str, StoredTensor], table: Table) -> dict[str, np.ndarray]:
+    """Reads the tensors of a checked table, one after the other.
+
+    Returns:
+      Parameters by path, float32 and contiguous.
+    """
+    return {
+        entry.path: np.ascontiguousarray(entry.layout(state[key].read()), np.float32)
+        for key, entry in tqdm(table.items(), desc="reading", unit="tensor", disable=None)
+    }

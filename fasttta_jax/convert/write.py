@@ -1,0 +1,100 @@
+"""Puts a conversion on disk: the parameters as safetensors, the description as JSON."""
+
+from __future__ import annotations
+
+import collections
+import json
+import os
+import pathlib
+import re
+import shutil
+from typing import Any, NamedTuple
+
+import numpy as np
+from safetensors.numpy import save_file
+
+from fasttta_jax.convert.stored import ConversionError
+from fasttta_jax.converted import METADATA_FILE, WEIGHTS_FILE
+
+
+class Conversion(NamedTuple):
+    """What a kind's `convert` returns.
+
+    Attributes:
+      params: float32 arrays by path, "backbone/encoder_0/attention/qkv/kernel".
+      metadata: what JSON can hold; with kind, source, sha256, weights and dropped.
+    """
+
+    params: dict[str, np.ndarray]
+    metadata: dict[str, Any]
+
+
+def check_target(folder: pathlib.Path, metadata: dict[str, Any] | None = None) -> None:
+    """Whether a conversion may be written to a folder: a new or empty one, or the same again.
+
+    Args:
+      folder: the target.
+      metadata: of the conversion; None where it is not known yet, and then any conversion passes.
+
+    Raises:
+      ConversionError: the folder holds something else.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise ConversionError(f"{folder} is a file; allowed: a folder, new or empty")
+    if not folder.exists():
+        return
+    try:
+        found = json.loads((folder / METADATA_FILE).read_text())
+    except FileNotFoundError:
+        if any(path.suffix != ".tmp" for path in folder.iterdir()):
+            raise ConversionError(
+                f"{folder} is not empty and holds no conversion; choose another folder"
+            ) from None
+        return
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{folder / METADATA_FILE} cannot be read: {error}") from error
+    if metadata is not None and found != metadata:
+        names = sorted(found.keys() | metadata) if isinstance(found, dict) else []
+        changed = [name for name in names if found.get(name) != metadata.get(name)]
+        shown = "; ".join(
+            f"{name} is {found.get(name)!r} there and {metadata.get(name)!r} here"
+            for name in changed
+        )
+        raise ConversionError(
+            f"{folder} holds another conversion ({shown or 'unreadable'}); choose another folder"
+        )
+
+
+def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
+    """Writes `weights.safetensors` and `weights.json`, each atomically, the description last.
+
+    Raises:
+      ConversionError: the folder holds something other than this conversion.
+    """
+    check_target(folder, conversion.metadata)
+    folder.mkdir(parents=True, exist_ok=True)
+    weights, metadata = (folder / f"{name}.tmp" for name in (WEIGHTS_FILE, METADATA_FILE))
+    # safetensors writes the buffer of a strided view as if it were contiguous
+    contiguous = {path: np.ascontiguousarray(values) for path, values in conversion.params.items()}
+    save_file(contiguous, weights)
+    metadata.write_text(json.dumps(conversion.metadata, indent=2) + "\n")
+    shutil.copymode(metadata, weights)  # safetensors lets nobody but the owner read
+    os.replace(weights, folder / WEIGHTS_FILE)
+    os.replace(metadata, folder / METADATA_FILE)
+
+
+def describe(conversion: Conversion) -> str:
+    """A short table of what was taken, part by part, and what was dropped and why."""
+    tensors: collections.Counter[str] = collections.Counter()
+    parameters: collections.Counter[str] = collections.Counter()
+    for path, values in conversion.params.items():
+        part = re.sub(r"_\d+$", "_*", "/".join(path.split("/")[:2]))
+        tensors[part] += 1
+        parameters[part] += values.size
+    width = max(map(len, tensors))
+    lines = [f"{'taken':{width}}  tensors   parameters"]
+    lines += [f"{part:{width}}  {tensors[part]:7}  {parameters[part]:11,}" for part in tensors]
+    lines.append(f"{'total':{width}}  {tensors.total():7}  {parameters.total():11,}")
+    dropped = conversion.metadata["dropped"]
+    lines += [f"dropped: {key}, {reason}" for key, reason in dropped.items()]
+    return "\n".join(lines)
