@@ -55,7 +55,7 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
-            # Parity with PyTorch is tested where this build of it exists; elsewhere those tests skip.
+            # For parity tests; they skip where it is not installed.
             "torch==2.13.0; python_version < '3.12'",
         ],
         "cuda": ["jax[cuda13]"],

@@ -22,7 +22,7 @@ from fasttta_jax.models.layers import ModulatedMLP, linear
 from fasttta_jax.typing import Key, Params
 
 
-def sample_noise(key: Key, shape: tuple[int, ...], config: HeadConfig) -> Float[Array, ...]:
+def sample_noise(key: Key, shape: tuple[int, ...], config: HeadConfig) -> jax.Array:
     """Noise of the head's law, float32: standard gaussian, or uniform on [-1/2, 1/2]."""
     if config.noise == "gaussian":
         return jax.random.normal(key, shape, jnp.float32)
