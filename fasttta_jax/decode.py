@@ -2,8 +2,9 @@
 
 Source: MAR's sampler. The schedule is known before tracing, so the iterations are grouped into a
 few segments, each a `lax.scan` with its own static number of visible tokens for the encoder and of
-revealed tokens for the head. Guidance runs the backbone once on a doubled batch and is skipped at
-scale 1.
+revealed tokens, the only ones that the last block and the head compute. Guidance runs the backbone
+once on a doubled batch and is skipped at scale 1. Tokens may be given from the start: then the
+schedule runs over the others alone, which fills gaps or continues a clip.
 Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revealed at once
 (padded).
 """
@@ -12,17 +13,17 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
 from fasttta_jax.models.mar import unconditional
-from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
+from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens
 
 
 class Decodable(Protocol):
@@ -36,7 +37,8 @@ class Decodable(Protocol):
         conditioning: Conditioning,
         *,
         num_visible: int | None = None,
-    ) -> Hidden: ...
+        positions: Int[Array, "B Q"] | None = None,
+    ) -> Float[Array, "B Q D"]: ...
 
     def sample_tokens(
         self,
@@ -47,6 +49,18 @@ class Decodable(Protocol):
         keys: Key,
         temperature: jax.Array,
     ) -> Float[Array, "B Q C"]: ...
+
+
+class Known(NamedTuple):
+    """Tokens that are given and come back unchanged.
+
+    Attributes:
+      tokens: float32 latents; what stands where nothing is given is ignored.
+      mask: True where the token is given.
+    """
+
+    tokens: Tokens
+    mask: Bool[Array, "B N"]
 
 
 class DecodeState(NamedTuple):
@@ -117,6 +131,7 @@ def plan_segments(counts: tuple[int, ...], max_segments: int) -> tuple[Segment, 
     )
 
 
+@overload
 def parallel_decode(
     apply: Decodable,
     params: Params,
@@ -126,27 +141,69 @@ def parallel_decode(
     *,
     num_tokens: int,
     token_dim: int,
-) -> Tokens:
+    known: Known | None = None,
+    num_known: int = 0,
+    return_states: Literal[False] = False,
+) -> Tokens: ...
+
+
+@overload
+def parallel_decode(
+    apply: Decodable,
+    params: Params,
+    conditioning: Conditioning,
+    key: Key,
+    config: DecodeConfig,
+    *,
+    num_tokens: int,
+    token_dim: int,
+    known: Known | None = None,
+    num_known: int = 0,
+    return_states: Literal[True],
+) -> tuple[Tokens, DecodeState]: ...
+
+
+def parallel_decode(
+    apply: Decodable,
+    params: Params,
+    conditioning: Conditioning,
+    key: Key,
+    config: DecodeConfig,
+    *,
+    num_tokens: int,
+    token_dim: int,
+    known: Known | None = None,
+    num_known: int = 0,
+    return_states: bool = False,
+) -> Tokens | tuple[Tokens, DecodeState]:
     """Generates the latents of a batch; a pure function to be jitted as a whole.
+
+    A clip depends on its own key, text and known tokens, not on its neighbours.
 
     Args:
       apply: backbone and token sampler.
       params: their parameters.
       conditioning: text streams [B, ...].
-      key: one key per clip, [B]: a clip depends on its own key and text, not on its neighbours.
+      key: one key per clip, [B].
       config: iterations, guidance, temperature.
       num_tokens: N.
       token_dim: C.
+      known: tokens that are given; their places may differ from clip to clip.
+      num_known: how many are given, the same number in every clip; the caller guarantees it.
+      return_states: also return the state after every iteration.
 
     Returns:
-      float32 [B, N, C].
+      float32 [B, N, C]; with `return_states` also a `DecodeState` of [T, B, N, C] and [T, B, N],
+      of which the last entry is the result.
 
     Raises:
-      ValueError: more iterations than tokens.
+      ValueError: more iterations than tokens to generate, or `known` and `num_known` disagree.
     """
     batch_size = key.shape[0]
-    counts = decode_counts(num_tokens, config.num_iterations)
-    scales = guidance_scales(counts, config.guidance_scale, config.guidance_schedule)
+    counts = reveal_counts(num_tokens, num_known, config.num_iterations)
+    scales = guidance_scales(
+        counts, config.guidance_scale, config.guidance_schedule, num_known=num_known
+    )
     guided = config.guidance_scale != 1.0
     temperature = jnp.float32(config.temperature)
     if guided:
@@ -155,17 +212,15 @@ def parallel_decode(
             conditioning,
             unconditional(conditioning),
         )
+    state = _first_state((batch_size, num_tokens, token_dim), known, num_known)
     order_keys = jax.vmap(lambda one: jax.random.fold_in(one, config.num_iterations))(key)
-    order = sample_orders(order_keys, num_tokens)
+    order = _reveal_order(order_keys, state.masked)
     rows = jnp.arange(batch_size)[:, None]
-    state = DecodeState(
-        jnp.zeros((batch_size, num_tokens, token_dim), jnp.float32),
-        jnp.ones((batch_size, num_tokens), jnp.bool_),
-    )
 
     def double(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x, x]) if guided else x
 
+    history = []
     for segment in plan_segments(counts, config.max_segments):
         width = segment.num_revealed
         padded_order = jnp.pad(order, ((0, 0), (0, width)), constant_values=num_tokens)
@@ -176,35 +231,32 @@ def parallel_decode(
             segment: Segment = segment,
             padded_order: Int[Array, "B P"] = padded_order,
             width: int = width,
-        ) -> tuple[DecodeState, None]:
+        ) -> tuple[DecodeState, DecodeState | None]:
             iteration, start, count, scale = step
+            chosen = jax.lax.dynamic_slice_in_dim(padded_order, start, width, axis=1)
+            is_real = (jnp.arange(width) < count)[None, :]
+            positions = jnp.where(is_real, chosen, num_tokens)
             hidden = apply.hidden(
                 params,
                 double(state.tokens),
                 double(state.masked),
                 conditioning,
-                num_visible=segment.num_visible,
+                num_visible=num_known + segment.num_visible,
+                positions=double(jnp.minimum(positions, num_tokens - 1)),
             )
-            chosen = jax.lax.dynamic_slice_in_dim(padded_order, start, width, axis=1)
-            is_real = (jnp.arange(width) < count)[None, :]
-            positions = jnp.where(is_real, chosen, num_tokens)
-            readable = jnp.minimum(positions, num_tokens - 1)
-            asked = jnp.take_along_axis(hidden, double(readable)[..., None], axis=1)
             new = apply.sample_tokens(
                 params,
-                asked[:batch_size],
-                asked[batch_size:] if guided else None,
+                hidden[:batch_size],
+                hidden[batch_size:] if guided else None,
                 scale,
                 jax.vmap(lambda one: jax.random.fold_in(one, iteration))(key),
                 temperature,
             )
-            return (
-                DecodeState(
-                    state.tokens.at[rows, positions].set(new.astype(jnp.float32), mode="drop"),
-                    state.masked.at[rows, positions].set(False, mode="drop"),
-                ),
-                None,
+            state = DecodeState(
+                state.tokens.at[rows, positions].set(new.astype(jnp.float32), mode="drop"),
+                state.masked.at[rows, positions].set(False, mode="drop"),
             )
+            return state, state if return_states else None
 
         iterations = range(segment.first, segment.first + len(segment.counts))
         steps = (
@@ -213,5 +265,49 @@ def parallel_decode(
             jnp.asarray(segment.counts, jnp.int32),
             jnp.asarray([scales[iteration] for iteration in iterations], jnp.float32),
         )
-        state, _ = jax.lax.scan(iterate, state, steps)
+        state, states = jax.lax.scan(iterate, state, steps)
+        history.append(states)
+    if return_states:
+        return state.tokens, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
     return state.tokens
+
+
+def reveal_counts(num_tokens: int, num_known: int, num_iterations: int) -> tuple[int, ...]:
+    """`decode_counts` of the tokens that are not given.
+
+    Raises:
+      ValueError: nothing is left to generate, or more iterations are asked for than tokens.
+    """
+    if not 0 <= num_known < num_tokens:
+        raise ValueError(
+            f"num_known is {num_known}; allowed: 0 to {num_tokens - 1}, one less than the tokens "
+            "of a clip, so that something is left to generate"
+        )
+    num_unknown = num_tokens - num_known
+    if num_known and num_iterations > num_unknown:
+        raise ValueError(
+            f"num_iterations is {num_iterations}; allowed: 1 to {num_unknown}, the tokens left to "
+            f"generate where {num_known} of {num_tokens} are known"
+        )
+    return decode_counts(num_unknown, num_iterations)
+
+
+def _first_state(shape: tuple[int, int, int], known: Known | None, num_known: int) -> DecodeState:
+    if known is None:
+        if num_known:
+            raise ValueError(f"num_known is {num_known}, but no known tokens are given")
+        return DecodeState(jnp.zeros(shape, jnp.float32), jnp.ones(shape[:2], jnp.bool_))
+    if known.tokens.shape != shape or known.mask.shape != shape[:2]:
+        raise ValueError(
+            f"known has tokens {known.tokens.shape} and a mask {known.mask.shape}; "
+            f"expected {shape} and {shape[:2]}"
+        )
+    given = known.tokens.astype(jnp.float32)
+    return DecodeState(jnp.where(known.mask[..., None], given, 0.0), ~known.mask)
+
+
+def _reveal_order(keys: Key, masked: Masked) -> Int[Array, "B N"]:
+    """A random order of the masked positions of every clip; the others come behind them."""
+    order = sample_orders(keys, masked.shape[1])
+    is_known = ~jnp.take_along_axis(masked, order, axis=1)
+    return jnp.take_along_axis(order, jnp.argsort(is_known, axis=1, stable=True), axis=1)

@@ -77,25 +77,43 @@ def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:
 
 
 def guidance_scales(
-    counts: tuple[int, ...], guidance_scale: float, schedule: str
+    counts: tuple[int, ...], guidance_scale: float, schedule: str, *, num_known: int = 0
 ) -> tuple[float, ...]:
-    """Guidance strength of every iteration.
+    """Guidance strength 1 + (guidance_scale - 1) * shape of every iteration t = 1 ... T.
+
+    The shape is taken at the end of the iteration, as `decode_counts` takes the mask:
+
+    * "constant": 1.
+    * "linear": the share of tokens revealed. MAR's; as there, the last iteration counts one token
+      as still masked.
+    * "cosine_down": cos(pi t / 2T), as IMPACT prints it. This is the share still masked, the
+      complement of "linear" up to rounding, and the last iteration is not guided.
+    * "cosine_up": its mirror image, cos(pi (T - t) / 2T), which ends at 1. IMPACT's figure rises.
 
     Args:
       counts: tokens revealed per iteration.
       guidance_scale: the strength where the schedule is at its height.
-      schedule: "constant", or "linear" in the share of tokens revealed by the end of the
-        iteration. As in MAR, the last iteration counts one token as still masked.
+      schedule: one of the four.
+      num_known: tokens given from the start; "linear" counts them as revealed.
+
+    Raises:
+      ValueError: an unknown schedule.
     """
+    num_iterations, num_tokens = len(counts), num_known + sum(counts)
+    ends = range(1, num_iterations + 1)
+    quarter = math.pi / 2 / num_iterations
     if schedule == "constant":
-        return (guidance_scale,) * len(counts)
-    if schedule != "linear":
-        raise ValueError(f"guidance schedule is {schedule!r}; allowed: 'constant', 'linear'")
-    num_tokens = sum(counts)
-    scales = []
-    revealed = 0
-    for count in counts:
-        revealed += count
-        share = min(revealed, num_tokens - 1) / num_tokens
-        scales.append(1.0 + (guidance_scale - 1.0) * share)
-    return tuple(scales)
+        shape = [1.0] * num_iterations
+    elif schedule == "linear":
+        revealed = num_known + np.cumsum(counts)
+        shape = (np.minimum(revealed, num_tokens - 1) / num_tokens).tolist()
+    elif schedule == "cosine_down":
+        shape = [math.cos(quarter * end) for end in ends]
+    elif schedule == "cosine_up":
+        shape = [math.cos(quarter * (num_iterations - end)) for end in ends]
+    else:
+        raise ValueError(
+            f"guidance schedule is {schedule!r}; allowed: 'constant', 'linear', 'cosine_up', "
+            "'cosine_down'"
+        )
+    return tuple(1.0 + (guidance_scale - 1.0) * height for height in shape)

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fasttta_jax.diffusion.loss import diffusion_loss
+from fasttta_jax.diffusion.loss import diffusion_loss, learned_log_variance
 from fasttta_jax.diffusion.schedule import (
     corrupt,
     cosine_betas,
@@ -79,6 +79,46 @@ def test_respaced_steps_are_the_published_ones(sampling_steps, first, last):
     assert times[: len(first)].tolist() == first
     assert times[-len(last) :].tolist() == last
     assert (np.diff(times) > 0).all()
+
+
+@pytest.mark.parametrize("sampling_steps", [25, 50, 100, 250])
+def test_respaced_tables_equal_a_loop_over_python_floats(sampling_steps):
+    bars, product = [], 1.0
+    for step in range(1000):
+        now, then = (math.cos((u / 1000 + 0.008) / 1.008 * math.pi / 2) for u in (step, step + 1))
+        product *= 1 - min(1 - (then / now) ** 2, 0.999)
+        bars.append(product)
+    stride, position, times = 999 / (sampling_steps - 1), 0.0, []
+    for _ in range(sampling_steps):
+        times.append(round(position))  # half to even
+        position += stride
+    schedule = respaced_schedule(1000, sampling_steps)
+    assert schedule.times.tolist() == times
+    before = 1.0
+    for index, time in enumerate(times):
+        bar = bars[time]
+        beta = 1 - bar / before
+        found = [
+            schedule.betas[index],
+            schedule.alpha_bars[index],
+            schedule.alpha_bars_before[index],
+            schedule.posterior_mean_x_0[index],
+            schedule.posterior_mean_x_t[index],
+        ]
+        expected = [
+            beta,
+            bar,
+            before,
+            beta * math.sqrt(before) / (1 - bar),
+            (1 - before) * math.sqrt(1 - beta) / (1 - bar),
+        ]
+        # 1 - beta is down to 1e-5, where it has eleven digits, and alpha_bar multiplies them.
+        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=0)
+        if index:
+            log_variance = math.log(beta * (1 - before) / (1 - bar))
+            assert abs(schedule.posterior_log_variance[index] - log_variance) < 1e-9
+        before = bar
+    assert schedule.posterior_log_variance[0] == schedule.posterior_log_variance[1]
 
 
 @pytest.mark.parametrize("sampling_steps", [2, 25, 100, 1000])
@@ -223,6 +263,41 @@ def test_loss_terms_equal_the_float64_reading(prediction):
     assert (np.abs(terms["mse"] - mse) < mse_error).all()
     assert (np.abs(terms["vb"] - vb) < vb_error).all()
     assert np.median(vb_error / vb) < 0.03  # the bound means something
+
+
+@pytest.mark.parametrize("time", [0, 1, 500, 999])
+def test_learned_variance_lies_between_the_posterior_and_beta(time):
+    interpolation = jnp.asarray([[-1.0, 0.0, 1.0, 3.0]])
+    found = np.asarray(learned_log_variance(interpolation, jnp.asarray([time]), FULL))[0]
+    betas, bars = FULL.betas, FULL.alpha_bars
+    step = max(time, 1)  # the posterior has no variance at step 0 and takes the next one's
+    lower = math.log(betas[step] * (1 - bars[step - 1]) / (1 - bars[step]))
+    upper = math.log(betas[time])
+    expected = [lower, (lower + upper) / 2, upper, 2 * upper - lower]  # it is not clipped
+    np.testing.assert_allclose(found, expected, rtol=0, atol=8 * 11 * EPSILON)
+
+
+def test_first_step_counts_the_bin_around_the_token_and_open_ends():
+    """At t = 0 a perfect mean leaves -log2 of the mass of a bin, or of a half line."""
+    x_0 = jnp.asarray([[0.2], [0.9995], [-0.9995]])
+    time, noise = np.zeros(3, int), np.zeros((3, 1), np.float32)
+    terms = diffusion_loss(
+        jnp.zeros((3, 2)),
+        x_0,
+        corrupt(x_0, time, noise, FULL),
+        time,
+        noise,
+        schedule=FULL,
+        prediction="epsilon",
+    )
+    lower = math.log(FULL.betas[1] * (1 - FULL.alpha_bars[0]) / (1 - FULL.alpha_bars[1]))
+    std = math.exp((lower + math.log(FULL.betas[0])) / 4)
+    upper = reference_cdf(np.float64(1 / 255 / std))
+    expected = -np.log2([2 * upper - 1, upper, upper])
+    # the mean is off by the rounding of x_0, in units of std
+    atol = 16 * EPSILON / std
+    np.testing.assert_allclose(terms["vb"], expected, rtol=0, atol=atol)
+    np.testing.assert_array_equal(terms["mse"], 0.0)
 
 
 def initial_loss() -> dict[str, np.ndarray]:

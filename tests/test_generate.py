@@ -12,7 +12,13 @@ import soundfile
 
 from fasttta_jax.prompts import PromptError, read_prompts, slug
 from fasttta_jax.training.loop import Trainer
-from tests.helpers import CLIP_SAMPLES, SAMPLE_RATE, tiny_student_config, tiny_teacher_config
+from tests.helpers import (
+    CLIP_SAMPLES,
+    SAMPLE_RATE,
+    synthetic_audio,
+    tiny_student_config,
+    tiny_teacher_config,
+)
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +129,10 @@ def test_formats_and_loudness(
     [
         ([], "give --prompt or --prompts"),
         (["--prompt=x", "--num_iterations=0"], "decode.num_iterations is 0; allowed: from 1"),
-        (["--prompt=x", "--num_iterations=9"], "num_iterations is 9; allowed: 1 to the model's 8"),
+        (
+            ["--prompt=x", "--num_iterations=9"],
+            "num_iterations is 9; allowed: 1 to the number of tokens, 8",
+        ),
         (["--prompt=x", "--temperature=-1"], "decode.temperature is -1.0; allowed: 0 or more"),
         (["--prompt=x", "--checkpoint=4"], r"has no step 4; allowed: [3, 6]"),
         (["--prompt=x", "--checkpoint=newest"], "checkpoint is 'newest'; allowed: last, best"),
@@ -131,6 +140,9 @@ def test_formats_and_loudness(
         (["--prompt=x", "--format=aiff"], "<wav|flac|ogg>"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--prompt=x", "--no_such_flag=1"], "no_such_flag"),
+        (["--prompt=x", "--seed=4294967296"], "seeds[0] is 4294967296; allowed: 0 to 4294967295"),
+        (["--prompt=x", "--keep=0-1"], "--audio is missing; --audio and --keep go together"),
+        (["--prompt=x", "--audio=nowhere.wav", "--keep=0-0.2"], "nowhere.wav: missing"),
         (["a dog barks"], "'a dog barks' is not a flag"),
     ],
 )
@@ -141,6 +153,39 @@ def test_bad_input_is_named(
     assert code != 0
     assert message in log
     assert "Traceback" not in log
+
+
+def test_a_sound_is_continued_and_pictured(
+    runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    sound = tmp_path / "sound.wav"
+    audio = synthetic_audio("tone", 0.5, np.random.default_rng(0))
+    soundfile.write(sound, audio, SAMPLE_RATE)
+    arguments = [f"--prompt={PROMPTS[0]}", f"--prompt={PROMPTS[1]}", f"--audio={sound}"]
+    code, log = generate(
+        runs["student"],
+        tmp_path / "out",
+        *arguments,
+        "--keep=0-0.32,0.45-0.64",
+        "--pictures",
+        "--num_iterations=2",
+    )
+    assert code == 0, log
+    row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[1])
+    assert row["settings"]["keep"] == "0-0.32,0.45-0.64"
+    assert row["settings"]["audio"] == str(sound)
+    first, second = sounds(tmp_path / "out")
+    for name in (first, second):
+        stem = name.removesuffix(".wav")
+        for picture in (f"{stem}.png", f"{stem}_decoding.png"):
+            assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+    # Three of the four columns of two tokens are kept: two tokens are left.
+    code, log = generate(
+        runs["student"], tmp_path / "no", *arguments, "--keep=0-0.48", "--num_iterations=3"
+    )
+    assert code != 0
+    assert "num_iterations is 3; allowed: 1 to 2, the tokens left to generate" in log
+    assert not (tmp_path / "no").exists()
 
 
 def test_workdir_without_a_run(tmp_path: pathlib.Path) -> None:

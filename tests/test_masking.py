@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import get_args
 
 import jax
 import numpy as np
@@ -10,6 +11,7 @@ import pytest
 import scipy.stats
 
 from fasttta_jax import masking
+from fasttta_jax.config.run import GuidanceSchedule
 
 LAW = {"minimum": 0.7, "mean": 1.0, "std": 0.25}
 NUM_DRAWS = 100_000
@@ -120,6 +122,9 @@ def test_decode_counts_refuse_empty_iterations(num_iterations):
         masking.decode_counts(256, num_iterations)
 
 
+SCHEDULES = ("constant", "linear", "cosine_up", "cosine_down")
+
+
 def test_linear_guidance_rises_with_the_share_revealed():
     counts = masking.decode_counts(256, 8)
     scales = masking.guidance_scales(counts, 5.0, "linear")
@@ -129,15 +134,61 @@ def test_linear_guidance_rises_with_the_share_revealed():
     assert list(scales) == sorted(scales)
 
 
+def test_linear_guidance_counts_known_tokens_as_revealed():
+    """Where the first iterations are done already, the rest goes on as it would have."""
+    counts = masking.decode_counts(256, 16)
+    known = sum(counts[:7])
+    whole = masking.guidance_scales(counts, 5.0, "linear")
+    rest = masking.guidance_scales(counts[7:], 5.0, "linear", num_known=known)
+    assert rest == whole[7:]
+
+
 def test_constant_guidance_does_not_move():
     assert masking.guidance_scales((1, 2, 3), 5.0, "constant") == (5.0, 5.0, 5.0)
 
 
+@pytest.mark.parametrize("num_iterations", [1, 2, 7, 64])
+@pytest.mark.parametrize("guidance_scale", [0.0, 2.5, 5.0])
+def test_cosine_guidance_is_a_quarter_wave_up_and_its_mirror_image_down(
+    num_iterations, guidance_scale
+):
+    counts = masking.decode_counts(64, num_iterations)
+    up = np.asarray(masking.guidance_scales(counts, guidance_scale, "cosine_up"))
+    down = np.asarray(masking.guidance_scales(counts, guidance_scale, "cosine_down"))
+    shape_up = (up - 1) / (guidance_scale - 1)
+    shape_down = (down - 1) / (guidance_scale - 1)
+    assert len(up) == len(down) == num_iterations
+    for shape in (shape_up, shape_down):
+        assert shape.min() >= -1e-12
+        assert shape.max() <= 1 + 1e-12
+    assert (np.diff(shape_up) > 0).all()
+    assert (np.diff(shape_down) < 0).all()
+    assert up[-1] == guidance_scale
+    assert abs(down[-1] - 1.0) < 1e-12
+    # On the curve from t = 0 to T, the one at t is the other at T - t.
+    np.testing.assert_allclose(shape_up[:-1], shape_down[:-1][::-1], rtol=0, atol=1e-12)
+    np.testing.assert_allclose(shape_up**2 + shape_down**2, 1.0, rtol=1e-12)
+    ends = np.arange(1, num_iterations + 1)
+    published = np.cos(np.pi * ends / (2 * num_iterations))
+    np.testing.assert_allclose(shape_down, published, rtol=0, atol=1e-12)
+
+
+def test_cosine_down_is_the_share_still_masked():
+    counts = masking.decode_counts(256, 16)
+    down = np.asarray(masking.guidance_scales(counts, 2.0, "cosine_down")) - 1
+    linear = np.asarray(masking.guidance_scales(counts, 2.0, "linear")) - 1
+    assert np.abs(down + linear - 1).max() <= 1 / 256  # the mask schedule rounds down
+
+
 def test_scale_one_is_one_under_every_schedule():
-    for schedule in ("constant", "linear"):
+    for schedule in SCHEDULES:
         assert set(masking.guidance_scales((1, 2, 3), 1.0, schedule)) == {1.0}
 
 
+def test_every_schedule_of_the_config_is_known():
+    assert set(SCHEDULES) == set(get_args(GuidanceSchedule))
+
+
 def test_unknown_guidance_schedule_names_the_allowed_ones():
-    with pytest.raises(ValueError, match="'cosine'; allowed: 'constant', 'linear'"):
+    with pytest.raises(ValueError, match="'cosine'; allowed: 'constant', 'linear', 'cosine_up'"):
         masking.guidance_scales((1, 2), 5.0, "cosine")

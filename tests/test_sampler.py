@@ -10,8 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
 from fasttta_jax.diffusion.sampler import ancestral_sample, guide, normal_per_clip
-from fasttta_jax.diffusion.schedule import Schedule, respaced_schedule, training_schedule
+from fasttta_jax.diffusion.schedule import (
+    predicted_x_0,
+    respaced_schedule,
+    training_schedule,
+)
+from fasttta_jax.models.text_to_audio import Teacher
+from tests import helpers
 
 EPSILON = float(np.finfo(np.float32).eps)
 PREDICTIONS = ["epsilon", "v"]
@@ -27,20 +34,25 @@ SHAPE = (3, 4)
 
 
 def reference_chain(
-    schedule: Schedule, prediction: str, temperature: float
+    sampling_steps: int, prediction: str, temperature: float
 ) -> tuple[np.ndarray, float]:
     """The reverse chain in float64 on the sampler's own noise, and a bound on float32 rounding."""
+    steps = np.arange(1001) / 1000
+    signal = np.cos((steps + 0.008) / 1.008 * np.pi / 2) ** 2
+    every_bar = np.cumprod(1 - np.minimum(1 - signal[1:] / signal[:-1], 0.999))
+    times = np.rint(np.linspace(0, 999, sampling_steps)).astype(int)
+    bars = every_bar[times]
+    betas = 1 - bars / np.append(1.0, bars[:-1])
 
     def noise(index: int) -> np.ndarray:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(KEYS)
         return np.float64(normal_per_clip(keys, SHAPE))
 
-    bars = np.cumprod(1 - schedule.betas)
-    x, bound = noise(schedule.num_steps), 0.0
-    for index in reversed(range(schedule.num_steps)):
-        beta, bar = schedule.betas[index], bars[index]
+    x, bound = noise(sampling_steps), 0.0
+    for index in reversed(range(sampling_steps)):
+        beta, bar = betas[index], bars[index]
         before = bars[index - 1] if index else 1.0
-        output = smooth_denoiser(x, schedule.times[index], np)
+        output = smooth_denoiser(x, times[index], np)
         answer, interpolation = np.split(output, 2, axis=-1)
         if prediction == "epsilon":
             from_x, from_answer = 1 / np.sqrt(bar), -np.sqrt(1 / bar - 1)
@@ -52,7 +64,7 @@ def reference_chain(
         smallest = bars[0] if index == 0 else before
         variance = np.log(max(beta * (1 - smallest) / (1 - bar), 1e-300))
         if index == 0:
-            variance = np.log(schedule.betas[1] * (1 - bars[0]) / (1 - bars[1]))
+            variance = np.log(betas[1] * (1 - bars[0]) / (1 - bars[1]))
         share = (interpolation + 1) / 2
         std = np.exp(0.5 * (share * np.log(beta) + (1 - share) * variance))
         injected = temperature * std * noise(index) if index else 0.0
@@ -74,18 +86,20 @@ def smooth_denoiser(x, time, library):
 
 
 @pytest.mark.parametrize("prediction", PREDICTIONS)
-@pytest.mark.parametrize("temperature", [0.0, 0.8, 1.0])
-def test_chain_equals_the_float64_loop(prediction, temperature):
-    schedule = respaced_schedule(1000, 8)
+@pytest.mark.parametrize(
+    ("sampling_steps", "temperature"),
+    [(8, 0.0), (8, 0.8), (25, 1.0), (50, 1.0), (100, 1.0), (250, 1.0)],
+)
+def test_chain_equals_the_float64_loop(prediction, sampling_steps, temperature):
     found = ancestral_sample(
         lambda x, time: smooth_denoiser(x, time, jnp),
         KEYS,
         SHAPE,
-        schedule=schedule,
+        schedule=respaced_schedule(1000, sampling_steps),
         prediction=prediction,
         temperature=temperature,
     )
-    expected, bound = reference_chain(schedule, prediction, temperature)
+    expected, bound = reference_chain(sampling_steps, prediction, temperature)
     assert found.shape == (2, *SHAPE)
     # Predicting noise divides by sqrt(alpha_bar): 20291 at the start. Even so the bound is tight.
     assert bound < (0.05 if prediction == "epsilon" else 1e-3) * np.abs(expected).max()
@@ -145,6 +159,31 @@ def test_temperature_may_be_traced():
     assert not np.array_equal(sample(jnp.float32(0)), sample(jnp.float32(1)))
 
 
+def test_temperature_scales_the_injected_noise_and_nothing_else():
+    schedule = respaced_schedule(1000, 6)
+    cold, half, full = (
+        np.float64(
+            ancestral_sample(
+                lambda x, time: jnp.zeros((*x.shape[:-1], 2 * x.shape[-1])),
+                KEYS,
+                SHAPE,
+                schedule=schedule,
+                prediction="v",
+                temperature=temperature,
+            )
+        )
+        for temperature in (0.0, 0.5, 1.0)
+    )
+    # A head that answers zero makes the chain linear: what is left at 0 is the start's own noise.
+    keys = jax.vmap(lambda key: jax.random.fold_in(key, schedule.num_steps))(KEYS)
+    on_x = schedule.posterior_mean_x_0 * np.sqrt(schedule.alpha_bars) + schedule.posterior_mean_x_t
+    start = np.prod(on_x) * np.float64(normal_per_clip(keys, SHAPE))
+    np.testing.assert_allclose(cold, start, rtol=8 * 6 * EPSILON)
+    tolerance = 8 * 6 * EPSILON * np.abs(full).max()
+    np.testing.assert_allclose(half, (cold + full) / 2, rtol=0, atol=tolerance)
+    assert np.abs(full - cold).min() > tolerance
+
+
 def test_noise_of_a_clip_depends_on_its_key_and_its_place_alone():
     noise = np.asarray(normal_per_clip(KEYS, (5, 4)))
     np.testing.assert_array_equal(normal_per_clip(KEYS[1:], (5, 4))[0], noise[1])
@@ -182,3 +221,45 @@ def test_guidance_scale_zero_and_one_are_the_two_branches():
     np.testing.assert_array_equal(zero[:, :4], unconditional[:, :4])
     one = guide(conditional, unconditional, jnp.float32(1.0))
     np.testing.assert_allclose(one, conditional, rtol=0, atol=4 * 4 * EPSILON)
+
+
+def test_one_trajectory_equals_the_doubled_batch():
+    """MAR carries both branches through the chain; the second half's own state is never read."""
+    run = helpers.tiny_teacher_config("unused")
+    teacher = Teacher(run.model, helpers.tiny_text_encoder(), run.diffusion)
+    params = helpers.random_params(jax.eval_shape(teacher.init, jax.random.key(0)), scale=0.2)
+    conditional, unconditional = normal(0, 2, 3, 32), normal(1, 2, 3, 32)
+    channels, scale = helpers.TOKEN_DIM, 3.0
+    found = teacher.sample_tokens(
+        params,
+        jnp.asarray(conditional),
+        jnp.asarray(unconditional),
+        jnp.float32(scale),
+        KEYS,
+        jnp.float32(1.0),
+    )
+
+    schedule = respaced_schedule(run.diffusion.num_steps, run.diffusion.sampling_steps)
+    hidden = np.concatenate([conditional, unconditional])
+    denoise = jax.jit(teacher.denoise)
+
+    def noise(index: int) -> np.ndarray:
+        keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(KEYS)
+        return np.asarray(normal_per_clip(keys, (3, channels)))
+
+    x = np.concatenate([noise(schedule.num_steps)] * 2)
+    for index in reversed(range(schedule.num_steps)):
+        time = np.full(x.shape[:2], index)
+        shared = np.concatenate([x[:2], x[:2]])
+        output = np.asarray(denoise(params, shared, schedule.times[time], hidden))
+        with_text, without_text = np.split(output[..., :channels], 2)
+        guided = without_text + scale * (with_text - without_text)
+        answer = np.concatenate([guided, guided])
+        x_0 = predicted_x_0(jnp.asarray(x), time, answer, schedule, "v")
+        mean = posterior_mean(x_0, jnp.asarray(x), time, schedule)
+        log_variance = learned_log_variance(output[..., channels:], time, schedule)
+        drawn = np.concatenate([noise(index), normal(index, 2, 3, channels)]) if index else 0.0
+        x = np.asarray(mean + jnp.exp(0.5 * log_variance) * drawn)
+    size = np.abs(found).max()
+    np.testing.assert_allclose(found, x[:2], rtol=0, atol=64 * 4 * EPSILON * size)
+    assert np.abs(x[2:] - x[:2]).max() > 0.01 * size

@@ -1,4 +1,4 @@
-"""Pictures of sounds and of runs, as the bytes of PNG files: mel spectrograms and curves.
+"""Pictures of sounds and of runs, as the bytes of PNG files: mel spectrograms, strips, curves.
 
 Every mel picture has the same scale, 0 to -80 decibels against a full-scale sine, so two of them
 can be compared by eye. The same input gives the same bytes.
@@ -8,14 +8,17 @@ from __future__ import annotations
 
 import io
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import librosa
 import matplotlib.ticker
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 LOWEST_DB = -80.0
 NUM_MELS = 80
@@ -26,6 +29,10 @@ SMOOTH_FROM = 100
 MARKERS_UNTIL = 30
 """Curves of at most this many points show every point, also one that stands between two gaps."""
 
+MASKED, REVEALED, KNOWN = range(3)
+"""What a cell of a token grid may be."""
+
+_CELLS = {"masked": "#d5d9de", "revealed": "#d9622b", "given": "#3b6fd4"}  # in that order
 _LINE_COLOURS = ("#3b6fd4", "#d9622b", "#2a9d74", "#9656b8", "#c2994b", "#5a6472")  # distinct hues
 
 
@@ -45,35 +52,71 @@ def mel_picture(
     Raises:
       ValueError: `audio` is not one finite, non-empty waveform.
     """
-    audio = np.asarray(audio, np.float32)
-    if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
-        raise ValueError(
-            f"audio has shape {audio.shape} and {int((~np.isfinite(audio)).sum())} non-finite "
-            "samples; expected one finite waveform [samples]"
-        )
-    decibels = _mel_decibels(audio, sample_rate)
     figure, axes = _figure(3.6, 2.0)
-    axes.imshow(
-        decibels,
-        origin="lower",
-        aspect="auto",
-        cmap="magma",
-        vmin=LOWEST_DB,
-        vmax=0.0,
-        interpolation="nearest",
-        extent=(0.0, audio.size / sample_rate, 0.0, NUM_MELS),
-    )
-    # Band i is centred on edge i + 1 of the mel grid, and drawn from i to i + 1.
-    edges = librosa.mel_frequencies(NUM_MELS + 2, fmin=0.0, fmax=sample_rate / 2)
-    shown = [tick for tick in FREQUENCY_TICKS if tick <= edges[-2]]
-    positions = np.interp(shown, edges, np.arange(NUM_MELS + 2) - 0.5)
-    axes.set_yticks(
-        positions, [f"{tick / 1000:g}k" if tick >= 1000 else str(tick) for tick in shown]
-    )
-    axes.set_xlabel("time (s)")
-    axes.set_ylabel("frequency (Hz)")
+    _draw_mel(axes, audio, sample_rate)
     if title:
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)
+    return _png(figure)
+
+
+class Frame(NamedTuple):
+    """One moment of decoding.
+
+    Attributes:
+      title: a line above the frame.
+      audio: the sound so far, in [-1, 1].
+      cells: MASKED, REVEALED or KNOWN for every token, by place in its column and column in time.
+    """
+
+    title: str
+    audio: Float[np.ndarray, " S"]
+    cells: Int[np.ndarray, "G P"]
+
+
+def film_strip(frames: Sequence[Frame], sample_rate: int, title: str | None = None) -> bytes:
+    """Moments of decoding side by side as a PNG: the token grid above, the mel spectrogram below.
+
+    Args:
+      frames: from left to right.
+      sample_rate: samples per second.
+      title: a line above the strip.
+
+    Raises:
+      ValueError: there are no frames, or a sound is not one finite, non-empty waveform.
+    """
+    if not frames:
+        raise ValueError("frames is empty; expected at least one")
+    figure = Figure(figsize=(0.6 + 1.7 * len(frames), 2.6), dpi=120, layout="constrained")
+    FigureCanvasAgg(figure)
+    panels = figure.subplots(
+        2, len(frames), sharey="row", squeeze=False, gridspec_kw={"height_ratios": (1, 6)}
+    )
+    for index, (frame, grid, mel) in enumerate(zip(frames, *panels, strict=True)):
+        grid.imshow(
+            frame.cells,
+            origin="lower",
+            aspect="auto",
+            cmap=ListedColormap(list(_CELLS.values())),
+            vmin=MASKED,
+            vmax=KNOWN,
+            interpolation="nearest",
+        )
+        grid.set_axis_off()
+        grid.set_title(frame.title, fontsize=8)
+        _style(mel)
+        _draw_mel(mel, frame.audio, sample_rate)
+        if index:
+            mel.set_ylabel("")
+            mel.tick_params(labelleft=False)
+    found = {int(cell) for frame in frames for cell in np.unique(frame.cells)}
+    patches = [
+        Patch(color=colour, label=name)
+        for cell, (name, colour) in enumerate(_CELLS.items())
+        if cell in found
+    ]
+    figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
+    if title:
+        figure.suptitle(title, fontsize=9, parse_math=False)
     return _png(figure)
 
 
@@ -131,10 +174,38 @@ def curves_picture(
     axes.set_xlabel(x_label)
     axes.set_ylabel(y_label)
     if title:
-        axes.set_title(title, fontsize=9)
+        axes.set_title(title, fontsize=9, parse_math=False)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
     return _png(figure)
+
+
+def _draw_mel(axes: Axes, audio: Float[np.ndarray, " S"], sample_rate: int) -> None:
+    audio = np.asarray(audio, np.float32)
+    if audio.ndim != 1 or audio.size == 0 or not np.isfinite(audio).all():
+        raise ValueError(
+            f"audio has shape {audio.shape} and {int((~np.isfinite(audio)).sum())} non-finite "
+            "samples; expected one finite waveform [samples]"
+        )
+    axes.imshow(
+        _mel_decibels(audio, sample_rate),
+        origin="lower",
+        aspect="auto",
+        cmap="magma",
+        vmin=LOWEST_DB,
+        vmax=0.0,
+        interpolation="nearest",
+        extent=(0.0, audio.size / sample_rate, 0.0, NUM_MELS),
+    )
+    # Band i is centred on edge i + 1 of the mel grid, and drawn from i to i + 1.
+    edges = librosa.mel_frequencies(NUM_MELS + 2, fmin=0.0, fmax=sample_rate / 2)
+    shown = [tick for tick in FREQUENCY_TICKS if tick <= edges[-2]]
+    positions = np.interp(shown, edges, np.arange(NUM_MELS + 2) - 0.5)
+    axes.set_yticks(
+        positions, [f"{tick / 1000:g}k" if tick >= 1000 else str(tick) for tick in shown]
+    )
+    axes.set_xlabel("time (s)")
+    axes.set_ylabel("frequency (Hz)")
 
 
 def _mel_decibels(audio: np.ndarray, sample_rate: int) -> Float[np.ndarray, "F T"]:
@@ -169,10 +240,14 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
+    _style(axes)
+    return figure, axes
+
+
+def _style(axes: Axes) -> None:
     axes.tick_params(labelsize=7, color="#8a929c")
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
-    return figure, axes
 
 
 def _png(figure: Figure) -> bytes:
