@@ -12,6 +12,9 @@ example:
     yard/dog.mp3,"barking, then silence",dog
     rain.flac,heavy rain on a tin roof,rain
 
+--without_captions makes data for unconditional pre-training: captions are left out and need not be
+there; without a table every audio file below --audio_dir is taken.
+
 Without a split column, a hash of --seed and the file name decides, so rows added later move no
 other file. A file is decoded to mono at one sample rate, levelled as in AudioLDM, and cut into
 equal consecutive pieces ("rain.flac#0", "rain.flac#1", ...) if it is longer than --max_seconds.
@@ -58,6 +61,7 @@ class Settings:
     test_fraction: float
     seed: int
     level: bool
+    with_captions: bool
 
     def __post_init__(self) -> None:
         evaluation = self.validation_fraction + self.test_fraction
@@ -87,8 +91,9 @@ def build(
     seed: int = 0,
     workers: int = 2,
     level: bool = True,
+    with_captions: bool = True,
     max_skipped_fraction: float = 0.1,
-    description: str = "Audio files with captions.",
+    description: str = "Audio files of a folder.",
 ) -> pathlib.Path:
     """Turns a folder into a dataset under `out/name/1.0.0` and returns that folder.
 
@@ -109,6 +114,8 @@ def build(
       workers: threads that decode; the result does not depend on it.
       level: remove the mean and scale the peak to 0.5; otherwise only peaks beyond full scale are
         brought down to it.
+      with_captions: False keeps no captions, and takes all audio below `audio_dir` where there is
+        no table.
       max_skipped_fraction: largest share of files that may be skipped.
       description: what the clips are and where they come from.
 
@@ -124,14 +131,24 @@ def build(
     if not 0 <= max_skipped_fraction <= 1:
         raise ValueError(f"max_skipped_fraction is {max_skipped_fraction}; allowed: 0 to 1")
     settings = Settings(
-        sample_rate, min_seconds, max_seconds, validation_fraction, test_fraction, seed, level
+        sample_rate=sample_rate,
+        min_seconds=min_seconds,
+        max_seconds=max_seconds,
+        validation_fraction=validation_fraction,
+        test_fraction=test_fraction,
+        seed=seed,
+        level=level,
+        with_captions=with_captions,
     )
     audio_dir = pathlib.Path(audio_dir)
-    table = metadata_lib.find(audio_dir) if metadata is None else pathlib.Path(metadata)
-    entries, left_out = metadata_lib.read(table, audio_dir)
+    table = _table(audio_dir, metadata, with_captions)
+    if table is None:
+        entries, left_out = metadata_lib.find_audio(audio_dir), []
+    else:
+        entries, left_out = metadata_lib.read(table, audio_dir, with_captions=with_captions)
     made_from = {
         **dataclasses.asdict(settings),
-        "metadata_sha256": hashlib.sha256(table.read_bytes()).hexdigest(),
+        "metadata_sha256": hashlib.sha256(table.read_bytes()).hexdigest() if table else None,
         "files_sha256": _sizes_sha256(entries, audio_dir),
     }
     folder = pathlib.Path(out) / name / "1.0.0"
@@ -173,7 +190,7 @@ def build(
         if len(skipped) > max_skipped_fraction * len(entries):
             raise ValueError(
                 f"{len(skipped)} of {len(entries)} files cannot be used, but max_skipped_fraction "
-                f"is {max_skipped_fraction:g}; mend the files or {table}, or raise the limit\n"
+                f"is {max_skipped_fraction:g}; mend {table or 'the files'}, or raise the limit\n"
                 f"{report(skipped, left_out)}"
             )
         with open(folder / "skipped.jsonl", "w", encoding="utf-8") as file:
@@ -229,11 +246,22 @@ def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
     return "".join(line + "\n" for line in lines)
 
 
+def _table(
+    audio_dir: pathlib.Path, metadata: str | os.PathLike[str] | None, with_captions: bool
+) -> pathlib.Path | None:
+    """The table that is asked for or found; None where none is needed and none is there."""
+    if metadata is not None:
+        return pathlib.Path(metadata)
+    if not with_captions and not any((audio_dir / name).is_file() for name in metadata_lib.NAMES):
+        return None
+    return metadata_lib.find(audio_dir)
+
+
 def _pieces(
     entry: Entry, audio_dir: pathlib.Path, settings: Settings
 ) -> Sequence[np.ndarray] | Skipped:
     """The waveform of a file, decoded, levelled and cut, or why there is none."""
-    if not entry.captions:
+    if settings.with_captions and not entry.captions:
         return Skipped(
             entry.file, "no caption", f"all of its captions are blank, line {entry.line}"
         )
@@ -323,6 +351,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
         action=argparse.BooleanOptionalAction,
         default=True,
         help="remove the mean and scale the peak to 0.5; --no-level keeps the levels of the files",
+    )
+    add(
+        "--without_captions",
+        dest="with_captions",
+        action="store_false",
+        help="keep no captions; all audio below --audio_dir where there is no table",
     )
     add(
         "--max_skipped_fraction",

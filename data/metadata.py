@@ -1,5 +1,7 @@
 """Tables of captions: `metadata.csv` and `metadata.jsonl` read, checked and gathered by file.
 
+Audio without captions needs no table; one that is there may still give splits and events.
+
 In UTF-8, with one row per caption or per file:
 
     file      the audio file, relative to the audio folder (or: file_name, path, audio)
@@ -17,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import json
 import os
 import pathlib
@@ -28,6 +31,7 @@ from data import builder
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file", "file_name", "path", "audio")
 CAPTION_COLUMNS = ("caption", "captions")
+AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 SPLIT_NAMES = {split: split for split in builder.SPLITS} | dict.fromkeys(
     ("val", "valid", "dev", "eval"), "validation"
 )
@@ -39,9 +43,10 @@ class Entry:
 
     Attributes:
       file: its name relative to the audio folder, with "/".
-      line: where the table first names it.
+      line: where the table first names it; 0 without a table.
       split: as given, or None without a split column.
-      captions: distinct and not blank, in the order of the table; empty if all of them are blank.
+      captions: distinct and not blank, in the order of the table; empty if all of them are blank
+        or none were asked for.
       events: distinct names, in the order of the table.
       columns: further columns; a list of the distinct values where rows disagree.
     """
@@ -75,19 +80,46 @@ def find(audio_dir: pathlib.Path) -> pathlib.Path:
     found = [audio_dir / name for name in NAMES if (audio_dir / name).is_file()]
     if not found:
         raise FileNotFoundError(
-            f"{audio_dir}: holds neither {' nor '.join(NAMES)}; name another table with --metadata"
+            f"{audio_dir}: holds neither {' nor '.join(NAMES)}; name another table with "
+            "--metadata, or give --without_captions to take all audio below the folder"
         )
     if len(found) > 1:
         raise ValueError(f"{audio_dir}: holds {' and '.join(NAMES)}; choose one with --metadata")
     return found[0]
 
 
-def read(table: pathlib.Path, audio_dir: pathlib.Path) -> tuple[list[Entry], list[Skipped]]:
+def find_audio(audio_dir: pathlib.Path) -> list[Entry]:
+    """Every audio file below `audio_dir`, by suffix, sorted by name; hidden files are not taken.
+
+    Raises:
+      FileNotFoundError: there is no such folder, or no audio in it.
+    """
+    if not audio_dir.is_dir():
+        raise FileNotFoundError(f"{audio_dir}: there is no such folder of audio")
+    found = [
+        path.relative_to(audio_dir)
+        for path in audio_dir.rglob("*")
+        if path.suffix.lower() in AUDIO_SUFFIXES and path.is_file()
+    ]
+    names = sorted(
+        path.as_posix() for path in found if not any(part.startswith(".") for part in path.parts)
+    )
+    if not names:
+        raise FileNotFoundError(
+            f"{audio_dir}: no audio found in it or below; looked for {', '.join(AUDIO_SUFFIXES)}"
+        )
+    return [Entry(name, line=0, split=None) for name in names]
+
+
+def read(
+    table: pathlib.Path, audio_dir: pathlib.Path, *, with_captions: bool = True
+) -> tuple[list[Entry], list[Skipped]]:
     """Reads and checks a table.
 
     Args:
       table: a .csv or .jsonl file.
       audio_dir: folder that the files in it are relative to.
+      with_captions: False reads no captions; the column may be missing then.
 
     Returns:
       The files in the order of the table, and the captions left out: blank and repeated ones.
@@ -96,14 +128,20 @@ def read(table: pathlib.Path, audio_dir: pathlib.Path) -> tuple[list[Entry], lis
       ValueError: the table is malformed; the message names the line, the value and what is allowed.
       OSError: the table cannot be read.
     """
-    readers = {".csv": _csv_records, ".jsonl": _jsonl_records}
+    required = (FILE_COLUMNS, CAPTION_COLUMNS) if with_captions else (FILE_COLUMNS,)
+    readers = {
+        ".csv": functools.partial(_csv_records, required=required),
+        ".jsonl": _jsonl_records,
+    }
     if table.suffix not in readers:
         raise ValueError(f"{table}: ends in {table.suffix!r}; allowed: {', '.join(readers)}")
     entries: dict[str, Entry] = {}
     left_out: list[Skipped] = []
     try:
         for line, record in readers[table.suffix](table):
-            left_out += _add(entries, f"{table}:{line}", line, record, audio_dir)
+            left_out += _add(
+                entries, f"{table}:{line}", line, record, audio_dir, with_captions=with_captions
+            )
     except UnicodeDecodeError as error:
         raise ValueError(f"{table}: is not UTF-8 text: {error}") from error
     if not entries:
@@ -115,13 +153,15 @@ def read(table: pathlib.Path, audio_dir: pathlib.Path) -> tuple[list[Entry], lis
     return list(entries.values()), left_out
 
 
-def _csv_records(table: pathlib.Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def _csv_records(
+    table: pathlib.Path, required: Sequence[Sequence[str]]
+) -> Iterator[tuple[int, dict[str, Any]]]:
     with open(table, encoding="utf-8-sig", newline="") as file:
         reader = csv.reader(file, strict=True)
         try:
             header = [column.strip() for column in next(reader, [])]
-            _pick(f"{table}:1", header, FILE_COLUMNS)
-            _pick(f"{table}:1", header, CAPTION_COLUMNS)
+            for allowed in required:
+                _pick(f"{table}:1", header, allowed)
             for values in reader:
                 if not values:
                     continue
@@ -156,10 +196,15 @@ def _add(
     line: int,
     record: Mapping[str, Any],
     audio_dir: pathlib.Path,
+    *,
+    with_captions: bool,
 ) -> list[Skipped]:
     """Puts one row into `entries` and returns the captions it left out."""
     file_column = _pick(where, record, FILE_COLUMNS)
-    caption_column = _pick(where, record, CAPTION_COLUMNS)
+    captions: list[str] = []
+    if with_captions:
+        caption_column = _pick(where, record, CAPTION_COLUMNS)
+        captions = _texts(where, caption_column, record[caption_column])
     file = _inside(where, file_column, record[file_column], audio_dir)
     split = _split(where, record.get("split"))
     entry = entries.setdefault(file, Entry(file, line, split))
@@ -168,7 +213,7 @@ def _add(
             f"{where}: split of {file!r} is {split!r}, but {entry.split!r} on line {entry.line}"
         )
     left_out = []
-    for caption in map(str.strip, _texts(where, caption_column, record[caption_column])):
+    for caption in map(str.strip, captions):
         if not caption:
             left_out.append(Skipped(file, "blank caption", f"line {line}"))
         elif caption in entry.captions:
@@ -181,7 +226,7 @@ def _add(
         if event and event not in entry.events:
             entry.events.append(event)
     for column, value in record.items():
-        if column not in (file_column, caption_column, "split", "events"):
+        if column not in (file_column, *CAPTION_COLUMNS, "split", "events"):
             known = entry.columns.setdefault(column, value)
             values = known if isinstance(known, list) else [known]
             if value != known and value not in values:
@@ -193,9 +238,11 @@ def _pick(where: str, columns: Iterable[str], allowed: Sequence[str]) -> str:
     """The one of `columns` that is among `allowed`."""
     found = [column for column in columns if column in allowed]
     if len(found) != 1:
+        is_plain = allowed is CAPTION_COLUMNS and not found
+        hint = "; for audio without captions give --without_captions" if is_plain else ""
         raise ValueError(
             f"{where}: needs exactly one of the columns {', '.join(allowed)}; "
-            f"found the columns: {', '.join(columns) or 'none'}"
+            f"found the columns: {', '.join(columns) or 'none'}{hint}"
         )
     return found[0]
 

@@ -126,6 +126,7 @@ def _settings(**changes) -> folder.Settings:
         "test_fraction": 0.1,
         "seed": 0,
         "level": True,
+        "with_captions": True,
     }
     return folder.Settings(**{**values, **changes})
 
@@ -160,6 +161,35 @@ def test_added_rows_move_no_other_file(tmp_path):
         where.append({id: split for split, clips in contents(dataset).items() for id in clips})
     assert len(where[1]) == 30
     assert where[0].items() <= where[1].items()
+
+
+def test_audio_without_captions_needs_no_table(tmp_path):
+    files = [f"{'sub/' if index % 2 else ''}{index:02d}.wav" for index in range(24)]
+    audio_dir = make(tmp_path / "audio", *files)
+    fractions = {"validation_fraction": 0.2, "test_fraction": 0.2}
+    one, other = (
+        folder.build(audio_dir, tmp_path, name=name, with_captions=False, **fractions)
+        for name in ("one", "other")
+    )
+    found = contents(one)
+    np.testing.assert_equal(found, contents(other))
+    expected = {file: folder.assign_split(file, _settings(**fractions)) for file in files}
+    assert {clip: split for split, clips in found.items() for clip in clips} == expected
+    for clips in found.values():
+        assert list(clips) == sorted(clips)
+        assert all(clip["captions"] == [] for clip in clips.values())
+
+    rows = ({"file": file, "caption": "x", "split": "train", "events": "dog"} for file in files[:2])
+    write_jsonl(audio_dir / "metadata.jsonl", *rows)
+    with pytest.raises(ValueError, match="metadata_sha256 is None there"):
+        folder.build(audio_dir, tmp_path, name="one", with_captions=False, **fractions)
+    table = contents(folder.build(audio_dir, tmp_path, name="table", with_captions=False))
+    assert table["train"].keys() == set(files[:2])
+    for clip in table["train"].values():
+        assert clip["captions"] == []
+        assert clip["labels"] == {"columns": {}, "events": ["dog"]}
+    with pytest.raises(ValueError, match="with_captions is False there and True here"):
+        folder.build(audio_dir, tmp_path, name="table")
 
 
 def test_long_clips_are_cut_into_pieces_that_join_again(tmp_path):
@@ -316,7 +346,9 @@ def test_command_line(tmp_path):
     command += ["--out", str(tmp_path), "--name", "sounds", "--no-level"]
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode == 1
-    assert run.stderr.strip().splitlines()[-1].startswith(f"error: {audio_dir}: holds neither")
+    message = run.stderr.strip().splitlines()[-1]
+    assert message.startswith(f"error: {audio_dir}: holds neither")
+    assert "--without_captions" in message
     (audio_dir / "metadata.csv").write_text("file,caption,split\na.wav,x,train\n")
     run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr

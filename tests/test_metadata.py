@@ -94,3 +94,37 @@ def test_splits_have_aliases(tmp_path, given, split):
     table = tmp_path / "metadata.csv"
     table.write_text(f"file,caption,split\na,b,{given}\n")
     assert metadata_lib.read(table, tmp_path)[0][0].split == split
+
+
+@pytest.mark.parametrize("text", ["file\n./b.wav\na.wav\n", "file,caption\nb.wav,x\na.wav, \n"])
+def test_without_captions_the_column_is_optional_and_not_kept(tmp_path, text):
+    table = tmp_path / "metadata.csv"
+    table.write_text(text)
+    entries, left_out = metadata_lib.read(table, tmp_path, with_captions=False)
+    assert entries == [metadata_lib.Entry("b.wav", 2, None), metadata_lib.Entry("a.wav", 3, None)]
+    assert not left_out
+
+
+@pytest.mark.parametrize(("suffix", "text"), [("csv", "file\na\n"), ("jsonl", '{"file": "a"}\n')])
+def test_a_missing_caption_column_names_the_flag(tmp_path, suffix, text):
+    table = tmp_path / f"metadata.{suffix}"
+    table.write_text(text)
+    with pytest.raises(ValueError, match=r"caption, captions.*give --without_captions"):
+        metadata_lib.read(table, tmp_path)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"neither .*give --without_captions"):
+        metadata_lib.find(tmp_path / "empty")
+
+
+def test_all_audio_below_a_folder_is_found_in_order(tmp_path):
+    for name in ("b.WAV", "sub/a.flac", "a.mp3", "notes.txt", "._a.wav", ".cache/c.wav"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "folder.wav").mkdir()
+    found = metadata_lib.find_audio(tmp_path)
+    assert [entry.file for entry in found] == ["a.mp3", "b.WAV", "sub/a.flac"]
+    assert all(entry.split is None and not entry.captions for entry in found)
+    with pytest.raises(FileNotFoundError, match=r"no audio found .* \.wav"):
+        metadata_lib.find_audio(tmp_path / "folder.wav")
+    with pytest.raises(FileNotFoundError, match="no such folder"):
+        metadata_lib.find_audio(tmp_path / "nowhere")
