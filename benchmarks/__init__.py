@@ -1,0 +1,1 @@
+"""Speed, memory and operations of the compiled programs; see README.md."""

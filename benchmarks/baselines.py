@@ -1,0 +1,239 @@
+"""What the sampler and the training step are measured against.
+
+* Full length: no gathering. The encoder reads all N positions with the masked ones hidden as keys,
+  and the last block answers everywhere. Same tokens and losses, more operations.
+* Host loop: Python drives the iterations and every step of the diffusion chain, each a jitted
+  program of its own, as eager implementations do. Same tokens and operations, more dispatches.
+
+Dimensions: B clips, N tokens, C channels, D width, Q tokens revealed at once (padded).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Array, Float, Int
+
+from benchmarks.measure import Program
+from fasttta_jax.config import DecodeConfig
+from fasttta_jax.decode import DecodeState, Segment, plan_segments
+from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
+from fasttta_jax.diffusion.sampler import guide, normal_per_clip
+from fasttta_jax.diffusion.schedule import predicted_x_0, respaced_schedule
+from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
+from fasttta_jax.models.mar import unconditional
+from fasttta_jax.models.text_to_audio import Student, Teacher, TextToAudio
+from fasttta_jax.text.base import TextBatch
+from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
+
+
+class _FullLength(TextToAudio):
+    """Ignores the bound on visible tokens, and computes all states before it picks some."""
+
+    def hidden(
+        self,
+        params: Params,
+        tokens: Tokens,
+        masked: Masked,
+        conditioning: Conditioning,
+        *,
+        num_visible: int | None = None,
+        positions: Int[Array, "B Q"] | None = None,
+        dropout_key: Key | None = None,
+    ) -> Hidden:
+        del num_visible
+        states = super().hidden(params, tokens, masked, conditioning, dropout_key=dropout_key)
+        if positions is None:
+            return states
+        return jnp.take_along_axis(states, positions[..., None], axis=1)
+
+
+class FullLengthTeacher(_FullLength, Teacher):
+    """A teacher that decodes and trains without gathering the visible tokens."""
+
+
+class FullLengthStudent(_FullLength, Student):
+    """A student that decodes and trains without gathering the visible tokens."""
+
+
+def full_length_teacher(model: Teacher) -> FullLengthTeacher:
+    """The same teacher, with the same parameters, over all positions."""
+    return FullLengthTeacher(model.config, model.text, model.diffusion)
+
+
+def full_length(model: Teacher | Student) -> FullLengthTeacher | FullLengthStudent:
+    """The same system, with the same parameters, over all positions."""
+    if isinstance(model, Teacher):
+        return full_length_teacher(model)
+    return FullLengthStudent(model.config, model.text)
+
+
+class HostLoop:
+    """`decode.parallel_decode` driven from Python, with the same segments, keys and result.
+
+    Args:
+      model: teacher or student.
+      config: iterations, guidance, temperature.
+    """
+
+    def __init__(self, model: Teacher | Student, config: DecodeConfig) -> None:
+        num_tokens = model.config.num_tokens
+        counts = decode_counts(num_tokens, config.num_iterations)
+        self._model = model
+        self._config = config
+        self._guided = config.guidance_scale != 1.0
+        self._segments = plan_segments(counts, config.max_segments)
+        self._scales = np.asarray(
+            guidance_scales(counts, config.guidance_scale, config.guidance_schedule), np.float32
+        )
+        self._programs: dict[tuple[str, int], Program] = {}
+
+    @property
+    def programs(self) -> tuple[Program, ...]:
+        """Everything that has been compiled so far."""
+        return tuple(self._programs.values())
+
+    def __call__(self, params: Params, text: TextBatch, keys: Key) -> Tokens:
+        """Tokens, float32 [B, N, C]; `keys` is one a clip."""
+        conditioning, order, state = self._run(self._begin, 0, params, text, keys)
+        for segment in self._segments:
+            for index, start in enumerate(segment.starts):
+                iteration = segment.first + index
+                places = np.int32(start), np.int32(segment.counts[index])
+                positions, hidden = self._run(
+                    functools.partial(self._read, segment),
+                    segment.first,
+                    *(params, conditioning, order, state, *places),
+                )
+                new = self._sample(params, hidden, keys, iteration, segment.num_revealed)
+                state = self._run(self._write, segment.num_revealed, state, positions, new)
+        return state.tokens
+
+    def _run(self, function: Callable[..., Any], size: int, *arguments: Any) -> Any:
+        name = getattr(function, "func", function).__name__
+        program = self._programs.get((name, size))
+        if program is None:
+            program = self._programs[name, size] = Program(function)
+        return program(*arguments)
+
+    def _double(self, x: jax.Array) -> jax.Array:
+        return jnp.concatenate([x, x]) if self._guided else x
+
+    def _begin(
+        self, params: Params, text: TextBatch, keys: Key
+    ) -> tuple[Conditioning, Int[Array, "B N"], DecodeState]:
+        model, shape = self._model, (keys.shape[0], self._model.config.num_tokens)
+        conditioning = model.condition(params, text)
+        if self._guided:
+            empty = unconditional(conditioning)
+            conditioning = jax.tree.map(lambda *both: jnp.concatenate(both), conditioning, empty)
+        order_keys = jax.vmap(lambda one: jax.random.fold_in(one, self._config.num_iterations))(
+            keys
+        )
+        tokens = jnp.zeros((*shape, model.config.token_dim), jnp.float32)
+        state = DecodeState(tokens, jnp.ones(shape, jnp.bool_))
+        return conditioning, sample_orders(order_keys, shape[1]), state
+
+    def _read(
+        self,
+        segment: Segment,
+        params: Params,
+        conditioning: Conditioning,
+        order: Int[Array, "B N"],
+        state: DecodeState,
+        start: jax.Array,
+        count: jax.Array,
+    ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q D"]]:
+        """Positions to reveal, N where padded, and the backbone's states there."""
+        width, num_tokens = segment.num_revealed, order.shape[1]
+        padded = jnp.pad(order, ((0, 0), (0, width)), constant_values=num_tokens)
+        chosen = jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
+        positions = jnp.where((jnp.arange(width) < count)[None], chosen, num_tokens)
+        hidden = self._model.hidden(
+            params,
+            self._double(state.tokens),
+            self._double(state.masked),
+            conditioning,
+            num_visible=segment.num_visible,
+            positions=self._double(jnp.minimum(positions, num_tokens - 1)),
+        )
+        return positions, hidden
+
+    def _write(
+        self, state: DecodeState, positions: Int[Array, "B Q"], new: Float[Array, "B Q C"]
+    ) -> DecodeState:
+        rows = jnp.arange(positions.shape[0])[:, None]
+        return DecodeState(
+            state.tokens.at[rows, positions].set(new.astype(jnp.float32), mode="drop"),
+            state.masked.at[rows, positions].set(False, mode="drop"),
+        )
+
+    def _sample(
+        self, params: Params, hidden: Float[Array, "B Q D"], keys: Key, iteration: int, width: int
+    ) -> Float[Array, "B Q C"]:
+        scale, number = self._scales[iteration], np.int32(iteration)
+        if isinstance(self._model, Student):
+            return self._run(self._draw, width, params, hidden, keys, number, scale)
+        keys, x_t = self._run(functools.partial(self._start_chain, width), width, keys, number)
+        for index in reversed(range(self._model.diffusion.sampling_steps)):
+            step = np.int32(index)
+            x_t = self._run(self._denoise, width, params, hidden, x_t, keys, step, scale)
+        return x_t
+
+    def _halves(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+        """States with text and without, the latter only under guidance."""
+        if not self._guided:
+            return hidden, None
+        with_text, without = jnp.split(hidden, 2)
+        return with_text, without
+
+    def _draw(
+        self, params: Params, hidden: jax.Array, keys: Key, iteration: jax.Array, scale: jax.Array
+    ) -> Float[Array, "B Q C"]:
+        """The student's tokens, in one program."""
+        keys = jax.vmap(lambda one: jax.random.fold_in(one, iteration))(keys)
+        temperature = jnp.float32(self._config.temperature)
+        return self._model.sample_tokens(params, *self._halves(hidden), scale, keys, temperature)
+
+    def _start_chain(
+        self, width: int, keys: Key, iteration: jax.Array
+    ) -> tuple[Key, Float[Array, "B Q C"]]:
+        """Keys of this iteration and the noise that its chain starts from."""
+        assert isinstance(self._model, Teacher)
+        keys = jax.vmap(lambda one: jax.random.fold_in(one, iteration))(keys)
+        last = self._model.diffusion.sampling_steps
+        start_keys = jax.vmap(lambda one: jax.random.fold_in(one, last))(keys)
+        return keys, normal_per_clip(start_keys, (width, self._model.config.token_dim))
+
+    def _denoise(
+        self,
+        params: Params,
+        hidden: jax.Array,
+        x_t: Float[Array, "B Q C"],
+        keys: Key,
+        index: jax.Array,
+        scale: jax.Array,
+    ) -> Float[Array, "B Q C"]:
+        """One step of the teacher's chain, as a program of its own."""
+        model = self._model
+        assert isinstance(model, Teacher)
+        diffusion = model.diffusion
+        schedule = respaced_schedule(diffusion.num_steps, diffusion.sampling_steps)
+        time = jnp.broadcast_to(index, x_t.shape[:-1])
+        original = jnp.asarray(schedule.times, jnp.int32)[time]
+        with_text, without = self._halves(hidden)
+        output = model.denoise(params, x_t, original, with_text)
+        if without is not None:
+            output = guide(output, model.denoise(params, x_t, original, without), scale)
+        answer, interpolation = jnp.split(output, 2, axis=-1)
+        x_0 = predicted_x_0(x_t, time, answer, schedule, diffusion.prediction)
+        std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
+        step_keys = jax.vmap(lambda one: jax.random.fold_in(one, index))(keys)
+        noise = normal_per_clip(step_keys, x_t.shape[1:])
+        injected = jnp.where(index > 0, jnp.float32(self._config.temperature), 0.0) * std * noise
+        return posterior_mean(x_0, x_t, time, schedule) + injected

@@ -1,0 +1,256 @@
+"""How many floating-point operations a pass, a training step and a sampling run take, for one clip.
+
+Two for every multiply-accumulate of a matrix product or of attention (logits and weighted values);
+norms, activations, softmax, biases, dropout, the optimizer and the noise schedule are not counted.
+The formulas follow the program as it is written: a context is projected once for all draws of
+training, and once for every evaluation of sampling; the last block answers for the token positions
+that are asked for. The tests hold them against XLA's own count.
+Dimensions: N tokens, K visible tokens (padded), Q positions asked for, C token channels, L text
+positions, D width, W head width, M draws of the student, R draws of the teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Literal, NamedTuple
+
+import scipy.stats
+
+from fasttta_jax.config import BackboneConfig, MaskingConfig, ModelConfig, RunConfig
+from fasttta_jax.decode import plan_segments
+from fasttta_jax.masking import decode_counts, max_visible
+from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
+
+BACKWARD_PER_FORWARD = 2
+"""Each product of the forward pass has a gradient by its input and one by its kernel."""
+
+DecodeKind = Literal["segments", "full_length", "unpadded"]
+
+
+def product_flops(rows: float, inputs: int, outputs: int) -> float:
+    """A matrix product [rows, inputs] x [inputs, outputs]."""
+    return 2.0 * rows * inputs * outputs
+
+
+def text_positions(config: ModelConfig) -> int:
+    """L, the positions of all text streams together."""
+    text = config.text
+    return sum(positions for _, positions, _ in text.streams) or text.num_positions
+
+
+def text_flops(config: ModelConfig) -> float:
+    """Projections of the text streams to D; looking embeddings up counts as nothing."""
+    text, width = config.text, config.backbone.width
+    if text.encoder == "none":
+        return 0.0
+    if text.encoder == "learned":
+        return product_flops(text.num_positions, text.width, width)
+    return sum(product_flops(positions, inputs, width) for _, positions, inputs in text.streams)
+
+
+def block_flops(
+    config: BackboneConfig, num_positions: float, num_queries: float | None = None
+) -> float:
+    """One transformer block.
+
+    Args:
+      config: width and MLP ratio; the heads do not matter.
+      num_positions: keys and values.
+      num_queries: positions that get an answer; None means all.
+    """
+    width = config.width
+    num_queries = num_positions if num_queries is None else num_queries
+    keys_and_values = product_flops(num_positions, width, 2 * width)
+    queries_and_projection = 2 * product_flops(num_queries, width, width)
+    attention = 4.0 * num_queries * num_positions * width
+    mlp = 2 * product_flops(num_queries, width, config.mlp_ratio * width)
+    return keys_and_values + queries_and_projection + attention + mlp
+
+
+def backbone_flops(
+    config: ModelConfig, num_visible: float | None = None, num_asked: float | None = None
+) -> float:
+    """One forward pass of the backbone, text projections included.
+
+    Args:
+      config: sizes.
+      num_visible: K, visible tokens in the encoder's input; None means N. A mean over clips may be
+        a fraction. A backbone without encoder blocks always reads all N.
+      num_asked: Q, positions whose state is wanted; None means N.
+    """
+    backbone, length = config.backbone, text_positions(config)
+    has_encoder = backbone.encoder_depth > 0
+    num_read = config.num_tokens if num_visible is None or not has_encoder else num_visible
+    num_asked = config.num_tokens if num_asked is None else num_asked
+    flops = text_flops(config) + product_flops(num_read, config.token_dim, backbone.width)
+    if has_encoder:
+        encoded = length + num_read
+        flops += backbone.encoder_depth * block_flops(backbone, encoded)
+        flops += product_flops(encoded, backbone.width, backbone.width)  # decoder_embedding
+    grid = length + config.num_tokens
+    flops += (backbone.decoder_depth - 1) * block_flops(backbone, grid)
+    return flops + block_flops(backbone, grid, num_asked)
+
+
+class HeadFlops(NamedTuple):
+    """A head's work on one token position.
+
+    Attributes:
+      per_context: what depends on the context alone.
+      per_draw: what every draw of noise, or every step of the chain, adds.
+    """
+
+    per_context: float
+    per_draw: float
+
+    def evaluate(self, num_draws: int = 1) -> float:
+        """One context, `num_draws` draws that share it."""
+        return self.per_context + num_draws * self.per_draw
+
+
+def _modulations(config: ModelConfig) -> float:
+    width = config.head.width
+    return product_flops(1, width, (3 * config.head.depth + 2) * width)
+
+
+def _residual_mlps(config: ModelConfig) -> float:
+    return 2 * config.head.depth * product_flops(1, config.head.width, config.head.width)
+
+
+def teacher_head_flops(config: ModelConfig) -> HeadFlops:
+    """The denoiser: its modulation depends on the time, so that only one projection is shared."""
+    width, channels = config.head.width, config.token_dim
+    time = product_flops(1, TIME_FREQUENCIES, width) + product_flops(1, width, width)
+    ends = product_flops(1, channels, width) + product_flops(1, width, 2 * channels)
+    return HeadFlops(
+        per_context=product_flops(1, config.backbone.width, width),
+        per_draw=time + ends + _modulations(config) + _residual_mlps(config),
+    )
+
+
+def student_head_flops(config: ModelConfig) -> HeadFlops:
+    """The one-step generator; whatever modulates is projected for every block.
+
+    With roles "noise_stream" the modulation belongs to the context, with "context_stream" to the
+    draw.
+    """
+    head, width = config.head, config.head.width
+    context = product_flops(1, config.backbone.width, width)
+    noise = product_flops(1, head.noise_dim, width)
+    body = _residual_mlps(config) + product_flops(1, width, config.token_dim)
+    if head.roles == "noise_stream":
+        return HeadFlops(context + _modulations(config), noise + body)
+    return HeadFlops(context, noise + _modulations(config) + body)
+
+
+def mean_visible(law: MaskingConfig, num_tokens: int) -> float:
+    """Expected number of visible tokens in training, before padding: N - E[ceil(N rate)]."""
+    rate = scipy.stats.truncnorm(
+        (law.minimum - law.mean) / law.std, (1.0 - law.mean) / law.std, law.mean, law.std
+    )
+    # E[ceil(x)] of a positive x is the sum of P(x > k) over k = 0, 1, ...
+    return num_tokens - math.fsum(float(rate.sf(k / num_tokens)) for k in range(num_tokens))
+
+
+@dataclasses.dataclass(frozen=True)
+class StepFlops:
+    """One training step, for each clip of the batch.
+
+    Attributes:
+      backbone: forward pass of the model that trains, with its text projections.
+      head: forward pass of its head, on all N tokens with all draws.
+      backward: gradients.
+      frozen_teacher: the forward pass of the teacher that a student follows.
+    """
+
+    backbone: float
+    head: float
+    backward: float
+    frozen_teacher: float
+
+    @property
+    def forward(self) -> float:
+        """Everything but the gradients."""
+        return self.backbone + self.head + self.frozen_teacher
+
+    @property
+    def total(self) -> float:
+        return self.forward + self.backward
+
+
+def training_step_flops(config: RunConfig, num_visible: float | None = None) -> StepFlops:
+    """What one clip costs in a training step of `config.stage`.
+
+    Args:
+      config: the run.
+      num_visible: visible tokens in the encoder's input; None means the padded number that the step
+        uses, `masking.max_visible`. N is the full length, `mean_visible` what no padding would
+        leave.
+    """
+    model = config.model
+    if num_visible is None:
+        num_visible = max_visible(model.num_tokens, config.masking.minimum)
+    backbone = backbone_flops(model, num_visible)
+    if config.stage == "teacher":
+        head = teacher_head_flops(model).evaluate(config.diffusion.batch_multiplier)
+        is_frozen = follows = False
+    else:
+        head = student_head_flops(model).evaluate(config.energy.num_draws)
+        is_frozen = config.distillation.freeze_backbone
+        follows = config.distillation.weight > 0
+    head *= model.num_tokens
+    trained = head if is_frozen else backbone + head
+    return StepFlops(
+        backbone=backbone,
+        head=head,
+        backward=BACKWARD_PER_FORWARD * trained,
+        frozen_teacher=backbone if follows else 0.0,
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class SamplingFlops:
+    """A whole sampling run, for one clip.
+
+    Attributes:
+      backbone: all its passes, both halves of a guided batch.
+      head: all evaluations of the head.
+    """
+
+    backbone: float
+    head: float
+
+    @property
+    def total(self) -> float:
+        return self.backbone + self.head
+
+
+def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> SamplingFlops:
+    """What `parallel_decode` costs with `config.decode`.
+
+    Args:
+      config: the run.
+      decode: "segments" is the program as it runs, with the padding of `plan_segments`;
+        "full_length" reads all N positions and computes the states of all N in every iteration, its
+        head as before; "unpadded" has no padding anywhere, the least that the schedule allows.
+    """
+    model = config.model
+    counts = decode_counts(model.num_tokens, config.decode.num_iterations)
+    guided = 2 if config.decode.guidance_scale != 1.0 else 1
+    if config.stage == "teacher":
+        evaluations = guided * config.diffusion.sampling_steps
+        head_per_token = evaluations * teacher_head_flops(model).evaluate()
+    else:
+        head_per_token = student_head_flops(model).evaluate()
+    backbone = num_evaluated = 0.0
+    for segment in plan_segments(counts, config.decode.max_segments):
+        for start, count in zip(segment.starts, segment.counts, strict=True):
+            revealed = count if decode == "unpadded" else segment.num_revealed
+            num_evaluated += revealed
+            if decode == "full_length":
+                backbone += guided * backbone_flops(model)
+            else:
+                visible = start if decode == "unpadded" else segment.num_visible
+                backbone += guided * backbone_flops(model, visible, revealed)
+    return SamplingFlops(backbone, num_evaluated * head_per_token)
