@@ -33,14 +33,8 @@ demo: setup
 	@echo "Open $(DEMO)"
 
 ablations: demo
-	for variant in no_distillation frozen_backbone from_scratch; do \
-	  $(RUN) train.py --config=configs/demo_student.py:$$variant --workdir=$(RUNS)/$$variant --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher || exit 1; \
-	done
-	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student \
-	  --run=no_distillation=$(RUNS)/no_distillation --run=frozen_backbone=$(RUNS)/frozen_backbone \
-	  --run=from_scratch=$(RUNS)/from_scratch \
-	  --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations --tagger_steps=400
-	@echo "Open $(RUNS)/ablations/report.html"
+	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
+	@echo "Open $(RUNS)/ablations/sweep.md"
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -2,11 +2,12 @@
 
     python train.py --config=configs/demo_student.py --workdir=runs/demo/student
 
-An argument gives the ablations: configs/demo_student.py:no_distillation, :frozen_backbone and
-:from_scratch.
+An argument gives an ablation, such as configs/demo_student.py:lambda_100; `VARIANTS` has them all,
+and `python -m benchmarks.sweep` trains and compares them. lambda_1 and draws_2 are the student.
 """
 
 import dataclasses
+from typing import Any
 
 import ml_collections
 
@@ -19,20 +20,38 @@ from fasttta_jax.config import (
     to_config_dict,
 )
 
-DISTILLATIONS = {
-    "": DistillationConfig(weight=1.0, head_from_teacher=True),
-    "no_distillation": DistillationConfig(weight=0.0, head_from_teacher=True),
-    "frozen_backbone": DistillationConfig(weight=0.0, freeze_backbone=True, head_from_teacher=True),
-    "from_scratch": DistillationConfig(weight=0.0, backbone_from_teacher=False),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "": {},
+    **{
+        f"lambda_{weight}": {"distillation.weight": float(weight)}
+        for weight in (0, 1, 10, 100, 1000)
+    },
+    **{f"draws_{number}": {"energy.num_draws": number} for number in (2, 3, 4)},
+    "frozen_backbone": {"distillation.weight": 0.0, "distillation.freeze_backbone": True},
+    "from_scratch": {
+        "distillation.weight": 0.0,
+        "distillation.backbone_from_teacher": False,
+        "distillation.head_from_teacher": False,
+    },
+    "zero_head": {"distillation.head_from_teacher": False},
+    "ear": {
+        "distillation.head_from_teacher": False,
+        "model.head.roles": "context_stream",
+        "model.head.noise": "uniform",
+        "model.head.noise_dim": 64,
+        "energy.temperature": 0.99,
+        "optimizer.head_learning_rate_scale": 0.25,
+    },
 }
+"""Fields that each ablation changes; "ear" is the head of EAR in place of AudioDEAR's."""
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
     """500 steps of 32 clips, from the teacher in runs/demo/teacher."""
-    if variant not in DISTILLATIONS:
-        raise ValueError(f"variant is {variant!r}; allowed: {sorted(DISTILLATIONS)}")
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; allowed: {sorted(VARIANTS)}")
     teacher = from_config_dict(demo_teacher.get_config())
-    return to_config_dict(
+    config = to_config_dict(
         dataclasses.replace(
             teacher,
             stage="student",
@@ -40,7 +59,7 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             evaluate_every=250,
             init_from="runs/demo/teacher",
             energy=EnergyConfig(num_draws=2),
-            distillation=DISTILLATIONS[variant],
+            distillation=DistillationConfig(weight=1.0, head_from_teacher=True),
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,
                 warmup_steps=50,
@@ -51,3 +70,5 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
             ),
         )
     )
+    config.update_from_flattened_dict(VARIANTS[variant])
+    return config

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import datetime
+import functools
 import logging
 import math
 import pathlib
@@ -85,10 +86,17 @@ def evaluate(config: EvaluationConfig) -> Evaluation:
       WorkdirError: a run or its checkpoint is missing.
       FloatingPointError: a run generates values that are not finite.
     """
-    return _Evaluator(config, load_setup(config, local_mesh())).run()
+    return Evaluator(config, load_setup(config, local_mesh())).run()
 
 
-class _Evaluator:
+class Evaluator:
+    """The stages of an evaluation; what its rows share is made once, when it is first needed.
+
+    Args:
+      config: what to judge, and with how much.
+      setup: the runs and data, loaded.
+    """
+
     def __init__(self, config: EvaluationConfig, setup: EvaluationSetup) -> None:
         self.config = config
         self.setup = setup
@@ -102,12 +110,15 @@ class _Evaluator:
         self.seconds[name] = time.perf_counter() - start
 
     def run(self) -> Evaluation:
+        """Goes through all stages and writes metrics.json and report.html."""
         with self._stage("all"):
-            evaluation, material, answers = self._judge()
-        self._write(evaluation, material, answers)
+            evaluation, answers = self._judge()
+        self._write(evaluation, answers)
         return evaluation
 
-    def _judge(self) -> tuple[Evaluation, Material, dict[str, Answers]]:
+    @functools.cached_property
+    def material(self) -> Material:
+        """The test clips whose captions are the prompts."""
         config, setup = self.config, self.setup
         material = read_test_material(
             Records(config.audio_data, "test"),
@@ -120,14 +131,14 @@ class _Evaluator:
             ("two events", len(material.scenes), config.num_scenes),
         ):
             logger.info("%d test clips with %s, of %d asked for", found, words, wanted)
-        scorer = self._scorer(material)
-        rows = [
-            RowResult("real", "reference", scorer.score(*_as_float(material))),
-            RowResult("codec", "reference", scorer.score(*self._through_codec(material))),
-        ]
-        times = self._time(material)
-        answers = {name: self._answer(name, material) for name in setup.trained}
-        energies = {name: self._energy(name) for name in setup.trained}
+        return material
+
+    def _judge(self) -> tuple[Evaluation, dict[str, Answers]]:
+        config, setup, scorer = self.config, self.setup, self.scorer
+        rows = self.references()
+        times = self.times()
+        answers = {name: self.answers(name) for name in setup.trained}
+        energies = {name: self.energy(name) for name in setup.trained}
         student = self._student()
         for name, trained in setup.trained.items():
             rows.append(
@@ -144,9 +155,11 @@ class _Evaluator:
         if config.gates is not None:
             found = gates.judge(config.gates, {row.name: row.figures() for row in rows})
         table = evaluation_report.main_table(rows, found)
-        return Evaluation(tuple(rows), found, table), material, answers
+        return Evaluation(tuple(rows), found, table), answers
 
-    def _scorer(self, material: Material) -> Scorer:
+    @functools.cached_property
+    def scorer(self) -> Scorer:
+        """The tagger, kept in the output folder, and what it is asked."""
         with self._stage("tagger"):
             tagger = load_or_train_tagger(
                 pathlib.Path(self.config.out),
@@ -157,12 +170,20 @@ class _Evaluator:
                 num_steps=self.config.tagger_steps,
             )
             train = Records(self.config.audio_data, "train")
-            reference, rows = read_matched_clips(train, material.singles, self.setup.num_samples)
-            return Scorer(tagger, material, reference, rows)
+            singles = self.material.singles
+            reference, rows = read_matched_clips(train, singles, self.setup.num_samples)
+            return Scorer(tagger, self.material, reference, rows)
 
-    def _through_codec(self, material: Material) -> Answers:
+    def references(self) -> list[RowResult]:
+        """The rows of real clips, before and after the codec."""
+        return [
+            RowResult("real", "reference", self.scorer.score(*_as_float(self.material))),
+            RowResult("codec", "reference", self.scorer.score(*self._through_codec())),
+        ]
+
+    def _through_codec(self) -> Answers:
         codec, size = self.setup.dataset.codec, self.config.batch_size
-        audio = np.concatenate(_as_float(material))
+        audio = np.concatenate(_as_float(self.material))
         rebuilt = np.empty_like(audio)
         with self._stage("codec"), tqdm.tqdm(total=len(audio), desc="codec", unit="clip") as bar:
             for start in range(0, len(audio), size):
@@ -172,7 +193,8 @@ class _Evaluator:
                 decoded = np.asarray(codec.decode(codec.encode(jnp.asarray(padded))))
                 rebuilt[start : start + size] = decoded[: len(rows)]
                 bar.update(len(rows))
-        return rebuilt[: len(material.singles)], rebuilt[len(material.singles) :]
+        num_clips = len(self.material.singles)
+        return rebuilt[:num_clips], rebuilt[num_clips:]
 
     def _generator(self, name: str, batch_size: int) -> TokenGenerator:
         """The sampler of a run and a batch size; one that is compiled already is used again."""
@@ -183,7 +205,13 @@ class _Evaluator:
             )
         return self._generators[key]
 
-    def _answer(self, name: str, material: Material) -> Answers:
+    def answers(self, name: str) -> Answers:
+        """What a run makes of the captions; each clip's seed is that of its place.
+
+        Raises:
+          FloatingPointError: a clip is not finite.
+        """
+        material = self.material
         prompts = [*material.singles.prompts, *material.scenes.prompts]
         seeds = np.random.SeedSequence(self.config.seed).generate_state(len(prompts)).tolist()
         generator = self._generator(name, self.config.batch_size)
@@ -193,7 +221,8 @@ class _Evaluator:
             audio = np.stack(list(bar))
         return audio[: len(material.singles)], audio[len(material.singles) :]
 
-    def _energy(self, name: str) -> HeldOutEnergy:
+    def energy(self, name: str) -> HeldOutEnergy:
+        """The energy score of a run on test clips, one iteration, without guidance."""
         setup, trained = self.setup, self.setup.trained[name]
         number = min(self.config.num_energy_clips, len(setup.dataset.split("test")))
         batches = evaluation_batches(
@@ -216,7 +245,8 @@ class _Evaluator:
                 mesh=setup.mesh,
             )
 
-    def _time(self, material: Material) -> dict[str, SamplingTime]:
+    def times(self) -> dict[str, SamplingTime]:
+        """Sampling times of all runs, taken in turns."""
         shards = math.prod(self.setup.mesh.shape[axis] for axis in BATCH_AXES)
         batch_size = math.ceil(TIMING_BATCH / shards) * shards
         samplers = {
@@ -225,7 +255,7 @@ class _Evaluator:
         }
         clip_seconds = self.setup.num_samples / self.setup.sample_rate
         with self._stage("timing"):
-            return time_samplers(samplers, material.singles.prompts, clip_seconds=clip_seconds)
+            return time_samplers(samplers, self.material.singles.prompts, clip_seconds=clip_seconds)
 
     def _student(self) -> str | None:
         """The run that sampling times are held against, where there is a teacher to compare."""
@@ -235,14 +265,12 @@ class _Evaluator:
             return None
         return "student" if "student" in students else students[0]
 
-    def _write(
-        self, evaluation: Evaluation, material: Material, answers: Mapping[str, Answers]
-    ) -> None:
+    def _write(self, evaluation: Evaluation, answers: Mapping[str, Answers]) -> None:
         out = pathlib.Path(self.config.out)
         out.mkdir(parents=True, exist_ok=True)
         settings = {
             "evaluation": dataclasses.asdict(self.config),
-            "environment": _environment(),
+            "environment": environment(),
             "seconds": {name: round(value, 1) for name, value in self.seconds.items()},
             "run": {name: self._about(name) for name in self.setup.trained},
         }
@@ -273,7 +301,7 @@ class _Evaluator:
                 *map(evaluation_report.event_table, runs),
             ],
             curves=evaluation_report.curves(histories),
-            prompts=evaluation_report.prompt_rows(material, answers, self.setup.sample_rate),
+            prompts=evaluation_report.prompt_rows(self.material, answers, self.setup.sample_rate),
             settings=flatten(settings),
             created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
             notes=self.setup.remarks(),
@@ -293,7 +321,8 @@ def _as_float(material: Material) -> Answers:
     return to_float(material.singles.audio), to_float(material.scenes.audio)
 
 
-def _environment() -> dict[str, str]:
+def environment() -> dict[str, str]:
+    """Versions and machine behind the figures."""
     return {
         "jax": jax.__version__,
         "python": platform.python_version(),

@@ -1,0 +1,289 @@
+"""The ablations at demo scale: trains the students that are missing, judges every row, one table.
+
+    python -m benchmarks.sweep
+    python -m benchmarks.sweep --only='^teacher' --num_clips=96
+    python -m benchmarks.sweep --only='student$|lambda' --num_steps=50 --out=runs/demo/quick
+
+Starts from the demo's data and teacher (`make demo`). Students differ in the weight of alignment,
+in the draws of the energy distance, in what is trained and in the head (configs/demo_student.py
+has the variants); trained runs then decode with other guidance, iterations and diffusion steps.
+
+Writes OUT/sweep.json and OUT/sweep.md; runs are in OUT/runs. Started again, a sweep goes on where
+it stopped: finished runs are skipped, an unfinished one resumes, and a row that was judged on the
+same parameters, settings and clips is read from OUT/rows (delete that folder after a change of the
+code). Sampling times are measured anew each time, all rows in turns in one process; times of two
+sweeps cannot be compared.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import pathlib
+import time
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import tqdm
+from absl import flags
+
+from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, distinct_runs, plan, shortened
+from benchmarks.sweep_table import to_markdown
+from configs import demo_student
+from fasttta_jax import cli
+from fasttta_jax.checkpoint import Checkpoints
+from fasttta_jax.config import RunConfig, from_config_dict
+from fasttta_jax.evaluation import Evaluator, environment
+from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
+from fasttta_jax.input_pipeline import EncodedDataset
+from fasttta_jax.metrics.evaluation_report import RowResult
+from fasttta_jax.metrics.tagger_cache import DESCRIPTION_FILE
+from fasttta_jax.models.text_to_audio import build_model
+from fasttta_jax.restore import TrainedModel, load_trained, local_mesh
+from fasttta_jax.training.loop import Trainer
+from fasttta_jax.workdir import Workdir, write_json
+
+logger = logging.getLogger("fasttta_jax.sweep")
+
+RUNS_FOLDER = "runs"
+ROWS_FOLDER = "rows"
+COMPILED_FOLDER = "compiled"
+RECORD_FILE = "training.json"
+RESULT_FILE = "sweep.json"
+TABLE_FILE = "sweep.md"
+
+
+def student_configs(teacher: str, encoded_data: str, num_steps: int | None) -> dict[str, RunConfig]:
+    """Every variant of the demo's student by name, from the teacher in a workdir."""
+    configs = {}
+    for variant in demo_student.VARIANTS:
+        config = shortened(from_config_dict(demo_student.get_config(variant)), num_steps)
+        data = dataclasses.replace(config.data, path=encoded_data)
+        configs[variant or STUDENT] = dataclasses.replace(config, data=data, init_from=teacher)
+    return configs
+
+
+def train(config: RunConfig, workdir: pathlib.Path, teacher_sha256: str) -> None:
+    """Trains a run to its end and records how long it took; one that is complete is left as it is.
+
+    Raises:
+      WorkdirError: the workdir holds another run, or one from another teacher.
+    """
+    data_hash = EncodedDataset(config.data.path).fingerprint()
+    made_from = {"data_hash": data_hash, "teacher_sha256": teacher_sha256}
+    record = _read(workdir / RECORD_FILE)
+    if record.get("made_from") == made_from and Workdir(workdir).config() == config:
+        logger.info("%s is complete", workdir)
+        return
+    checkpoints = Checkpoints(workdir)
+    first_step = max(checkpoints.steps(), default=0)
+    checkpoints.close()
+    start = time.perf_counter()
+    Trainer(config, workdir).run()
+    seconds = record.get("seconds")
+    if first_step < config.num_steps:
+        done_here = (config.num_steps - first_step) / config.num_steps
+        seconds = (time.perf_counter() - start) / done_here
+    write_json(workdir / RECORD_FILE, {"made_from": made_from, "seconds": seconds})
+
+
+def with_setting(trained: TrainedModel, setting: Setting) -> TrainedModel:
+    """The run with the diffusion steps of a setting; its parameters are shared."""
+    if setting.sampling_steps is None:
+        return trained
+    diffusion = dataclasses.replace(trained.config.diffusion, sampling_steps=setting.sampling_steps)
+    config = dataclasses.replace(trained.config, diffusion=diffusion)
+    return dataclasses.replace(
+        trained, config=config, model=build_model(config, trained.model.text)
+    )
+
+
+def expand(setup: EvaluationSetup, settings: Sequence[Setting]) -> EvaluationSetup:
+    """The same runs and data with one entry for every setting."""
+    return dataclasses.replace(
+        setup,
+        trained={one.name: with_setting(setup.trained[one.run], one) for one in settings},
+        decode={one.name: one.decode for one in settings},
+    )
+
+
+class Judge:
+    """Figures of settings; those that an earlier sweep has found are read.
+
+    Args:
+      config: clips, seed and output folder; its runs are those of the settings.
+      settings: what is judged.
+    """
+
+    def __init__(self, config: EvaluationConfig, settings: Sequence[Setting]) -> None:
+        mesh = local_mesh()
+        self.settings = settings
+        setup = load_setup(config, mesh)
+        self.remarks = setup.remarks()
+        self.evaluator = Evaluator(config, expand(setup, settings))
+        self._folder = pathlib.Path(config.out) / ROWS_FOLDER
+        self._folder.mkdir(parents=True, exist_ok=True)
+        self._hashes = {name: run.origin()["sha256"] for name, run in setup.trained.items()}
+        _ = self.evaluator.scorer  # the tagger comes first: every row rests on it
+        self._common = {
+            "data_hash": setup.dataset.fingerprint(),
+            "tagger": _read(pathlib.Path(config.out) / DESCRIPTION_FILE),
+            "num_clips": config.num_clips,
+            "num_scenes": config.num_scenes,
+            "num_energy_clips": config.num_energy_clips,
+            "seed": config.seed,
+        }
+
+    def references(self) -> dict[str, dict[str, Any]]:
+        """Figures of real clips, before and after the codec, by name."""
+        path = self._folder / "references.json"
+        found = _read(path)
+        if found.get("made_from") != self._common:
+            figures = {row.name: row.to_json() for row in self.evaluator.references()}
+            found = {"made_from": self._common, "figures": figures}
+            write_json(path, found)
+        return found["figures"]
+
+    def figures(self) -> dict[str, dict[str, Any]]:
+        """Figures of every setting by its name, without sampling times."""
+        found: dict[str, dict[str, Any]] = {}
+        energies: dict[tuple[str, int | None], Any] = {}
+        with tqdm.tqdm(self.settings, "judging rows", unit="row") as progress:
+            for setting in progress:
+                progress.set_postfix_str(setting.name)
+                path = self._folder / f"{setting.name}.json"
+                made_from = self._made_from(setting)
+                known = _read(path)
+                if known.get("made_from") != made_from:
+                    # Guidance and iterations do not enter the energy score.
+                    part = (setting.run, setting.sampling_steps)
+                    if part not in energies:
+                        energies[part] = self.evaluator.energy(setting.name)
+                    scores = self.evaluator.scorer.score(*self.evaluator.answers(setting.name))
+                    stage = self.evaluator.setup.trained[setting.name].config.stage
+                    result = RowResult(setting.name, stage, scores, energies[part])
+                    known = {"made_from": made_from, "figures": result.to_json()}
+                    write_json(path, known)
+                found[setting.name] = known["figures"]
+        return found
+
+    def _made_from(self, setting: Setting) -> dict[str, Any]:
+        return {
+            **self._common,
+            "parameters_sha256": self._hashes[setting.run],
+            "decode": dataclasses.asdict(setting.decode),
+            "sampling_steps": setting.sampling_steps,
+        }
+
+
+def sweep(
+    config: EvaluationConfig, teacher: str, *, only: str = "", num_steps: int | None = None
+) -> dict[str, Any]:
+    """Trains what is missing, judges all rows, writes sweep.json and sweep.md.
+
+    Args:
+      config: data, output folder, clips and seed; its runs are replaced by the sweep's.
+      teacher: workdir of the trained teacher.
+      only: regular expression on the names of rows.
+      num_steps: length of the students' training; None for the config's.
+
+    Returns:
+      What sweep.json holds.
+
+    Raises:
+      ValueError: `only` finds no row.
+      WorkdirError: the teacher is missing, or OUT/runs holds other runs of the same names.
+    """
+    out = pathlib.Path(config.out)
+    students = student_configs(teacher, config.encoded_data, num_steps)
+    rows = plan(Workdir(teacher).config(), students, only)
+    needed = {row.setting.run for row in rows}
+    names = [name for name, run in distinct_runs(students).items() if name == run in needed]
+    workdirs = {TEACHER: pathlib.Path(teacher)}
+    if names:
+        teacher_sha256 = load_trained(teacher, local_mesh()).origin()["sha256"]
+        for name in tqdm.tqdm(names, "training runs", unit="run"):
+            workdirs[name] = out / RUNS_FOLDER / name
+            train(students[name], workdirs[name], teacher_sha256)
+    runs = {name: str(path) for name, path in workdirs.items() if name in needed}
+    settings = list(dict.fromkeys(row.setting for row in rows))
+    judge = Judge(dataclasses.replace(config, runs=runs), settings)
+    references, figures = judge.references(), judge.figures()
+    times = {name: found.to_json() for name, found in judge.evaluator.times().items()}
+    trained = judge.evaluator.setup.trained
+    results = {
+        "references": references,
+        "rows": [
+            {
+                "group": row.group,
+                "name": row.name,
+                "setting": dataclasses.asdict(row.setting),
+                "steps": trained[row.setting.name].step,
+                "training_seconds": _read(workdirs[row.setting.run] / RECORD_FILE).get("seconds"),
+                "figures": figures[row.setting.name],
+                "sampling": times[row.setting.name],
+            }
+            for row in rows
+        ],
+        "remarks": judge.remarks,
+        "settings": {
+            "evaluation": dataclasses.asdict(judge.evaluator.config),
+            "environment": environment(),
+        },
+    }
+    write_json(out / RESULT_FILE, results)
+    (out / TABLE_FILE).write_text(to_markdown(results), encoding="utf-8")
+    return results
+
+
+def _read(path: pathlib.Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _define_flags() -> None:
+    # Not at import, where tests would define them a second time.
+    text, integer = flags.DEFINE_string, flags.DEFINE_integer
+    text("teacher", "runs/demo/teacher", "Workdir of the trained teacher.")
+    text("audio_data", "runs/demo/data", "Folder of the audio dataset.")
+    text("encoded_data", "runs/demo/encoded", "Folder that data.encode_latents made of it.")
+    text("out", "runs/demo/ablations", "Folder for runs, figures and tables.")
+    text("only", "", "Regular expression: only rows whose name it finds. Default: all.")
+    integer("num_steps", None, "Steps of every student, for a quick look.", lower_bound=2)
+    integer("num_clips", 192, "Test clips with one event.", lower_bound=1)
+    integer("num_scenes", 48, "Test clips with two events.", lower_bound=0)
+    integer("num_energy_clips", 64, "Test clips whose tokens are scored.", lower_bound=1)
+    integer("batch_size", 8, "Clips computed together.", lower_bound=1)
+    integer("seed", 0, "Of tagger, sounds and energy score.", lower_bound=0)
+    integer("tagger_steps", 400, "Updates of the tagger's training.", lower_bound=1)
+
+
+def main() -> None:
+    """The command line."""
+    values = flags.FLAGS
+    out = pathlib.Path(values.out)
+    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
+        # Many rows run the same program; on the disk it outlives a sweep that is killed.
+        jax.config.update("jax_compilation_cache_dir", str((out / COMPILED_FOLDER).resolve()))
+    config = EvaluationConfig(
+        runs={TEACHER: values.teacher},
+        audio_data=values.audio_data,
+        encoded_data=values.encoded_data,
+        out=values.out,
+        num_clips=values.num_clips,
+        num_scenes=values.num_scenes,
+        num_energy_clips=values.num_energy_clips,
+        batch_size=values.batch_size,
+        seed=values.seed,
+        tagger_steps=values.tagger_steps,
+    )
+    results = sweep(config, values.teacher, only=values.only, num_steps=values.num_steps)
+    print(to_markdown(results))
+    print(f"{out / TABLE_FILE} has this table, {out / RESULT_FILE} all figures.")
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run(main)
