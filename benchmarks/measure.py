@@ -101,7 +101,7 @@ def time_in_turns(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[
 
     Args:
       cases: by name, a call whose result is waited for.
-      repeats: warm calls of each, after one that compiles and one that warms.
+      repeats: warm calls of each, after one that compiles and warms.
 
     Raises:
       ValueError: fewer than three repeats, whose median would mean little.
@@ -109,12 +109,11 @@ def time_in_turns(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[
     if repeats < MIN_REPEATS:
         raise ValueError(f"repeats is {repeats}; allowed: {MIN_REPEATS} or more")
     calls: dict[str, list[float]] = {name: [] for name in cases}
-    with tqdm.tqdm(total=len(cases) * (repeats + 2), unit="call", mininterval=1.0) as progress:
+    with tqdm.tqdm(total=len(cases) * (repeats + 1), unit="call", mininterval=1.0) as progress:
         for name, call in cases.items():
             progress.set_description(f"compiling {name}")
-            for _ in range(2):
-                jax.block_until_ready(call())
-                progress.update()
+            jax.block_until_ready(call())
+            progress.update()
         progress.set_description("timing in turns")
         for _ in range(repeats):
             for name, call in cases.items():

@@ -56,7 +56,7 @@ def teacher(backbone: BackboneConfig, stage: str) -> RunConfig:
             text=TEXT if has_text else NO_TEXT,
         ),
         optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=5000),
-        decode=DecodeConfig(guidance_scale=5.0 if has_text else 1.0),
+        decode=DecodeConfig(guidance_scale=5.0 if has_text else 1.0, max_segments=8),
     )
 
 

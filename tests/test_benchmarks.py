@@ -56,7 +56,7 @@ def test_cases_take_turns_after_all_are_warm():
     calls = []
     cases = {name: lambda name=name: calls.append(name) for name in "ab"}
     timings = measure.time_in_turns(cases, 3)
-    assert "".join(calls) == "aabb" + "ab" * 3
+    assert "".join(calls) == "ab" + "ab" * 3
     assert all(len(timing.calls) == 3 for timing in timings.values())
     with pytest.raises(ValueError, match="repeats is 2; allowed: 3 or more"):
         measure.time_in_turns(cases, 2)
