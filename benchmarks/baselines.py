@@ -21,13 +21,18 @@ from jaxtyping import Array, Float, Int
 
 from benchmarks.measure import Program
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import DecodeState, Segment, plan_segments
-from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
-from fasttta_jax.diffusion.sampler import guide, normal_per_clip
-from fasttta_jax.diffusion.schedule import predicted_x_0, respaced_schedule
+from fasttta_jax.decode import (
+    DecodeState,
+    Segment,
+    next_positions,
+    plan_segments,
+    reveal,
+    with_unconditional,
+)
+from fasttta_jax.diffusion.sampler import first_noise, reverse_step
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
-from fasttta_jax.models.mar import unconditional
 from fasttta_jax.models.text_to_audio import Student, Teacher, TextToAudio
+from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 
@@ -130,14 +135,10 @@ class HostLoop:
         model, shape = self._model, (keys.shape[0], self._model.config.num_tokens)
         conditioning = model.condition(params, text)
         if self._guided:
-            empty = unconditional(conditioning)
-            conditioning = jax.tree.map(lambda *both: jnp.concatenate(both), conditioning, empty)
-        order_keys = jax.vmap(lambda one: jax.random.fold_in(one, self._config.num_iterations))(
-            keys
-        )
+            conditioning = with_unconditional(conditioning)
         tokens = jnp.zeros((*shape, model.config.token_dim), jnp.float32)
-        state = DecodeState(tokens, jnp.ones(shape, jnp.bool_))
-        return conditioning, sample_orders(order_keys, shape[1]), state
+        order = sample_orders(fold_in_each(keys, self._config.num_iterations), shape[1])
+        return conditioning, order, DecodeState(tokens, jnp.ones(shape, jnp.bool_))
 
     def _read(
         self,
@@ -150,28 +151,21 @@ class HostLoop:
         count: jax.Array,
     ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q D"]]:
         """Positions to reveal, N where padded, and the backbone's states there."""
-        width, num_tokens = segment.num_revealed, order.shape[1]
-        padded = jnp.pad(order, ((0, 0), (0, width)), constant_values=num_tokens)
-        chosen = jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
-        positions = jnp.where((jnp.arange(width) < count)[None], chosen, num_tokens)
+        positions = next_positions(order, start, count, segment.num_revealed)
         hidden = self._model.hidden(
             params,
             self._double(state.tokens),
             self._double(state.masked),
             conditioning,
             num_visible=segment.num_visible,
-            positions=self._double(jnp.minimum(positions, num_tokens - 1)),
+            positions=self._double(jnp.minimum(positions, order.shape[1] - 1)),
         )
         return positions, hidden
 
     def _write(
         self, state: DecodeState, positions: Int[Array, "B Q"], new: Float[Array, "B Q C"]
     ) -> DecodeState:
-        rows = jnp.arange(positions.shape[0])[:, None]
-        return DecodeState(
-            state.tokens.at[rows, positions].set(new.astype(jnp.float32), mode="drop"),
-            state.masked.at[rows, positions].set(False, mode="drop"),
-        )
+        return reveal(state, positions, new)
 
     def _sample(
         self, params: Params, hidden: Float[Array, "B Q D"], keys: Key, iteration: int, width: int
@@ -196,8 +190,7 @@ class HostLoop:
         self, params: Params, hidden: jax.Array, keys: Key, iteration: jax.Array, scale: jax.Array
     ) -> Float[Array, "B Q C"]:
         """The student's tokens, in one program."""
-        keys = jax.vmap(lambda one: jax.random.fold_in(one, iteration))(keys)
-        temperature = jnp.float32(self._config.temperature)
+        keys, temperature = fold_in_each(keys, iteration), jnp.float32(self._config.temperature)
         return self._model.sample_tokens(params, *self._halves(hidden), scale, keys, temperature)
 
     def _start_chain(
@@ -205,10 +198,9 @@ class HostLoop:
     ) -> tuple[Key, Float[Array, "B Q C"]]:
         """Keys of this iteration and the noise that its chain starts from."""
         assert isinstance(self._model, Teacher)
-        keys = jax.vmap(lambda one: jax.random.fold_in(one, iteration))(keys)
-        last = self._model.diffusion.sampling_steps
-        start_keys = jax.vmap(lambda one: jax.random.fold_in(one, last))(keys)
-        return keys, normal_per_clip(start_keys, (width, self._model.config.token_dim))
+        keys = fold_in_each(keys, iteration)
+        shape = (width, self._model.config.token_dim)
+        return keys, first_noise(keys, shape, self._model.sampling_schedule)
 
     def _denoise(
         self,
@@ -222,18 +214,12 @@ class HostLoop:
         """One step of the teacher's chain, as a program of its own."""
         model = self._model
         assert isinstance(model, Teacher)
-        diffusion = model.diffusion
-        schedule = respaced_schedule(diffusion.num_steps, diffusion.sampling_steps)
-        time = jnp.broadcast_to(index, x_t.shape[:-1])
-        original = jnp.asarray(schedule.times, jnp.int32)[time]
-        with_text, without = self._halves(hidden)
-        output = model.denoise(params, x_t, original, with_text)
-        if without is not None:
-            output = guide(output, model.denoise(params, x_t, original, without), scale)
-        answer, interpolation = jnp.split(output, 2, axis=-1)
-        x_0 = predicted_x_0(x_t, time, answer, schedule, diffusion.prediction)
-        std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
-        step_keys = jax.vmap(lambda one: jax.random.fold_in(one, index))(keys)
-        noise = normal_per_clip(step_keys, x_t.shape[1:])
-        injected = jnp.where(index > 0, jnp.float32(self._config.temperature), 0.0) * std * noise
-        return posterior_mean(x_0, x_t, time, schedule) + injected
+        return reverse_step(
+            model.guided_denoiser(params, *self._halves(hidden), scale),
+            x_t,
+            index,
+            keys,
+            schedule=model.sampling_schedule,
+            prediction=model.diffusion.prediction,
+            temperature=jnp.float32(self._config.temperature),
+        )

@@ -23,6 +23,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
 from fasttta_jax.models.mar import unconditional
+from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens
 
 
@@ -207,35 +208,23 @@ def parallel_decode(
     guided = config.guidance_scale != 1.0
     temperature = jnp.float32(config.temperature)
     if guided:
-        conditioning = jax.tree.map(
-            lambda with_text, without: jnp.concatenate([with_text, without]),
-            conditioning,
-            unconditional(conditioning),
-        )
+        conditioning = with_unconditional(conditioning)
     state = _first_state((batch_size, num_tokens, token_dim), known, num_known)
-    order_keys = jax.vmap(lambda one: jax.random.fold_in(one, config.num_iterations))(key)
-    order = _reveal_order(order_keys, state.masked)
-    rows = jnp.arange(batch_size)[:, None]
+    order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked)
 
     def double(x: jax.Array) -> jax.Array:
         return jnp.concatenate([x, x]) if guided else x
 
     history = []
     for segment in plan_segments(counts, config.max_segments):
-        width = segment.num_revealed
-        padded_order = jnp.pad(order, ((0, 0), (0, width)), constant_values=num_tokens)
 
         def iterate(
             state: DecodeState,
             step: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
             segment: Segment = segment,
-            padded_order: Int[Array, "B P"] = padded_order,
-            width: int = width,
         ) -> tuple[DecodeState, DecodeState | None]:
             iteration, start, count, scale = step
-            chosen = jax.lax.dynamic_slice_in_dim(padded_order, start, width, axis=1)
-            is_real = (jnp.arange(width) < count)[None, :]
-            positions = jnp.where(is_real, chosen, num_tokens)
+            positions = next_positions(order, start, count, segment.num_revealed)
             hidden = apply.hidden(
                 params,
                 double(state.tokens),
@@ -249,13 +238,10 @@ def parallel_decode(
                 hidden[:batch_size],
                 hidden[batch_size:] if guided else None,
                 scale,
-                jax.vmap(lambda one: jax.random.fold_in(one, iteration))(key),
+                fold_in_each(key, iteration),
                 temperature,
             )
-            state = DecodeState(
-                state.tokens.at[rows, positions].set(new.astype(jnp.float32), mode="drop"),
-                state.masked.at[rows, positions].set(False, mode="drop"),
-            )
+            state = reveal(state, positions, new)
             return state, state if return_states else None
 
         iterations = range(segment.first, segment.first + len(segment.counts))
@@ -270,6 +256,36 @@ def parallel_decode(
     if return_states:
         return state.tokens, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
     return state.tokens
+
+
+def with_unconditional(conditioning: Conditioning) -> Conditioning:
+    """Streams of a doubled batch for guidance: with text, then without."""
+    return jax.tree.map(
+        lambda with_text, without: jnp.concatenate([with_text, without]),
+        conditioning,
+        unconditional(conditioning),
+    )
+
+
+def next_positions(
+    order: Int[Array, "B N"], start: jax.Array, count: jax.Array, width: int
+) -> Int[Array, "B Q"]:
+    """The `count` positions from `start` on in each clip's order, padded with N to Q = `width`."""
+    num_tokens = order.shape[1]
+    padded = jnp.pad(order, ((0, 0), (0, width)), constant_values=num_tokens)
+    chosen = jax.lax.dynamic_slice_in_dim(padded, start, width, axis=1)
+    return jnp.where((jnp.arange(width) < count)[None], chosen, num_tokens)
+
+
+def reveal(
+    state: DecodeState, positions: Int[Array, "B Q"], tokens: Float[Array, "B Q C"]
+) -> DecodeState:
+    """The state with these tokens in their places; positions of N are nowhere."""
+    rows = jnp.arange(positions.shape[0])[:, None]
+    return DecodeState(
+        state.tokens.at[rows, positions].set(tokens.astype(jnp.float32), mode="drop"),
+        state.masked.at[rows, positions].set(False, mode="drop"),
+    )
 
 
 def reveal_counts(num_tokens: int, num_known: int, num_iterations: int) -> tuple[int, ...]:

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 
 from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
-from fasttta_jax.diffusion.sampler import ancestral_sample, guide, normal_per_clip
+from fasttta_jax.diffusion.sampler import ancestral_sample, guide
+from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.diffusion.schedule import (
     predicted_x_0,
     respaced_schedule,

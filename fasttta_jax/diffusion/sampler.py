@@ -17,14 +17,39 @@ from jaxtyping import Array, Float, Int
 
 from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
 from fasttta_jax.diffusion.schedule import Schedule, predicted_x_0
+from fasttta_jax.randomness import fold_in_each, normal_per_clip
 from fasttta_jax.typing import Key
 
 Denoiser = Callable[[Float[Array, "B Q C"], Int[Array, "B Q"]], Float[Array, "B Q 2C"]]
 
 
-def normal_per_clip(keys: Key, shape: tuple[int, ...]) -> Float[Array, "B ..."]:
-    """Gaussian noise whose every row depends on that row's key alone."""
-    return jax.vmap(lambda key: jax.random.normal(key, shape, jnp.float32))(keys)
+def first_noise(keys: Key, shape: tuple[int, int], schedule: Schedule) -> Float[Array, "B Q C"]:
+    """What a chain of `reverse_step` starts from; arguments are those of `ancestral_sample`."""
+    return normal_per_clip(fold_in_each(keys, schedule.num_steps), shape)
+
+
+def reverse_step(
+    denoise: Denoiser,
+    x_t: Float[Array, "B Q C"],
+    index: int | jax.Array,
+    keys: Key,
+    *,
+    schedule: Schedule,
+    prediction: str,
+    temperature: float | jax.Array = 1.0,
+) -> Float[Array, "B Q C"]:
+    """One step of the chain, from number `index` of the respaced schedule to the one before.
+
+    The other arguments are those of `ancestral_sample`.
+    """
+    time = jnp.broadcast_to(index, x_t.shape[:-1])
+    original = jnp.asarray(schedule.times, jnp.int32)[time]
+    answer, interpolation = jnp.split(denoise(x_t, original), 2, axis=-1)
+    x_0 = predicted_x_0(x_t, time, answer, schedule, prediction)
+    mean = posterior_mean(x_0, x_t, time, schedule)
+    std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
+    noise = normal_per_clip(fold_in_each(keys, index), x_t.shape[1:])
+    return mean + jnp.where(jnp.asarray(index) > 0, temperature, 0.0) * std * noise
 
 
 def ancestral_sample(
@@ -48,19 +73,11 @@ def ancestral_sample(
     """
 
     def step(x_t: jax.Array, index: jax.Array) -> tuple[jax.Array, None]:
-        time = jnp.broadcast_to(index, x_t.shape[:-1])
-        original = jnp.asarray(schedule.times, jnp.int32)[time]
-        answer, interpolation = jnp.split(denoise(x_t, original), 2, axis=-1)
-        x_0 = predicted_x_0(x_t, time, answer, schedule, prediction)
-        mean = posterior_mean(x_0, x_t, time, schedule)
-        std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
-        step_keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(keys)
-        noise = normal_per_clip(step_keys, shape)
-        return mean + jnp.where(index > 0, temperature, 0.0) * std * noise, None
+        settings = {"schedule": schedule, "prediction": prediction, "temperature": temperature}
+        return reverse_step(denoise, x_t, index, keys, **settings), None
 
-    start_keys = jax.vmap(lambda key: jax.random.fold_in(key, schedule.num_steps))(keys)
-    start = normal_per_clip(start_keys, shape)
-    tokens, _ = jax.lax.scan(step, start, jnp.asarray(np.arange(schedule.num_steps)[::-1].copy()))
+    indices = jnp.asarray(np.arange(schedule.num_steps)[::-1].copy())
+    tokens, _ = jax.lax.scan(step, first_noise(keys, shape, schedule), indices)
     return tokens
 
 

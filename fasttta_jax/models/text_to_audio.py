@@ -18,8 +18,8 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DiffusionConfig, ModelConfig, RunConfig
-from fasttta_jax.diffusion.sampler import ancestral_sample, guide
-from fasttta_jax.diffusion.schedule import respaced_schedule
+from fasttta_jax.diffusion.sampler import Denoiser, ancestral_sample, guide
+from fasttta_jax.diffusion.schedule import Schedule, respaced_schedule
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.energy_head import EnergyHead, sample_noise
 from fasttta_jax.models.mar import MAR
@@ -116,6 +116,29 @@ class Teacher(TextToAudio):
         """The head's answer for corrupted tokens."""
         return self.head.apply({"params": params["head"]}, noisy, time, hidden)  # type: ignore[return-value]
 
+    @property
+    def sampling_schedule(self) -> Schedule:
+        """The respaced schedule of sampling."""
+        return respaced_schedule(self.diffusion.num_steps, self.diffusion.sampling_steps)
+
+    def guided_denoiser(
+        self,
+        params: Params,
+        hidden: Float[Array, "B Q D"],
+        hidden_unconditional: Float[Array, "B Q D"] | None,
+        guidance_scale: jax.Array,
+    ) -> Denoiser:
+        """The head as the chain calls it: guided where there are states without text."""
+
+        def denoise(x_t: jax.Array, time: jax.Array) -> jax.Array:
+            answer = self.denoise(params, x_t, time, hidden)
+            if hidden_unconditional is None:
+                return answer
+            baseline = self.denoise(params, x_t, time, hidden_unconditional)
+            return guide(answer, baseline, guidance_scale)
+
+        return denoise
+
     def sample_tokens(
         self,
         params: Params,
@@ -126,19 +149,11 @@ class Teacher(TextToAudio):
         temperature: jax.Array,
     ) -> Float[Array, "B Q C"]:
         """Runs the reverse chain for every position; guidance acts on the predicted noise."""
-
-        def denoise(x_t: jax.Array, time: jax.Array) -> jax.Array:
-            answer = self.denoise(params, x_t, time, hidden)
-            if hidden_unconditional is None:
-                return answer
-            baseline = self.denoise(params, x_t, time, hidden_unconditional)
-            return guide(answer, baseline, guidance_scale)
-
         return ancestral_sample(
-            denoise,
+            self.guided_denoiser(params, hidden, hidden_unconditional, guidance_scale),
             keys,
             (hidden.shape[1], self.config.token_dim),
-            schedule=respaced_schedule(self.diffusion.num_steps, self.diffusion.sampling_steps),
+            schedule=self.sampling_schedule,
             prediction=self.diffusion.prediction,
             temperature=temperature,
         )
