@@ -28,12 +28,12 @@ from benchmarks.baselines import full_length, full_length_teacher
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
 from fasttta_jax.metrics.flops import StepFlops, mean_visible, training_step_flops
+from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.models.text_to_audio import Teacher, build_model
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
-from fasttta_jax.tools.text_table import format_table
 from fasttta_jax.training.optim import make_optimizer
 from fasttta_jax.training.state import TrainState, new_state
 from fasttta_jax.training.steps import (

@@ -16,7 +16,7 @@ from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.text.learned import LearnedTextEncoder
 from fasttta_jax.tools import param_overview
 from fasttta_jax.tools.param_overview import group_parameters, list_parameters, overview
-from fasttta_jax.tools.text_table import format_table
+from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.training.optim import decay_mask
 from tests import helpers
 
@@ -70,7 +70,7 @@ def test_groups_divide_the_parameters_and_stacks_share_a_row(depth):
 def test_the_paper_size_is_listed_without_being_allocated():
     """193 M parameters of float32 would take 0.7 GiB; MAR-B's blocks are 12 D^2 + 13 D each."""
     text = TextConfig(
-        encoder="precomputed", streams=(("clap", 1, 512), ("t5", 77, 1024)), token_dropout=0.0
+        encoder="frozen", streams=(("clap", 1, 512), ("t5", 77, 1024)), token_dropout=0.0
     )
     run = RunConfig()
     run = dataclasses.replace(run, model=dataclasses.replace(run.model, text=text))

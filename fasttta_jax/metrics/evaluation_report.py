@@ -27,6 +27,7 @@ from fasttta_jax.metrics.report import (
 )
 from fasttta_jax.metrics.scoring import Scores, Share
 from fasttta_jax.metrics.tagger import to_float
+from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.metrics.timing import SamplingTime
 
 SCENE_PROMPTS = 4
@@ -274,16 +275,8 @@ def prompt_rows(
 
 def as_text(table: Table) -> str:
     """A table for a terminal, with its failed and passed gates below."""
-    lines = [list(table.columns)]
-    lines += [[row.name, *map(format_value, row.values)] for row in table.rows]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    text = "\n".join(
-        "  ".join(
-            [line[0].ljust(widths[0])]
-            + [cell.rjust(width) for cell, width in zip(line[1:], widths[1:], strict=True)]
-        )
-        for line in lines
-    )
+    rows = [[row.name, *map(format_value, row.values)] for row in table.rows]
+    text = format_table(table.columns, rows)
     verdicts = [
         f"{'pass' if gate.passed else 'FAIL'}  {row.name}: {gate.condition}"
         for row in table.rows

@@ -28,7 +28,7 @@ from fasttta_jax.models.text_to_audio import TextToAudio, build_model
 from fasttta_jax.parallel.sharding import path_name
 from fasttta_jax.text import LearnedTextEncoder, TextEncoder, abstract_text_encoder
 from fasttta_jax.text.learned import TOKENIZER_FILE
-from fasttta_jax.tools.text_table import format_table
+from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.training.optim import decay_mask
 
 MIB = 2**20
