@@ -168,6 +168,19 @@ class Trainer:
                     writer.write_audio(step, f"samples/{index:02d}", clip / peak, rate)
                     writer.write_image(step, f"samples/{index:02d}", picture)
 
+    def _first_state(self, checkpoints: Checkpoints) -> TrainState:
+        """That of the last checkpoint, or a new one; the source's parameters are let go."""
+        items = checkpoints.restore_latest(to_items(self.abstract))
+        if items is None:
+            self.source = self.source or self._open_source()
+            given = self.source.params if self.source else {}
+            state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key, given)
+        else:
+            state = from_items(items)
+            logger.info("resuming %s after step %d", self.workdir.path, int(state.step))
+        self.source = None
+        return state
+
     def run(self) -> TrainState:
         """Trains from the last checkpoint, or from the start, to `num_steps`.
 
@@ -177,16 +190,8 @@ class Trainer:
         """
         config = self.config
         checkpoints = Checkpoints(self.workdir.path, keep=config.checkpoints_to_keep)
-        items = checkpoints.restore_latest(to_items(self.abstract))
-        if items is None:
-            self.source = self.source or self._open_source()
-            given = self.source.params if self.source else {}
-            state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key, given)
-            first_step = 0
-        else:
-            state = from_items(items)
-            first_step = int(state.step)
-            logger.info("resuming %s after step %d", self.workdir.path, first_step)
+        state = self._first_state(checkpoints)
+        first_step = int(state.step)
         if first_step >= config.num_steps:
             logger.info("%s is complete: %d steps", self.workdir.path, first_step)
             checkpoints.close()

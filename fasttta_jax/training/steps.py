@@ -77,10 +77,11 @@ def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -
     )
     if not train:
         return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
-    keep_text = ~jax.random.bernoulli(keys.drop, config.model.text.drop_rate, (batch_size,))
-    if config.model.text.encoder != "learned":
-        return Masking(masked, keep_text, None)
-    hidden = sample_hidden_tokens(keys.hide, batch["text"]["mask"], config.model.text.token_dropout)
+    text = config.model.text
+    keep_text = ~jax.random.bernoulli(keys.drop, text.drop_rate, (batch_size,))
+    hidden = None
+    if text.token_dropout > 0:
+        hidden = sample_hidden_tokens(keys.hide, batch["text"]["mask"], text.token_dropout)
     return Masking(masked, keep_text, hidden)
 
 
