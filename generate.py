@@ -37,8 +37,9 @@ from fasttta_jax.generation import TokenGenerator, generate, generate_with_state
 from fasttta_jax.inpainting import Ranges, parse_ranges, read_known
 from fasttta_jax.metrics.decoding_picture import decoding_picture
 from fasttta_jax.metrics.pictures import mel_picture
+from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.prompts import read_prompts, slug
-from fasttta_jax.restore import TrainedModel, load_trained, local_mesh
+from fasttta_jax.restore import TrainedModel, load_trained
 
 logger = logging.getLogger("fasttta_jax.generate")
 

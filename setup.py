@@ -27,6 +27,7 @@ setup(
         "etils[epath]>=1.9",
         "flax>=0.12",
         "grain>=0.2.15",
+        "huggingface-hub>=1.0",
         "jax>=0.10,<0.13",
         "jaxtyping>=0.3",
         "jinja2>=3.1",
@@ -55,10 +56,12 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
-            # For parity tests; they skip where it is not installed.
+            # For parity tests; they skip where these are not installed.
+            "diffusers>=0.35; python_version < '3.12'",
             "torch==2.13.0; python_version < '3.12'",
         ],
         "cuda": ["jax[cuda13]"],
+        "sentencepiece": ["protobuf>=5", "sentencepiece>=0.2"],
         "tpu": ["jax[tpu]"],
     },
     classifiers=[

@@ -29,9 +29,7 @@ from fasttta_jax.config import (
 )
 
 BASE = BackboneConfig(width=768, encoder_depth=12, decoder_depth=12, num_heads=12)
-TEXT = TextConfig(
-    encoder="precomputed", streams=(("clap", 1, 512), ("t5", 77, 1024)), token_dropout=0.0
-)
+TEXT = TextConfig(encoder="frozen", streams=(("clap", 1, 512), ("t5", 77, 1024)), token_dropout=0.0)
 NO_TEXT = TextConfig(encoder="none", num_positions=78, token_dropout=0.0, drop_rate=0.0)
 STAGES = ("text", "pretraining")
 

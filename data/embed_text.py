@@ -1,12 +1,21 @@
-"""Captions of an encoded dataset made ready for training: a tokenizer, or embeddings of your own.
+"""Captions of an encoded dataset made ready for training: a tokenizer, or embeddings.
 
     python -m data.embed_text --data runs/demo/encoded --vocabulary_size 1000
+    python -m data.embed_text --data runs/mine/encoded \\
+        --encoder clap=converted/clap --encoder t5=converted/flan-t5-large
     python -m data.embed_text --data runs/mine/encoded --embeddings t5_and_clap.npz
 
-Without --embeddings, fits the tokenizer of the learned text encoder on the training captions and
-writes `text/tokenizer.json`; the embeddings themselves train with the model. With it, takes what
-frozen text encoders said of every caption and writes `text/embeddings/` for text.encoder =
-"precomputed". The file is one of numpy.savez:
+By default, fits the tokenizer of the learned text encoder on the training captions and writes
+`text/tokenizer.json`; the embeddings themselves train with the model.
+
+With --encoder NAME=FOLDER, once for each stream, runs frozen networks over every caption of every
+split and writes `text/embeddings/` (a table) and `text/networks/` (for captions that come later)
+for text.encoder = "frozen". FOLDER is what `python -m fasttta_jax.convert t5` or `clap` wrote.
+Batches are spread over all devices of a host, and shards of captions over hosts (--host_index,
+--num_hosts). A run that was killed goes on where it was.
+
+With --embeddings, takes what other text encoders said of every caption. The file is one of
+numpy.savez:
 
     captions        n different captions, unicode [n]
     NAME            embeddings of a stream, floating [n, L, E]; as many streams as you like
@@ -19,8 +28,9 @@ Dimensions: n captions, L positions, E width of a stream.
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
+import jax
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
@@ -30,10 +40,18 @@ from fasttta_jax import cli
 from fasttta_jax.config import TextConfig
 from fasttta_jax.input_pipeline import RECORDS_FOLDER, EncodedDataset, find_records
 from fasttta_jax.text.learned import LearnedTextEncoder
-from fasttta_jax.text.precomputed import FOLDER, EmbeddingError, write_table
+from fasttta_jax.text.networks import DTYPES, Networks, open_network, save_networks
+from fasttta_jax.text.table import (
+    FOLDER,
+    LENGTHS,
+    SUMMARY_FILE,
+    EmbeddingError,
+    Stream,
+    TableWriter,
+    write_table,
+)
 
 CAPTIONS = "captions"
-LENGTHS = "_lengths"
 
 Streams = dict[str, tuple[np.ndarray, np.ndarray]]
 
@@ -76,14 +94,84 @@ def bring(data: str | pathlib.Path, embeddings: str | pathlib.Path) -> pathlib.P
     _check_covered(dataset, set(captions), embeddings)
     write_table(dataset.text_folder, captions, streams)
     table = dataset.text_folder / FOLDER
-    written = {f"{name}{suffix}.npy" for name in streams for suffix in ("", LENGTHS)}
-    for path in table.glob("*.npy"):
-        if path.name not in written:
-            path.unlink()  # a stream of the table before, whose rows are other captions
     shapes = tuple((name, *array.shape[1:]) for name, (array, _) in streams.items())
-    print(f"{table}: {len(captions)} captions; in the run's config, under model.text:")
-    print(f"  encoder='precomputed', token_dropout=0.0, streams={shapes}")
+    _describe(table, len(captions), shapes)
     return table
+
+
+def _describe(table: pathlib.Path, num_captions: int, streams: Sequence[Stream]) -> None:
+    print(f"{table}: {num_captions} captions; in the run's config, under model.text:")
+    print(f"  encoder='frozen', token_dropout=0.0, streams={tuple(streams)}")
+
+
+def all_captions(dataset: EncodedDataset) -> dict[str, str]:
+    """Every caption of every split that is not empty, with the first split that holds it.
+
+    Raises:
+      ValueError: there are no captions.
+    """
+    records = find_records(dataset.path / RECORDS_FOLDER)
+    found: dict[str, str] = {}
+    for split in tfds.builder_from_directory(str(records)).info.splits:
+        for caption in captions_of(dataset, split):
+            if caption:
+                found.setdefault(caption, split)
+    if not found:
+        raise _no_captions(dataset)
+    return found
+
+
+def embed(
+    data: str | pathlib.Path,
+    encoders: Mapping[str, str | pathlib.Path],
+    *,
+    positions: Mapping[str, int] | None = None,
+    dtype: str = "float32",
+    host_index: int = 0,
+    num_hosts: int = 1,
+) -> pathlib.Path:
+    """Runs frozen networks over all captions of a dataset; returns the table's folder.
+
+    Args:
+      data: folder of an encoded dataset.
+      encoders: by stream, a folder of converted weights.
+      positions: by stream, L where it is not the published one.
+      dtype: of the networks' matrix products.
+      host_index: which part of the work is ours.
+      num_hosts: parts that the work has.
+
+    Raises:
+      EmbeddingError: a folder holds no text encoder, or another table is there.
+      ValueError: the dataset has no captions.
+    """
+    dataset = EncodedDataset(data)
+    given = positions or {}
+    networks = Networks(
+        {name: open_network(path, given.get(name), dtype) for name, path in encoders.items()}, dtype
+    )
+    captions = sorted(all_captions(dataset), key=lambda caption: (len(caption), caption))
+    folder = dataset.text_folder
+    writer = TableWriter(folder, captions, networks.streams, networks.summary())
+    writer.start()
+    if host_index == 0:
+        save_networks(folder, encoders, networks)
+    ours = range(host_index, writer.num_shards, num_hosts)
+    done = sum(len(writer.captions_of(shard)) for shard in ours if writer.is_done(shard))
+    total = sum(len(writer.captions_of(shard)) for shard in ours)
+    with tqdm.tqdm(total=total, initial=done, desc="embedding", unit="caption") as bar:
+        for shard in ours:
+            if not writer.is_done(shard):
+                part = writer.captions_of(shard)
+                writer.write(shard, networks.encode(part))
+                bar.update(len(part))
+    if writer.finish():
+        _describe(folder / FOLDER, len(captions), networks.streams)
+    else:
+        print(
+            f"host {host_index} of {num_hosts} is done; {folder / SUMMARY_FILE} appears with the "
+            "last one"
+        )
+    return folder / FOLDER
 
 
 def read_embeddings(file: str | pathlib.Path) -> tuple[list[str], Streams]:
@@ -143,16 +231,7 @@ def _stream(
 def _check_covered(
     dataset: EncodedDataset, known: set[str], embeddings: str | pathlib.Path
 ) -> None:
-    records = find_records(dataset.path / RECORDS_FOLDER)
-    missing: dict[str, str] = {}
-    num_captions = 0
-    for split in tfds.builder_from_directory(str(records)).info.splits:
-        for caption in captions_of(dataset, split):
-            num_captions += 1
-            if caption and caption not in known:
-                missing.setdefault(caption, split)
-    if not num_captions:
-        raise _no_captions(dataset)
+    missing = {name: split for name, split in all_captions(dataset).items() if name not in known}
     if missing:
         caption, split = next(iter(missing.items()))
         raise EmbeddingError(
@@ -167,28 +246,98 @@ def _no_captions(dataset: EncodedDataset) -> ValueError:
     )
 
 
+def named(flag: str, given: Sequence[str]) -> dict[str, str]:
+    """What NAME=VALUE flags say.
+
+    Raises:
+      ValueError: one is malformed, or a name comes twice.
+    """
+    found: dict[str, str] = {}
+    for text in given:
+        name, equals, value = text.partition("=")
+        if not (name.isidentifier() and equals and value):
+            raise ValueError(f"--{flag} is {text!r}; allowed: NAME=VALUE, NAME of letters and _")
+        if name in found:
+            raise ValueError(f"--{flag} names {name!r} twice; allowed: each stream once")
+        found[name] = value
+    return found
+
+
+def _positions(given: Sequence[str], encoders: Mapping[str, str]) -> dict[str, int]:
+    found = named("positions", given)
+    for name, value in found.items():
+        if name not in encoders:
+            raise ValueError(f"--positions names {name!r}; allowed: {', '.join(encoders)}")
+        if not value.isdecimal() or int(value) < 1:
+            raise ValueError(f"--positions={name}={value}; allowed: whole numbers from 1")
+    return {name: int(value) for name, value in found.items()}
+
+
 def _define_flags() -> None:
     # Not at import, where tests would define them a second time.
     flags.DEFINE_string("data", None, "Folder made by data.encode_latents.", required=True)
     flags.DEFINE_integer(
         "vocabulary_size", 1000, "Most entries of the vocabulary; at least 257 for the bytes."
     )
+    flags.DEFINE_multi_string(
+        "encoder",
+        [],
+        "NAME=FOLDER: a stream and the converted weights of its network; give it once for each "
+        "stream, in the order of the prefix.",
+    )
+    flags.DEFINE_multi_string(
+        "positions", [], "NAME=L: positions of a stream; left out, 77 for T5 and 1 for CLAP."
+    )
+    flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the networks' matrix products.")
+    flags.DEFINE_integer("host_index", None, "Which host this is; left out, jax knows.")
+    flags.DEFINE_integer("num_hosts", None, "Hosts that share the work; left out, jax knows.")
     flags.DEFINE_string(
         "embeddings", None, "File of embeddings to take instead of fitting a tokenizer."
     )
 
 
+MODES = {
+    "encoder": ("positions", "dtype", "host_index", "num_hosts"),
+    "embeddings": (),
+    "vocabulary_size": (),
+}
+"""Flags that choose what happens, and the flags that go with each."""
+
+
+def _check_flags(values: flags.FlagValues) -> None:
+    modes = [name for name in MODES if values[name].present]
+    if len(modes) > 1:
+        shown = " and ".join(f"--{name}" for name in modes)
+        raise ValueError(f"{shown} are given; allowed: one of them")
+    mode = modes[0] if modes else "vocabulary_size"
+    for other, names in MODES.items():
+        for name in names:
+            if other != mode and values[name].present:
+                raise ValueError(f"--{name} belongs to --{other}, which is not given")
+
+
 def main() -> None:
     """The command line."""
     values = flags.FLAGS
-    if values.embeddings is None:
-        fit(values.data, values.vocabulary_size)
-    elif values["vocabulary_size"].present:
-        raise ValueError(
-            "--vocabulary_size belongs to the learned tokenizer; allowed: it or --embeddings"
+    _check_flags(values)
+    if values.encoder:
+        encoders = named("encoder", values.encoder)
+        num_hosts = jax.process_count() if values.num_hosts is None else values.num_hosts
+        host_index = jax.process_index() if values.host_index is None else values.host_index
+        if not 0 <= host_index < num_hosts:
+            raise ValueError(f"--host_index is {host_index}; allowed: 0 to {num_hosts - 1}")
+        embed(
+            values.data,
+            encoders,
+            positions=_positions(values.positions, encoders),
+            dtype=values.dtype,
+            host_index=host_index,
+            num_hosts=num_hosts,
         )
-    else:
+    elif values.embeddings is not None:
         bring(values.data, values.embeddings)
+    else:
+        fit(values.data, values.vocabulary_size)
 
 
 if __name__ == "__main__":

@@ -1,23 +1,32 @@
 """A folder of converted weights: `python -m fasttta_jax.convert` writes it, `init_from` reads it.
 
 `weights.safetensors` holds float32 arrays whose names are paths joined by "/"; `weights.json` says
-what they are and where they come from.
+what they are and where they come from; a text model has its `tokenizer.json` beside them.
 """
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import json
 import os
 import pathlib
-from typing import Any, NamedTuple
+import shutil
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
 WEIGHTS_FILE = "weights.safetensors"
 METADATA_FILE = "weights.json"
 FIELDS = ("kind", "source", "sha256", "weights")
+
+
+Config = TypeVar("Config", bound="DataclassInstance")
 
 
 class ConvertedError(ValueError):
@@ -29,8 +38,8 @@ class ConvertedWeights(NamedTuple):
 
     Attributes:
       params: nested dict of float32 arrays, such as {"backbone": {...}, "head": {...}}.
-      metadata: kind, source, sha256 and weights, and the sizes that the kind has: for "mar" and
-        "ear" num_text, num_tokens, token_dim, backbone, head and dropped.
+      metadata: kind, source, sha256, weights and dropped, and the sizes that the kind has: for
+        "mar" and "ear" num_text, num_tokens, token_dim, backbone and head, for others config.
     """
 
     params: dict[str, Any]
@@ -42,8 +51,8 @@ def is_converted(folder: str | os.PathLike[str]) -> bool:
     return (pathlib.Path(folder) / METADATA_FILE).is_file()
 
 
-def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
-    """Reads converted weights.
+def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The description of converted weights.
 
     Args:
       folder: what `python -m fasttta_jax.convert` wrote.
@@ -65,11 +74,81 @@ def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
         raise ConvertedError(f"{metadata_path} is damaged: {error}; convert again") from error
     if missing:
         raise ConvertedError(f"{metadata_path} lacks {', '.join(missing)}; convert again")
+    return metadata
+
+
+def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
+    """Reads converted weights; arguments and errors are those of `read_metadata`."""
+    metadata = read_metadata(folder)
+    weights = pathlib.Path(folder) / WEIGHTS_FILE
     try:
         flat = load_file(weights)
     except SafetensorError as error:
         raise ConvertedError(f"{weights} is damaged: {error}; convert again") from error
     return ConvertedWeights(_nested(flat), metadata)
+
+
+def read_kind(
+    folder: str | os.PathLike[str],
+    kind: str,
+    config: type[Config],
+    *,
+    part: str | None = None,
+) -> tuple[Config, dict[str, Any]]:
+    """Sizes and parameters of one kind of network.
+
+    Args:
+      folder: what `python -m fasttta_jax.convert` wrote.
+      kind: what it must hold.
+      config: dataclass of its sizes, all of which the description must say.
+      part: of a kind that has several, the one that is wanted.
+
+    Raises:
+      ConvertedError: a file is missing or damaged, it is another kind, or the part is not there.
+    """
+    params, metadata = read_converted(folder)
+    if metadata["kind"] != kind:
+        raise ConvertedError(f"{folder} holds weights of kind {metadata['kind']!r}, not {kind!r}")
+    sizes = metadata.get("config") or {}
+    if part is not None:
+        if not sizes.get(part) or part not in params:
+            raise ConvertedError(
+                f"{folder} holds {kind} without its {part} part; convert a checkpoint that has it"
+            )
+        sizes, params = sizes[part], params[part]
+    missing = [field.name for field in dataclasses.fields(config) if field.name not in sizes]
+    if missing:
+        raise ConvertedError(f"{folder} does not say {', '.join(missing)}; convert again")
+    try:
+        return config(**{name: _tuples(value) for name, value in sizes.items()}), params
+    except (TypeError, ValueError) as error:
+        raise ConvertedError(
+            f"{folder} does not describe a {kind}: {error}; convert again"
+        ) from error
+
+
+def _tuples(value: Any) -> Any:
+    """Lists, which JSON has, as the tuples that configs have."""
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies a folder and what is below it; weights become hard links where that can be.
+
+    Converted weights are replaced, never changed in place, so that a link is as good as a copy.
+    """
+    target = pathlib.Path(target)
+    if not (target.exists() and target.samefile(folder)):
+        shutil.copytree(folder, target, copy_function=_copy_or_link, dirs_exist_ok=True)
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    if pathlib.Path(source).name == WEIGHTS_FILE:
+        pathlib.Path(target).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
 
 
 def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:

@@ -40,8 +40,8 @@ from fasttta_jax.metrics.tagger import to_float
 from fasttta_jax.metrics.tagger_cache import load_or_train_tagger
 from fasttta_jax.metrics.timing import SamplingTime, time_samplers
 from fasttta_jax.metrics.writer import METRICS_FILE, read_metrics
+from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import BATCH_AXES
-from fasttta_jax.restore import local_mesh
 from fasttta_jax.workdir import flatten, write_json
 
 logger = logging.getLogger(__name__)

@@ -5,15 +5,13 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-import jax
 from jax.sharding import Mesh
 
 from fasttta_jax.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.codecs import Codec
-from fasttta_jax.config import MeshConfig, RunConfig
+from fasttta_jax.config import RunConfig
 from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
 from fasttta_jax.parallel.compile import abstract_state
-from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.workdir import Workdir, WorkdirError
 
 
@@ -68,8 +66,3 @@ def load_trained(workdir: str, mesh: Mesh, *, which: str | int = "last") -> Trai
     params = checkpoints.restore_ema(abstract_state(model.init, mesh), step=step)
     checkpoints.close()
     return TrainedModel(config, model, params, folder.codec(), step, str(workdir))
-
-
-def local_mesh() -> Mesh:
-    """A mesh over this host's devices, all on the data axis."""
-    return make_mesh(MeshConfig(), jax.local_devices())

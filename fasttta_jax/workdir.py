@@ -10,13 +10,13 @@ import json
 import logging
 import os
 import pathlib
-import shutil
 from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
+from fasttta_jax.converted import copy_folder
 from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
-from fasttta_jax.text import TextEncoder, load_text_encoder
+from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
 
 logger = logging.getLogger(__name__)
 
@@ -97,11 +97,8 @@ class Workdir:
                 )
         else:
             self.path.mkdir(parents=True, exist_ok=True)
-            copied = [CODEC_FOLDER]
-            if config.model.text.encoder == "learned":
-                copied.append(TEXT_FOLDER)
-            for name in copied:
-                shutil.copytree(dataset.path / name, self.path / name, dirs_exist_ok=True)
+            copy_folder(dataset.path / CODEC_FOLDER, self.path / CODEC_FOLDER)
+            save_text_encoder(dataset.text_folder, self.path / TEXT_FOLDER, config.model.text)
         write_json(config_path, wanted)
 
     def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
@@ -142,7 +139,8 @@ class Workdir:
     def text(self) -> TextEncoder:
         """The run's text encoder, without trained embeddings; a table stays with the dataset."""
         config = self.config()
-        home = self.path
-        if config.model.text.encoder == "precomputed":
-            home = pathlib.Path(config.data.path)
-        return load_text_encoder(home / TEXT_FOLDER, config.model.text)
+        return load_text_encoder(
+            self.path / TEXT_FOLDER,
+            config.model.text,
+            table_folder=pathlib.Path(config.data.path) / TEXT_FOLDER,
+        )

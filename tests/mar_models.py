@@ -20,7 +20,7 @@ from fasttta_jax.converted import ConvertedWeights, read_converted
 from fasttta_jax.models.text_to_audio import Student, Teacher
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Key, Params, TextStream
-from tests import mar_torch
+from tests import conversions, mar_torch
 
 WIDTH, NUM_HEADS, NUM_TOKENS, TOKEN_DIM, NUM_CLIPS = 48, 4, 16, 8, 3
 HEAD = {"head_width": 40, "head_depth": 2}
@@ -118,6 +118,8 @@ def build(converted: ConvertedWeights, sampling_steps: int = 5) -> tuple[Any, An
 def convert(folder: pathlib.Path, model: Any, averaged: Any, **options: Any) -> ConvertedWeights:
     """Saved by torch, converted, written and read back."""
     save_checkpoint(folder / "checkpoint-last.pth", model, averaged)
-    result = mar.convert(folder / "checkpoint-last.pth", num_heads=NUM_HEADS, **options)
+    result = conversions.convert(
+        mar, folder / "checkpoint-last.pth", num_heads=NUM_HEADS, **options
+    )
     write_conversion(result, folder / "converted")
     return read_converted(folder / "converted")

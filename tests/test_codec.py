@@ -243,7 +243,7 @@ def test_missing_and_unknown_codecs_are_refused(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"codec\.json does not exist"):
         load_codec(tmp_path)
     (tmp_path / "codec.json").write_text('{"kind": "vinyl"}')
-    with pytest.raises(ValueError, match=r"kind is 'vinyl'; allowed: \['spectrogram'\]"):
+    with pytest.raises(ValueError, match=r"kind is 'vinyl'; allowed: \['spectrogram', 'vae'\]"):
         load_codec(tmp_path)
 
 

@@ -72,7 +72,7 @@ REJECTED = [
     (HeadConfig, {"noise_dim": 0}, r"head\.noise_dim is 0; allowed: above 0"),
     (HeadConfig, {"roles": "both"}, r"head\.roles is 'both'; .*'context_stream'"),
     (HeadConfig, {"noise": "laplace"}, r"head\.noise is 'laplace'; .*'uniform'"),
-    (TextConfig, {"encoder": "t5"}, r"text\.encoder is 't5'; .*'precomputed'"),
+    (TextConfig, {"encoder": "t5"}, r"text\.encoder is 't5'; .*'frozen'"),
     (TextConfig, {"encoder": "none"}, r"text\.token_dropout is 0\.1; allowed: 0 where .* 'none'"),
     (
         TextConfig,
@@ -81,19 +81,19 @@ REJECTED = [
     ),
     (
         TextConfig,
-        {"encoder": "precomputed", "token_dropout": 0.0},
+        {"encoder": "frozen", "token_dropout": 0.0},
         r"text\.streams is \(\); allowed: one or more",
     ),
     (TextConfig, {"streams": (("t5", 77, 1024),)}, r"text\.streams is .* else \(\)"),
     (
         TextConfig,
-        {"encoder": "precomputed", "token_dropout": 0.0, "streams": (("t5", 77),)},
+        {"encoder": "frozen", "token_dropout": 0.0, "streams": (("t5", 77),)},
         r"text\.streams is \('t5', 77\); allowed: \(name, positions, width\)",
     ),
     (
         TextConfig,
         {
-            "encoder": "precomputed",
+            "encoder": "frozen",
             "token_dropout": 0.0,
             "streams": (("t5", 7, 8), ("t5", 1, 8)),
         },

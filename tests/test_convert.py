@@ -27,7 +27,7 @@ from fasttta_jax.models.mar import unconditional
 from fasttta_jax.typing import Conditioning, Params
 
 torch = pytest.importorskip("torch")
-from tests import mar_torch  # noqa: E402
+from tests import conversions, mar_torch  # noqa: E402
 from tests.mar_models import (  # noqa: E402
     NUM_CLIPS,
     NUM_HEADS,
@@ -241,7 +241,7 @@ def test_other_types_become_float32_exactly(dtype: str, tmp_path: pathlib.Path) 
         for name, value in make_reference("ear").state_dict().items()
     }
     torch.save(state, tmp_path / "bare.pth")
-    result = mar.convert(tmp_path / "bare.pth", num_heads=NUM_HEADS)
+    result = conversions.convert(mar, tmp_path / "bare.pth", num_heads=NUM_HEADS)
     assert result.metadata["weights"] == "bare"
     kernel = result.params["head/noise/kernel"]
     assert kernel.dtype == np.float32
@@ -259,7 +259,7 @@ def test_views_are_read_with_their_strides(tmp_path: pathlib.Path) -> None:
     state["decoder_norm.weight"], state["decoder_norm.bias"] = pair[:, 0], pair[:, 1]
     state["fake_latent"] = torch.tensor([2.5]).expand(1, WIDTH)
     torch.save(state, tmp_path / "views.pth")
-    params = mar.convert(tmp_path / "views.pth", num_heads=NUM_HEADS).params
+    params = conversions.convert(mar, tmp_path / "views.pth", num_heads=NUM_HEADS).params
     positions = wanted["decoder_pos_embed_learned"][0]
     np.testing.assert_array_equal(params["backbone/decoder_positions"], positions)
     np.testing.assert_array_equal(
@@ -280,7 +280,7 @@ def test_safetensors_equal_torch_files(dtype: str, tmp_path: pathlib.Path) -> No
     torch.save(state, tmp_path / "bare.pth")
     save_file(state, tmp_path / "bare.safetensors")
     first, second = (
-        mar.convert(tmp_path / name, num_heads=NUM_HEADS)
+        conversions.convert(mar, tmp_path / name, num_heads=NUM_HEADS)
         for name in ("bare.pth", "bare.safetensors")
     )
     assert first.params.keys() == second.params.keys()

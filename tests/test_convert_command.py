@@ -18,6 +18,7 @@ from fasttta_jax.convert import mar
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.convert.write import Conversion, write_conversion
 from fasttta_jax.converted import ConvertedError, is_converted, read_converted
+from tests import conversions
 
 WIDTH, HEAD_WIDTH, TOKEN_DIM, NUM_TOKENS, NOISE_DIM = 24, 16, 4, 9, 5
 POSITIONS = 64 + NUM_TOKENS
@@ -143,7 +144,10 @@ def test_command_explains_itself(tmp_path: pathlib.Path) -> None:
         assert text in log
     assert "2 arguments, expected 3: python -m fasttta_jax.convert KIND" in run("mar", "x", code=1)
     assert "the kind is 'gan'; allowed: mar" in run("gan", "x", "y", code=1)
-    assert "checkpoint nowhere.pth is not a file" in run("mar", "nowhere.pth", tmp_path, code=1)
+    assert "nowhere.pth does not exist; allowed" in run("mar", "nowhere.pth", tmp_path, code=1)
+    assert "--num_heads belongs to mar, and the kind is t5" in run(
+        "t5", "x", tmp_path / "t5", "--num_heads=3", code=1
+    )
 
 
 def test_every_wrong_key_is_named(tmp_path: pathlib.Path) -> None:
@@ -157,7 +161,7 @@ def test_every_wrong_key_is_named(tmp_path: pathlib.Path) -> None:
         "z_proj.bias": np.ones(WIDTH, np.int32),
     }
     with pytest.raises(ConversionError) as caught:
-        mar.convert(saved(tmp_path, state), num_heads=3)
+        conversions.convert(mar, saved(tmp_path, state), num_heads=3)
     first, *lines = str(caught.value).splitlines()
     assert "6 keys are wrong" in first
     assert sorted(line.strip() for line in lines) == [
@@ -177,7 +181,7 @@ def test_keys_that_tell_sizes_may_be_wrong_too(tmp_path: pathlib.Path) -> None:
         del state[key]
     state["z_proj.weight"] = np.ones(WIDTH, np.float32)
     with pytest.raises(ConversionError) as caught:
-        mar.convert(saved(tmp_path, state), num_heads=3)
+        conversions.convert(mar, saved(tmp_path, state), num_heads=3)
     assert sorted(line.strip() for line in str(caught.value).splitlines()[1:]) == [
         "fake_latent: missing, expected shape (1, ?)",
         "scoreloss.net.input_proj.weight: missing, expected shape (?, ?)",
@@ -192,7 +196,7 @@ def test_a_gap_between_blocks_is_named(tmp_path: pathlib.Path) -> None:
         if key.startswith("decoder_blocks.0."):
             state[key.replace(".0.", ".2.", 1)] = value
     with pytest.raises(ConversionError, match=r"12 keys are wrong") as caught:
-        mar.convert(saved(tmp_path, state), num_heads=3)
+        conversions.convert(mar, saved(tmp_path, state), num_heads=3)
     assert str(caught.value).count("decoder_blocks.1.") == 12
 
 
@@ -208,16 +212,16 @@ def test_number_of_heads_must_fit(
     num_heads: int | None, message: str, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(ConversionError, match=message):
-        mar.convert(saved(tmp_path, ear_state()), num_heads=num_heads)
+        conversions.convert(mar, saved(tmp_path, ear_state()), num_heads=num_heads)
 
 
 def test_other_models_are_told_apart(tmp_path: pathlib.Path) -> None:
     few = {"decoder_pos_embed_learned": np.ones((1, 64, WIDTH), np.float32)}
     with pytest.raises(ConversionError, match="64 positions; expected more than the 64 class"):
-        mar.convert(saved(tmp_path, ear_state() | few), num_heads=3)
+        conversions.convert(mar, saved(tmp_path, ear_state() | few), num_heads=3)
     path = saved(tmp_path, {"conv.weight": np.ones(3, np.float32)})
     with pytest.raises(ConversionError, match=r"neither MAR nor EAR.* begin with conv\.weight"):
-        mar.convert(path)
+        conversions.convert(mar, path)
 
 
 def test_other_targets_are_left_alone(tmp_path: pathlib.Path) -> None:
@@ -234,7 +238,7 @@ def test_other_targets_are_left_alone(tmp_path: pathlib.Path) -> None:
 
 def test_weights_flag_of_a_bare_state_dict(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConversionError, match=r"--weights is 'ema', but .*; leave --weights out"):
-        mar.convert(saved(tmp_path, ear_state()), weights="ema", num_heads=3)
+        conversions.convert(mar, saved(tmp_path, ear_state()), weights="ema", num_heads=3)
 
 
 def test_damaged_conversions_are_explained(tmp_path: pathlib.Path) -> None:

@@ -13,8 +13,8 @@ import pytest
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known, parallel_decode, plan_segments
-from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.masking import decode_counts, guidance_scales
+from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import TextStream
 
 EPSILON = float(np.finfo(np.float32).eps)

@@ -19,14 +19,15 @@ from fasttta_jax.checkpoint import tree_hash
 from fasttta_jax.config import DecodeConfig, ModelConfig, OptimizerConfig, RunConfig, TextConfig
 from fasttta_jax.input_pipeline import CODEC_FOLDER, RECORDS_FOLDER, EncodedDataset
 from fasttta_jax.metrics.writer import read_metrics
-from fasttta_jax.text import PrecomputedTextEncoder
-from fasttta_jax.text.precomputed import EmbeddingError
+from fasttta_jax.text import load_text_encoder, table
+from fasttta_jax.text.networks import Networks, load_networks
+from fasttta_jax.text.table import EmbeddingError
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir import ORIGIN_FILE
-from tests import helpers
+from tests import conversions, helpers
 
 STREAMS = (("words", 5, 12), ("clip", 1, 6))
-TEXT = TextConfig(encoder="precomputed", streams=STREAMS, token_dropout=0.0)
+TEXT = TextConfig(encoder="frozen", streams=STREAMS, token_dropout=0.0)
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -80,11 +81,14 @@ def test_a_table_gives_every_caption_its_rows(dataset, tmp_path, capsys):
     embed_text.bring(dataset, save(tmp_path / "e.npz", **arrays))
     assert f"streams={STREAMS}" in capsys.readouterr().out
     assert EncodedDataset(dataset).fingerprint() != before
-    batch = PrecomputedTextEncoder(TEXT, dataset / "text").tokenize(captions[::-1])
+    batch = load_text_encoder(dataset / "text", TEXT).tokenize(captions[::-1])
     for name, positions, _ in STREAMS:
-        np.testing.assert_array_equal(batch[name], arrays[name][::-1].astype(np.float16))
         lengths = arrays.get(f"{name}_lengths", np.full(len(captions), positions))[::-1]
-        np.testing.assert_array_equal(batch[f"{name}_mask"].sum(axis=1), lengths)
+        held = np.arange(positions)[None] < lengths[:, None]
+        np.testing.assert_array_equal(batch[f"{name}_mask"], held)
+        np.testing.assert_array_equal(
+            batch[name][held], arrays[name][::-1].astype(np.float16)[held]
+        )
 
 
 def test_a_second_table_leaves_no_stream_of_the_first(dataset, tmp_path):
@@ -92,8 +96,8 @@ def test_a_second_table_leaves_no_stream_of_the_first(dataset, tmp_path):
     arrays = random_embeddings(captions)
     embed_text.bring(dataset, save(tmp_path / "e.npz", **arrays))
     swapped = {"captions": np.array(captions[::-1]), "clip": arrays["clip"]}
-    table = embed_text.bring(dataset, save(tmp_path / "e.npz", **swapped))
-    assert {path.name for path in table.glob("*.npy")} == {"clip.npy", "clip_lengths.npy"}
+    folder = embed_text.bring(dataset, save(tmp_path / "e.npz", **swapped))
+    assert {path.name for path in folder.glob("*/*.npy")} == {"clip.npy", "clip_lengths.npy"}
 
 
 def test_missing_captions_are_counted_and_the_first_is_named(dataset, tmp_path):
@@ -104,6 +108,76 @@ def test_missing_captions_are_counted_and_the_first_is_named(dataset, tmp_path):
     with pytest.raises(EmbeddingError, match=rf"lacks 2 captions .* '{in_training}', in the train"):
         embed_text.bring(dataset, file)
     assert not (dataset / "text").exists()
+
+
+FROZEN = TextConfig(encoder="frozen", streams=(("clap", 1, 6), ("t5", 16, 12)), token_dropout=0.0)
+
+
+@pytest.fixture(scope="module")
+def sources(tmp_path_factory) -> dict[str, pathlib.Path]:
+    folder = tmp_path_factory.mktemp("converted")
+    return {
+        "clap": conversions.random_clap(folder / "clap"),
+        "t5": conversions.random_t5(folder / "t5"),
+    }
+
+
+def test_networks_fill_the_table_and_stay_for_later_captions(dataset, sources, capsys):
+    embed_text.embed(dataset, sources, positions={"t5": 16})
+    assert (
+        f"encoder='frozen', token_dropout=0.0, streams={FROZEN.streams}" in capsys.readouterr().out
+    )
+    text = load_text_encoder(dataset / "text", FROZEN)
+    found = text.tokenize([*all_captions(), "never heard before"])
+    alone = load_networks(dataset / "text")
+    assert alone is not None
+    for name, (values, lengths) in alone.encode(all_captions()).items():
+        np.testing.assert_array_equal(found[f"{name}_mask"][:-1].sum(axis=1), lengths)
+        held = np.asarray(found[f"{name}_mask"])[:-1]
+        np.testing.assert_allclose(
+            np.asarray(found[name])[:-1][held], values[held], rtol=2**-10, atol=2**-12
+        )
+    assert np.asarray(found["t5_mask"])[-1].all()
+
+
+def test_a_killed_run_goes_on_and_hosts_share_the_work(dataset, sources, tmp_path, monkeypatch):
+    monkeypatch.setattr(table, "SHARD_SIZE", 3)
+    shutil.copytree(dataset, tmp_path / "hosts")
+    encode, calls = Networks.encode, []
+
+    def dies(self, captions):
+        calls.append(list(captions))
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return encode(self, captions)
+
+    monkeypatch.setattr(Networks, "encode", dies)
+    with pytest.raises(KeyboardInterrupt):
+        embed_text.embed(dataset, sources, positions={"t5": 16})
+    assert not (dataset / "text" / "table.json").exists()
+    embed_text.embed(dataset, sources, positions={"t5": 16})
+    assert calls.count(calls[0]) == 1, "the finished shard was not made again"
+    for host in range(2):
+        assert not (tmp_path / "hosts" / "text" / "table.json").exists()
+        embed_text.embed(
+            tmp_path / "hosts", sources, positions={"t5": 16}, host_index=host, num_hosts=2
+        )
+    summaries = [
+        json.loads((folder / "text" / "table.json").read_text())
+        for folder in (dataset, tmp_path / "hosts")
+    ]
+    assert summaries[0] == summaries[1]
+
+
+def test_malformed_stream_flags_are_refused():
+    assert embed_text.named("encoder", ["t5=a/b", "clap=c"]) == {"t5": "a/b", "clap": "c"}
+    for given, message in (
+        (["t5"], "--encoder is 't5'; allowed: NAME=VALUE"),
+        (["t5=a", "t5=b"], "--encoder names 't5' twice"),
+        (["a/b=c"], "--encoder is 'a/b=c'"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            embed_text.named("encoder", given)
 
 
 MALFORMED = {

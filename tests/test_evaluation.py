@@ -28,7 +28,7 @@ from fasttta_jax.metrics import tagger_cache
 from fasttta_jax.metrics.tagger import Tagger, abstract_params
 from fasttta_jax.metrics.writer import MetricsWriter
 from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.restore import local_mesh
+from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.training.optim import make_optimizer
 from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir import Workdir, WorkdirError

@@ -164,9 +164,7 @@ def test_sampling_matches_the_published_figures(num_iterations, ear, mar):
     assert agrees(student.head, 2, TERA / 100)
 
 
-TEXT = TextConfig(
-    encoder="precomputed", streams=(("clap", 1, 48), ("words", 9, 96)), token_dropout=0.0
-)
+TEXT = TextConfig(encoder="frozen", streams=(("clap", 1, 48), ("words", 9, 96)), token_dropout=0.0)
 MODEL = ModelConfig(
     num_tokens=48,
     token_dim=24,

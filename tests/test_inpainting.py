@@ -27,7 +27,7 @@ from fasttta_jax.masking import decode_counts
 from fasttta_jax.metrics.decoding_picture import MAX_FRAMES, decoding_picture
 from fasttta_jax.metrics.pictures import film_strip
 from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.restore import local_mesh
+from fasttta_jax.parallel.local import local_mesh
 from tests import helpers
 
 # Clips of 4 columns of 0.16 s, each of two tokens.

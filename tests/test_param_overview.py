@@ -11,12 +11,12 @@ import jax
 import pytest
 
 from fasttta_jax.config import BackboneConfig, RunConfig, TextConfig
+from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.text.learned import LearnedTextEncoder
 from fasttta_jax.tools import param_overview
 from fasttta_jax.tools.param_overview import group_parameters, list_parameters, overview
-from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.training.optim import decay_mask
 from tests import helpers
 

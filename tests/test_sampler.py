@@ -12,13 +12,13 @@ import pytest
 
 from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
 from fasttta_jax.diffusion.sampler import ancestral_sample, guide
-from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.diffusion.schedule import (
     predicted_x_0,
     respaced_schedule,
     training_schedule,
 )
 from fasttta_jax.models.text_to_audio import Teacher
+from fasttta_jax.randomness import normal_per_clip
 from tests import helpers
 
 EPSILON = float(np.finfo(np.float32).eps)

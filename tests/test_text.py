@@ -12,6 +12,7 @@ import pytest
 from fasttta_jax.config import TextConfig
 from fasttta_jax.text import learned
 from fasttta_jax.text.learned import LearnedTextEncoder, sample_hidden_tokens
+from fasttta_jax.text.tokenize import TruncationLog
 
 CAPTIONS = ["A dog barks twice", "rain falls on a roof", "a bell rings, then a dog barks"]
 CONFIG = TextConfig(num_positions=12, width=6)
@@ -61,11 +62,11 @@ def test_text_stands_at_the_front():
         assert mask.tolist() == sorted(mask.tolist(), reverse=True)
 
 
-def test_ten_thousand_characters_keep_their_beginning_and_warn(caplog):
-    learned._warn_truncated.cache_clear()
+def test_ten_thousand_characters_keep_their_beginning_and_warn(caplog, monkeypatch):
+    monkeypatch.setattr(learned, "truncation_log", TruncationLog())
     long = "rain falls on a roof " * 477
     assert len(long) > 10_000
-    with caplog.at_level(logging.WARNING, logger="fasttta_jax.text.learned"):
+    with caplog.at_level(logging.WARNING, logger="fasttta_jax.text.tokenize"):
         found = encoder().tokenize([long])
     assert found["mask"].all()
     assert "the first 12 count" in caplog.text
@@ -73,13 +74,14 @@ def test_ten_thousand_characters_keep_their_beginning_and_warn(caplog):
     assert words(found)[: min(len(short), 12)] == short[:12]
 
 
-def test_warnings_about_length_stop(caplog):
-    learned._warn_truncated.cache_clear()
-    text = encoder()
-    with caplog.at_level(logging.WARNING, logger="fasttta_jax.text.learned"):
-        for index in range(40):
-            text.tokenize([f"{index} " + "rain and a dog " * 10])
-    assert len(caplog.records) == learned.MAX_WARNINGS + 1
+def test_warnings_about_length_become_rare(caplog, monkeypatch):
+    monkeypatch.setattr(learned, "truncation_log", TruncationLog())
+    with caplog.at_level(logging.WARNING, logger="fasttta_jax.text.tokenize"):
+        encoder().tokenize([f"rain falls on a roof {index} " * 20 for index in range(20)])
+    messages = [record.getMessage() for record in caplog.records]
+    assert len(messages) == 2
+    assert "the first 12 count" in messages[0]
+    assert messages[1].startswith("10 captions so far")
 
 
 def test_unseen_words_become_one_hidden_token():

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import json
 import pathlib
+from collections.abc import Callable, Mapping
 
-from fasttta_jax.codecs.base import Codec
-from fasttta_jax.codecs.spectrogram import CONFIG_FILE, SpectrogramCodec
+from fasttta_jax.codecs.base import CONFIG_FILE, Codec
+from fasttta_jax.codecs.spectrogram import SpectrogramCodec
+from fasttta_jax.codecs.vae_codec import VaeCodec
 
-LOADERS = {"spectrogram": SpectrogramCodec.load}
+LOADERS: Mapping[str, Callable[[pathlib.Path], Codec]] = {
+    "spectrogram": SpectrogramCodec.load,
+    "vae": VaeCodec,
+}
 
 
 def load_codec(folder: str | pathlib.Path) -> Codec:
@@ -24,7 +29,7 @@ def load_codec(folder: str | pathlib.Path) -> Codec:
     kind = json.loads(path.read_text()).get("kind")
     if kind not in LOADERS:
         raise ValueError(f"{path}: kind is {kind!r}; allowed: {sorted(LOADERS)}")
-    return LOADERS[kind](folder)
+    return LOADERS[kind](path.parent)
 
 
-__all__ = ["Codec", "SpectrogramCodec", "load_codec"]
+__all__ = ["Codec", "SpectrogramCodec", "VaeCodec", "load_codec"]

@@ -7,11 +7,26 @@ per column.
 from __future__ import annotations
 
 import pathlib
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
 from fasttta_jax.typing import Audio, Tokens
+
+CONFIG_FILE = "codec.json"
+"""In a codec's folder: its kind, and what else it says of itself."""
+
+
+class Posterior(NamedTuple):
+    """What a codec knows of the tokens of a waveform: a diagonal gaussian, or a point.
+
+    Attributes:
+      mean: the tokens that `encode` gives.
+      log_variance: of each number; None where encoding is deterministic.
+    """
+
+    mean: Tokens
+    log_variance: Tokens | None
 
 
 class Codec(Protocol):
@@ -38,6 +53,10 @@ class Codec(Protocol):
 
     def encode(self, audio: Audio) -> Tokens:
         """Tokens of waveforms whose length is a multiple of `samples_per_column`."""
+        ...
+
+    def encode_posterior(self, audio: Audio) -> Posterior:
+        """As `encode`, with what is needed to draw tokens anew each time they are read."""
         ...
 
     def decode(self, tokens: Tokens) -> Audio:

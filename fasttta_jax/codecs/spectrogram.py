@@ -22,10 +22,10 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
 from fasttta_jax.codecs.mel import MelConfig, inverse_stft, log_mel, mel_matrix, stft
 from fasttta_jax.typing import Audio, Tokens
 
-CONFIG_FILE = "codec.json"
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
 MOMENTUM = 0.99
@@ -272,6 +272,10 @@ class SpectrogramCodec:
                 f"multiples of {self.samples_per_column}"
             )
         return _encode(audio, *self._arrays, config=self.config)
+
+    def encode_posterior(self, audio: Audio) -> Posterior:
+        """A point: `encode` without a variance."""
+        return Posterior(self.encode(audio), None)
 
     def to_log_mel(self, tokens: Tokens) -> Float[Array, "B T F"]:
         """The log-mel picture that tokens stand for."""

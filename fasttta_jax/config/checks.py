@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import typing
-from typing import Any
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 
 class ConfigError(ValueError):
@@ -14,6 +15,32 @@ def check(condition: bool, field: str, value: Any, allowed: str) -> None:
     """Raises ConfigError naming field, value and what is allowed, unless `condition` holds."""
     if not condition:
         raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
+
+
+class Rule(NamedTuple):
+    """What a number may be, and how to say it."""
+
+    holds: Callable[[Any], bool]
+    allowed: str
+
+
+POSITIVE = Rule(lambda value: value > 0, "above 0")
+NOT_NEGATIVE = Rule(lambda value: value >= 0, "0 or more")
+SHARE = Rule(lambda value: 0 <= value < 1, "from 0 up to, not including, 1")
+
+
+def check_fields(config: Any, section: str, rule: Rule, *fields: str) -> None:
+    """Raises ConfigError unless all these fields of a config obey the rule.
+
+    Args:
+      config: a dataclass.
+      section: what to put in front of a field's name, "optimizer." or "".
+      rule: what they may be.
+      fields: their names.
+    """
+    for field in fields:
+        value = getattr(config, field)
+        check(rule.holds(value), section + field, value, rule.allowed)
 
 
 def check_choice(field: str, value: Any, choices: Any) -> None:

@@ -5,12 +5,19 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from fasttta_jax.config.checks import check, check_choice
+from fasttta_jax.config.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    check_choice,
+    check_fields,
+)
 
 ComputeDtype = Literal["float32", "bfloat16"]
 Roles = Literal["noise_stream", "context_stream"]
 Noise = Literal["gaussian", "uniform"]
-TextKind = Literal["learned", "precomputed", "none"]
+TextKind = Literal["learned", "frozen", "none"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,18 +44,17 @@ class BackboneConfig:
     projection_dropout: float = 0.1
 
     def __post_init__(self) -> None:
-        check(self.encoder_depth >= 0, "backbone.encoder_depth", self.encoder_depth, "0 or more")
-        for field in ("width", "decoder_depth", "num_heads", "mlp_ratio"):
-            check(getattr(self, field) > 0, f"backbone.{field}", getattr(self, field), "above 0")
+        check_fields(self, "backbone.", NOT_NEGATIVE, "encoder_depth")
+        check_fields(
+            self, "backbone.", POSITIVE, "width", "decoder_depth", "num_heads", "mlp_ratio"
+        )
         check(
             self.width % self.num_heads == 0,
             "backbone.num_heads",
             self.num_heads,
             f"a divisor of backbone.width = {self.width}",
         )
-        for field in ("attention_dropout", "projection_dropout"):
-            value = getattr(self, field)
-            check(0 <= value < 1, f"backbone.{field}", value, "from 0 up to, not including, 1")
+        check_fields(self, "backbone.", SHARE, "attention_dropout", "projection_dropout")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,8 +80,7 @@ class HeadConfig:
     def __post_init__(self) -> None:
         check_choice("head.roles", self.roles, Roles)
         check_choice("head.noise", self.noise, Noise)
-        for field in ("width", "depth", "noise_dim"):
-            check(getattr(self, field) > 0, f"head.{field}", getattr(self, field), "above 0")
+        check_fields(self, "head.", POSITIVE, "width", "depth", "noise_dim")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,12 +88,12 @@ class TextConfig:
     """Where the text positions in front of the audio tokens come from.
 
     Attributes:
-      encoder: "learned" embeds words and trains with the model; "precomputed" reads embeddings that
-        frozen encoders made, a table beside the dataset; "none" is for audio without captions:
-        every text position holds the null text.
+      encoder: "learned" embeds words and trains with the model; "frozen" is for networks that do
+        not train, T5, CLAP or both, whose embeddings of the captions lie in a table beside the
+        dataset; "none" is for audio without captions: every text position holds the null text.
       num_positions: L, text positions of "learned" and "none"; longer captions are cut.
       width: E, width of the learned embeddings before the projection to D.
-      streams: (name, positions, width) of each precomputed stream, in the order of the prefix.
+      streams: (name, positions, width) of each frozen stream, in the order of the prefix.
       token_dropout: probability that a learned token is hidden during training.
       drop_rate: probability that a clip trains without its caption, for guidance.
     """
@@ -102,21 +107,18 @@ class TextConfig:
 
     def __post_init__(self) -> None:
         check_choice("text.encoder", self.encoder, TextKind)
-        for field in ("num_positions", "width"):
-            check(getattr(self, field) > 0, f"text.{field}", getattr(self, field), "above 0")
-        for field in ("token_dropout", "drop_rate"):
-            value = getattr(self, field)
-            check(0 <= value < 1, f"text.{field}", value, "from 0 up to, not including, 1")
+        check_fields(self, "text.", POSITIVE, "num_positions", "width")
+        check_fields(self, "text.", SHARE, "token_dropout", "drop_rate")
         why = f"0 where text.encoder is {self.encoder!r}"
         if self.encoder != "learned":
             check(self.token_dropout == 0, "text.token_dropout", self.token_dropout, why)
         if self.encoder == "none":
             check(self.drop_rate == 0, "text.drop_rate", self.drop_rate, why)
         check(
-            bool(self.streams) == (self.encoder == "precomputed"),
+            bool(self.streams) == (self.encoder == "frozen"),
             "text.streams",
             self.streams,
-            "one or more (name, positions, width) where text.encoder is 'precomputed', else ()",
+            "one or more (name, positions, width) where text.encoder is 'frozen', else ()",
         )
         for stream in self.streams:
             check(
@@ -127,6 +129,11 @@ class TextConfig:
             )
         names = [name for name, _, _ in self.streams]
         check(len(set(names)) == len(names), "text.streams", self.streams, "each name once")
+
+    @property
+    def total_positions(self) -> int:
+        """L of the prefix: the positions of all streams together."""
+        return sum(positions for _, positions, _ in self.streams) or self.num_positions
 
 
 @dataclasses.dataclass(frozen=True)
@@ -147,6 +154,5 @@ class ModelConfig:
     text: TextConfig = dataclasses.field(default_factory=TextConfig)
 
     def __post_init__(self) -> None:
-        check(self.num_tokens > 0, "model.num_tokens", self.num_tokens, "above 0")
-        check(self.token_dim > 0, "model.token_dim", self.token_dim, "above 0")
+        check_fields(self, "model.", POSITIVE, "num_tokens", "token_dim")
         check_choice("model.dtype", self.dtype, ComputeDtype)

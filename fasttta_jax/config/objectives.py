@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from fasttta_jax.config.checks import check, check_choice
+from fasttta_jax.config.checks import NOT_NEGATIVE, POSITIVE, check, check_choice, check_fields
 
 Prediction = Literal["epsilon", "v"]
 AlignPositions = Literal["all", "masked"]
@@ -27,7 +27,7 @@ class MaskingConfig:
 
     def __post_init__(self) -> None:
         check(0 < self.minimum <= 1, "masking.minimum", self.minimum, "above 0, at most 1")
-        check(self.std > 0, "masking.std", self.std, "above 0")
+        check_fields(self, "masking.", POSITIVE, "std")
         lowest, highest = self.minimum - 4 * self.std, 1 + 4 * self.std
         check(
             lowest <= self.mean <= highest,
@@ -58,8 +58,7 @@ class DiffusionConfig:
 
     def __post_init__(self) -> None:
         check_choice("diffusion.prediction", self.prediction, Prediction)
-        for field in ("num_steps", "batch_multiplier"):
-            check(getattr(self, field) > 0, f"diffusion.{field}", getattr(self, field), "above 0")
+        check_fields(self, "diffusion.", POSITIVE, "num_steps", "batch_multiplier")
         check(
             2 <= self.sampling_steps <= self.num_steps,
             "diffusion.sampling_steps",
@@ -110,7 +109,7 @@ class DistillationConfig:
     head_from_teacher: bool = False
 
     def __post_init__(self) -> None:
-        check(self.weight >= 0, "distillation.weight", self.weight, "0 or more")
+        check_fields(self, "distillation.", NOT_NEGATIVE, "weight")
         check_choice("distillation.positions", self.positions, AlignPositions)
         if self.freeze_backbone:
             check(

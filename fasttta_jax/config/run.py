@@ -5,7 +5,14 @@ from __future__ import annotations
 import dataclasses
 from typing import Literal
 
-from fasttta_jax.config.checks import check, check_choice
+from fasttta_jax.config.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    check_choice,
+    check_fields,
+)
 from fasttta_jax.config.model import ModelConfig
 from fasttta_jax.config.objectives import (
     DiffusionConfig,
@@ -51,20 +58,19 @@ class OptimizerConfig:
     accumulation_steps: int = 1
 
     def __post_init__(self) -> None:
-        for field in (
+        check_fields(
+            self,
+            "optimizer.",
+            POSITIVE,
             "learning_rate",
             "head_learning_rate_scale",
             "clip_norm",
             "accumulation_steps",
-        ):
-            check(getattr(self, field) > 0, f"optimizer.{field}", getattr(self, field), "above 0")
-        for field in ("warmup_steps", "decay_steps", "weight_decay"):
-            check(
-                getattr(self, field) >= 0, f"optimizer.{field}", getattr(self, field), "0 or more"
-            )
-        for field in ("beta1", "beta2", "ema_decay"):
-            value = getattr(self, field)
-            check(0 <= value < 1, f"optimizer.{field}", value, "from 0 up to, not including, 1")
+        )
+        check_fields(
+            self, "optimizer.", NOT_NEGATIVE, "warmup_steps", "decay_steps", "weight_decay"
+        )
+        check_fields(self, "optimizer.", SHARE, "beta1", "beta2", "ema_decay")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -94,9 +100,9 @@ class DecodeConfig:
             self.num_iterations,
             "from 1 to the number of tokens",
         )
-        check(self.guidance_scale >= 0, "decode.guidance_scale", self.guidance_scale, "0 or more")
+        check_fields(self, "decode.", NOT_NEGATIVE, "guidance_scale")
         check_choice("decode.guidance_schedule", self.guidance_schedule, GuidanceSchedule)
-        check(self.temperature >= 0, "decode.temperature", self.temperature, "0 or more")
+        check_fields(self, "decode.", NOT_NEGATIVE, "temperature")
         check(self.max_segments >= 1, "decode.max_segments", self.max_segments, "1 or more")
 
 
@@ -108,15 +114,18 @@ class DataConfig:
       path: folder written by `python -m data.encode_latents`.
       batch_size: global batch size.
       num_threads: reading threads of each host.
+      sample_posterior: draw a clip's tokens anew each time it is read, from the mean and variance
+        that `--posterior=moments` keeps; otherwise the mean is the token.
     """
 
     path: str = ""
     batch_size: int = 32
     num_threads: int = 2
+    sample_posterior: bool = False
 
     def __post_init__(self) -> None:
-        check(self.batch_size > 0, "data.batch_size", self.batch_size, "above 0")
-        check(self.num_threads >= 0, "data.num_threads", self.num_threads, "0 or more")
+        check_fields(self, "data.", POSITIVE, "batch_size")
+        check_fields(self, "data.", NOT_NEGATIVE, "num_threads")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,8 +180,9 @@ class RunConfig:
     def __post_init__(self) -> None:
         check_choice("stage", self.stage, Stage)
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
-        for field in ("num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"):
-            check(getattr(self, field) > 0, field, getattr(self, field), "above 0")
+        check_fields(
+            self, "", POSITIVE, "num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"
+        )
         check(
             self.decode.num_iterations <= self.model.num_tokens,
             "decode.num_iterations",

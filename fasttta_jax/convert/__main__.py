@@ -2,16 +2,27 @@
 
     python -m fasttta_jax.convert mar checkpoint-last.pth converted/mar_base
     python -m fasttta_jax.convert mar ear.pth converted/ear_small --num_heads=8 --weights=model
+    python -m fasttta_jax.convert vae cvssp/audioldm converted/vae
+    python -m fasttta_jax.convert hifigan cvssp/audioldm converted/vocoder
+    python -m fasttta_jax.convert t5 google/flan-t5-large converted/flan-t5-large
+    python -m fasttta_jax.convert clap laion/clap-htsat-fused converted/clap
 
-The arguments are a kind, the checkpoint and the folder to write. Kinds:
+The arguments are a kind, a source and the folder to write. Kinds:
 
-    mar   MAR or EAR (told apart by their keys), as their original torch code saves them
+    mar       MAR or EAR (told apart by their keys), as their original torch code saves them
+    vae       AutoencoderKL of AudioLDM: diffusers' folder, or an original checkpoint
+    hifigan   the vocoder: transformers' SpeechT5HifiGan, or an original checkpoint
+    t5        the encoder of Flan-T5 of any size, with its tokenizer
+    clap      CLAP's text tower with its tokenizer, and its audio tower where the source has one
 
-CHECKPOINT is a torch file in zip format (.pth .pt .bin .ckpt) or .safetensors. Nothing in it is
-executed: a pickle that asks for more than tensors and plain containers is refused. Every key must
-be known; what is missing, unexpected or misshapen is listed. OUT gets weights.safetensors (float32)
-and weights.json (sizes, source, hash, and which keys were left out). Running the same conversion
-again is fine; another one needs another folder.
+SOURCE is a folder in the layout of transformers or diffusers (config.json beside .safetensors or
+.bin, whole or in shards; of a pipeline, the part that is needed), a single file of an original
+project (torch's zip format .pth .pt .bin .ckpt, or .safetensors), or the Hub's owner/name, which is
+fetched. Without a network, bring the files and give their folder. Nothing in a file is executed: a
+pickle that asks for more than tensors and plain containers is refused. Every key must be known;
+what is missing, unexpected or misshapen is listed. OUT gets weights.safetensors (float32),
+weights.json (sizes, source, hash, and which keys were left out) and a text model's tokenizer.json.
+Running the same conversion again is fine; another one needs another folder.
 """
 
 from __future__ import annotations
@@ -19,13 +30,29 @@ from __future__ import annotations
 import pathlib
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 from absl import app, flags
 
-from fasttta_jax.convert import mar
+from fasttta_jax.convert import clap, hifigan, mar, t5, vae
+from fasttta_jax.convert.source import Source, open_source
 from fasttta_jax.convert.write import Conversion, check_target, describe, write_conversion
 
-USAGE = "python -m fasttta_jax.convert KIND CHECKPOINT OUT [flags]"
+USAGE = "python -m fasttta_jax.convert KIND SOURCE OUT [flags]"
+
+
+class Kind(NamedTuple):
+    """One kind of weights.
+
+    Attributes:
+      convert: an opened source to the conversion.
+      parts: subfolders of a published pipeline that hold this kind.
+      flags: those that mean something to it.
+    """
+
+    convert: Callable[[Source], Conversion]
+    parts: tuple[str, ...] = ()
+    flags: tuple[str, ...] = ()
 
 
 def _define_flags() -> None:
@@ -33,35 +60,72 @@ def _define_flags() -> None:
         "weights",
         None,
         list(mar.STATES),
-        "Which weights of a training checkpoint to take: the averaged ones (ema, also where the "
-        "flag is left out) or those of the last step (model). A bare state dict has only one.",
+        "mar: which weights of a training checkpoint to take, the averaged ones (ema, also where "
+        "the flag is left out) or those of the last step (model). A bare state dict has only one.",
     )
     flags.DEFINE_integer(
         "num_heads",
         None,
-        "Attention heads. Left out, those of the published models: "
+        "mar: attention heads. Left out, those of the published models: "
         + ", ".join(f"{heads} for width {width}" for width, heads in mar.PUBLISHED_HEADS.items()),
+    )
+    flags.DEFINE_float(
+        "scaling_factor",
+        None,
+        "vae: what latents are multiplied by, where the source does not say it: the checkpoint of "
+        "a VAE alone.",
+    )
+    flags.DEFINE_string(
+        "tokenizer",
+        None,
+        "clap: folder with the files of RoBERTa's tokenizer, for an original checkpoint, which "
+        "has none.",
     )
 
 
-def _mar(checkpoint: pathlib.Path) -> Conversion:
+def _mar(source: Source) -> Conversion:
     values = flags.FLAGS
-    return mar.convert(checkpoint, weights=values.weights, num_heads=values.num_heads)
+    return mar.convert(source, weights=values.weights, num_heads=values.num_heads)
 
 
-KINDS: Mapping[str, Callable[[pathlib.Path], Conversion]] = {"mar": _mar}
+def _vae(source: Source) -> Conversion:
+    return vae.convert(source, scaling_factor=flags.FLAGS.scaling_factor)
+
+
+def _clap(source: Source) -> Conversion:
+    folder = flags.FLAGS.tokenizer
+    return clap.convert(source, tokenizer=None if folder is None else pathlib.Path(folder))
+
+
+KINDS: Mapping[str, Kind] = {
+    "mar": Kind(_mar, flags=("weights", "num_heads")),
+    "vae": Kind(_vae, parts=("vae",), flags=("scaling_factor",)),
+    "hifigan": Kind(hifigan.convert, parts=("vocoder",)),
+    "t5": Kind(t5.convert, parts=("text_encoder", "text_encoder_2")),
+    "clap": Kind(_clap, parts=("text_encoder",), flags=("tokenizer",)),
+}
+
+
+def _check_flags(kind: str) -> None:
+    """Raises ValueError where a flag is given that means nothing to the kind."""
+    for other, entry in KINDS.items():
+        for name in entry.flags:
+            if flags.FLAGS[name].present and name not in KINDS[kind].flags:
+                raise ValueError(f"--{name} belongs to {other}, and the kind is {kind}")
 
 
 def main(argv: Sequence[str]) -> None:
     """Runs one conversion; expected errors become one message and exit code 1."""
     if len(argv) != 4:
         sys.exit(f"error: {len(argv) - 1} arguments, expected 3: {USAGE}; --help says more")
-    kind, checkpoint, out = argv[1], pathlib.Path(argv[2]), pathlib.Path(argv[3])
+    kind, source, out = argv[1], argv[2], pathlib.Path(argv[3])
     if kind not in KINDS:
         sys.exit(f"error: the kind is {kind!r}; allowed: {', '.join(KINDS)}")
     try:
+        _check_flags(kind)
         check_target(out)
-        conversion = KINDS[kind](checkpoint)
+        with open_source(source, parts=KINDS[kind].parts) as opened:
+            conversion = KINDS[kind].convert(opened)
         write_conversion(conversion, out)
     except (ValueError, OSError) as error:
         sys.exit(f"error: {error}")

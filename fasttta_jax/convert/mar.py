@@ -9,8 +9,6 @@ Dimensions: D width, W head width, C token channels, Z noise dimensions.
 
 from __future__ import annotations
 
-import pathlib
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,7 +16,7 @@ import numpy as np
 
 from fasttta_jax.convert import names
 from fasttta_jax.convert.names import Entry, Size, Table, axis, layer_norm, linear, times
-from fasttta_jax.convert.read import file_sha256, open_checkpoint
+from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.convert.write import Conversion
 
@@ -32,12 +30,12 @@ DROPPED = {"class_emb.weight": "text takes the place of classes"}
 
 
 def convert(
-    checkpoint: pathlib.Path, *, weights: str | None = None, num_heads: int | None = None
+    source: Source, *, weights: str | None = None, num_heads: int | None = None
 ) -> Conversion:
     """Reads a checkpoint of MAR or EAR, told apart by their keys.
 
     Args:
-      checkpoint: a training checkpoint {"model", "model_ema", ...} or a bare state dict.
+      source: a training checkpoint {"model", "model_ema", ...} or a bare state dict.
       weights: "ema" (averaged; also where None) or "model" (as last trained); None for a bare
         state dict, which has only one.
       num_heads: attention heads; None takes those of the published model of that width.
@@ -46,22 +44,15 @@ def convert(
       Parameters below "backbone" and "head", and their description.
 
     Raises:
-      ConversionError: the file cannot be read, its keys are not those of MAR or EAR, or the number
+      ConversionError: its keys are not those of MAR or EAR, or the number
         of heads is unknown or does not fit.
     """
-    with open_checkpoint(checkpoint) as tree:
-        state, which = _select(tree, weights, checkpoint)
-        kind, table, config = recognise(state, source=str(checkpoint), num_heads=num_heads)
-        params = names.take(state, table)
+    state, which = _select(source.state, weights, source.name)
+    kind, table, config = recognise(state, source=source.name, num_heads=num_heads)
+    params = names.take(state, table)
     _split_heads(params, config["backbone"]["num_heads"])
-    metadata = {
-        "kind": kind,
-        "source": checkpoint.name,
-        "sha256": file_sha256(checkpoint),
-        "weights": which,
-        **config,
-        "dropped": {key: reason for key, reason in DROPPED.items() if key in state},
-    }
+    dropped = {key: reason for key, reason in DROPPED.items() if key in state}
+    metadata = source.describe(kind, which, dropped, **config)
     return Conversion(params, metadata)
 
 
@@ -89,7 +80,7 @@ def recognise(
 
 
 def _select(
-    tree: Mapping[str, Any], weights: str | None, source: pathlib.Path
+    tree: Mapping[str, Any], weights: str | None, source: str
 ) -> tuple[Mapping[str, Any], str]:
     """The state dict that is asked for, and what to call it."""
     found = [name for name, key in STATES.items() if isinstance(tree.get(key), Mapping)]
@@ -122,9 +113,8 @@ def _kind(state: Mapping[str, Any], source: str) -> str:
 
 
 def _depth(state: Mapping[str, Any], prefix: str) -> int:
-    """Blocks below a prefix, by the highest number; at least one."""
-    pattern = re.compile(re.escape(prefix) + r"\.(\d{1,4})\.")
-    return max((int(match[1]) + 1 for key in state if (match := pattern.match(key))), default=1)
+    """Blocks below a prefix; at least one, whose keys are then reported as missing."""
+    return max(1, names.count(state, f"{prefix}."))
 
 
 def _head_key(kind: str) -> str:

@@ -7,6 +7,7 @@ once.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -35,6 +36,16 @@ def first(values: np.ndarray) -> np.ndarray:
     return values[0]
 
 
+def channels_last(values: np.ndarray) -> np.ndarray:
+    """A torch convolution's weight [out, in, *taps] as a kernel [*taps, in, out]."""
+    return np.moveaxis(values, (0, 1), (-1, -2))
+
+
+def without_taps(values: np.ndarray) -> np.ndarray:
+    """A weight [out, in, 1...] as a kernel [in, out]."""
+    return values.reshape(values.shape[:2]).T
+
+
 class Entry(NamedTuple):
     """One key of a checkpoint.
 
@@ -60,6 +71,32 @@ def linear(key: str, path: str, features_in: Size, features_out: Size) -> Table:
     }
 
 
+def projection(key: str, path: str, features_in: Size, features_out: Size) -> Table:
+    """A torch Linear without bias: weight [out, in]."""
+    return {f"{key}.weight": Entry(f"{path}/kernel", (features_out, features_in), transposed)}
+
+
+def convolution(
+    key: str, path: str, features_in: Size, features_out: Size, taps: tuple[int, ...]
+) -> Table:
+    """A torch convolution: weight [out, in, *taps] and bias [out]."""
+    return {
+        f"{key}.weight": Entry(f"{path}/kernel", (features_out, features_in, *taps), channels_last),
+        f"{key}.bias": Entry(f"{path}/bias", (features_out,)),
+    }
+
+
+def pointwise(
+    key: str, path: str, features_in: Size, features_out: Size, num_axes: int = 4
+) -> Table:
+    """A torch convolution of kernel size 1, as a linear layer: weight [out, in, 1...]."""
+    shape = (features_out, features_in, *(1,) * (num_axes - 2))
+    return {
+        f"{key}.weight": Entry(f"{path}/kernel", shape, without_taps),
+        f"{key}.bias": Entry(f"{path}/bias", (features_out,)),
+    }
+
+
 def layer_norm(key: str, path: str, width: Size) -> Table:
     """A torch LayerNorm with weight and bias."""
     return {
@@ -79,6 +116,13 @@ def axis(state: Mapping[str, Any], key: str, index: int) -> Size:
     if isinstance(tensor, StoredTensor) and index < len(tensor.shape):
         return tensor.shape[index]
     return None
+
+
+def count(state: Mapping[str, Any], prefix: str) -> int:
+    """How many parts are numbered behind a prefix, as in "blocks.3.": the highest number plus 1."""
+    pattern = re.compile(re.escape(prefix) + r"(\d{1,4})\.")
+    matches = (pattern.match(str(key)) for key in state)
+    return max((int(match[1]) + 1 for match in matches if match), default=0)
 
 
 def shown(shape: tuple[Size, ...]) -> str:

@@ -80,6 +80,50 @@ class _RebuildParameter:
         return data
 
 
+class _NumpyType:
+    """What stands for a numpy dtype; its details are not kept."""
+
+    __slots__ = ()
+
+    def __setstate__(self, ignored: Any) -> None:
+        """A pickled dtype comes with a state of byte order and alignment."""
+
+
+class _MakeNumpyType:
+    """Stands for numpy.dtype."""
+
+    __slots__ = ()
+
+    def __call__(self, *ignored: Any) -> _NumpyType:
+        return _NumpyType()
+
+
+class _NumpyScalar:
+    """What stands for a number of numpy, such as an optimizer's learning rate: not its value."""
+
+    __slots__ = ()
+
+
+class _MakeNumpyScalar:
+    """Stands for numpy.core.multiarray.scalar."""
+
+    __slots__ = ()
+
+    def __call__(self, *ignored: Any) -> _NumpyScalar:
+        return _NumpyScalar()
+
+
+class _Encode:
+    """Stands for _codecs.encode, by which pickles of protocol 2 write bytes."""
+
+    __slots__ = ()
+
+    def __call__(self, text: str, encoding: str) -> bytes:
+        if encoding != "latin1":
+            raise ConversionError(f"bytes are written in {encoding!r}; allowed: 'latin1'")
+        return text.encode("latin1")
+
+
 def _view(
     read: Callable[[_Storage], np.ndarray],
     storage: _Storage,
@@ -109,7 +153,11 @@ _STORAGES = {
 
 
 class _RestrictedUnpickler(pickle.Unpickler):
-    """Rebuilds dicts, lists, numbers, text, tensors and argparse.Namespace; refuses all else."""
+    """Rebuilds dicts, lists, numbers, text, tensors and argparse.Namespace; refuses all else.
+
+    A number of numpy is let pass, and its value left out: CLAP's checkpoints have some beside their
+    tensors.
+    """
 
     def __init__(self, data: bytes, read: Callable[[_Storage], np.ndarray]) -> None:
         super().__init__(io.BytesIO(data))
@@ -119,6 +167,10 @@ class _RestrictedUnpickler(pickle.Unpickler):
             ("torch", "Size"): tuple,
             ("collections", "OrderedDict"): collections.OrderedDict,
             ("argparse", "Namespace"): types.SimpleNamespace,
+            ("numpy", "dtype"): _MakeNumpyType(),
+            ("numpy.core.multiarray", "scalar"): _MakeNumpyScalar(),
+            ("numpy._core.multiarray", "scalar"): _MakeNumpyScalar(),
+            ("_codecs", "encode"): _Encode(),
         } | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()}
 
     def find_class(self, module_name: str, global_name: str, /) -> Any:
@@ -131,7 +183,7 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if stand_in is None:
             raise ConversionError(
                 f"its pickle asks for {module_name}.{global_name}, which was refused and not run; "
-                "allowed: tensors, plain containers and argparse.Namespace"
+                "allowed: tensors, plain containers, argparse.Namespace and numpy's numbers"
             )
         return stand_in
 

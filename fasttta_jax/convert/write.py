@@ -8,6 +8,8 @@ import os
 import pathlib
 import re
 import shutil
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -23,10 +25,12 @@ class Conversion(NamedTuple):
     Attributes:
       params: float32 arrays by path, "backbone/encoder_0/attention/qkv/kernel".
       metadata: what JSON can hold; with kind, source, sha256, weights and dropped.
+      files: further files by name, such as a tokenizer's.
     """
 
     params: dict[str, np.ndarray]
     metadata: dict[str, Any]
+    files: Mapping[str, str] = MappingProxyType({})
 
 
 def check_target(folder: pathlib.Path, metadata: dict[str, Any] | None = None) -> None:
@@ -73,6 +77,9 @@ def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
     """
     check_target(folder, conversion.metadata)
     folder.mkdir(parents=True, exist_ok=True)
+    for name, text in conversion.files.items():
+        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
+        os.replace(folder / f"{name}.tmp", folder / name)
     weights, metadata = (folder / f"{name}.tmp" for name in (WEIGHTS_FILE, METADATA_FILE))
     # safetensors writes the buffer of a strided view as if it were contiguous
     contiguous = {path: np.ascontiguousarray(values) for path, values in conversion.params.items()}

@@ -33,12 +33,6 @@ def product_flops(rows: float, inputs: int, outputs: int) -> float:
     return 2.0 * rows * inputs * outputs
 
 
-def text_positions(config: ModelConfig) -> int:
-    """L, the positions of all text streams together."""
-    text = config.text
-    return sum(positions for _, positions, _ in text.streams) or text.num_positions
-
-
 def text_flops(config: ModelConfig) -> float:
     """Projections of the text streams to D; looking embeddings up counts as nothing."""
     text, width = config.text, config.backbone.width
@@ -79,7 +73,7 @@ def backbone_flops(
         a fraction. A backbone without encoder blocks always reads all N.
       num_asked: Q, positions whose state is wanted; None means N.
     """
-    backbone, length = config.backbone, text_positions(config)
+    backbone, length = config.backbone, config.text.total_positions
     has_encoder = backbone.encoder_depth > 0
     num_read = config.num_tokens if num_visible is None or not has_encoder else num_visible
     num_asked = config.num_tokens if num_asked is None else num_asked

@@ -13,7 +13,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-import logging
 import pathlib
 from collections.abc import Sequence
 from typing import Any
@@ -27,16 +26,14 @@ from jaxtyping import Array, Bool
 from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
 from fasttta_jax.text.base import TextBatch
+from fasttta_jax.text.tokenize import truncation_log
 from fasttta_jax.typing import Conditioning, Key, Params, TextStream
-
-logger = logging.getLogger(__name__)
 
 TOKENIZER_FILE = "tokenizer.json"
 SEEN_FILE = "seen_tokens.json"
 HIDDEN_TOKEN = "<hidden>"
 STREAM = "learned"
 BYTES = 256
-MAX_WARNINGS = 8
 
 
 def fit_tokenizer(captions: Sequence[str], vocabulary_size: int) -> tokenizers.Tokenizer:
@@ -128,7 +125,7 @@ class LearnedTextEncoder:
         for row, caption in enumerate(captions):
             found = self._token_ids(caption)
             if len(found) > length:
-                _warn_truncated(caption, len(found), length)
+                truncation_log.add(caption, len(found), length)
             found = found[:length]
             ids[row, : len(found)] = found
             mask[row, : len(found)] = True
@@ -168,14 +165,6 @@ class LearnedTextEncoder:
         if hidden_tokens is not None:
             ids = jnp.where(hidden_tokens, self.hidden_token, ids)
         return {STREAM: TextStream(params["embedding"][ids], jnp.asarray(batch["mask"]))}
-
-
-@functools.lru_cache(maxsize=MAX_WARNINGS)
-def _warn_truncated(caption: str, found: int, kept: int) -> None:
-    if _warn_truncated.cache_info().misses <= MAX_WARNINGS:
-        logger.warning("caption %.60r has %d tokens; the first %d count", caption, found, kept)
-    if _warn_truncated.cache_info().misses == MAX_WARNINGS:
-        logger.warning("further captions that are too long are cut without a word")
 
 
 def sample_hidden_tokens(key: Key, mask: Bool[Array, "B L"], rate: float) -> Bool[Array, "B L"]:
