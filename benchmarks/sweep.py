@@ -42,7 +42,8 @@ from fasttta_jax.input_pipeline import EncodedDataset
 from fasttta_jax.metrics.evaluation_report import RowResult
 from fasttta_jax.metrics.tagger_cache import DESCRIPTION_FILE
 from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.restore import TrainedModel, load_trained, local_mesh
+from fasttta_jax.parallel.local import local_mesh
+from fasttta_jax.restore import TrainedModel, load_trained
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir import Workdir, write_json
 

@@ -94,6 +94,18 @@ def _record(clip: Clip) -> dict[str, Any]:
     }
 
 
+def record_features(array: Mapping[str, tfds.features.Tensor]) -> tfds.features.FeaturesDict:
+    """The schema of a record: id, captions, labels (JSON text) and the arrays named in `array`."""
+    return tfds.features.FeaturesDict(
+        {
+            "id": tfds.features.Text(),
+            "captions": tfds.features.Sequence(tfds.features.Text()),
+            "labels": tfds.features.Text(),
+            **array,
+        }
+    )
+
+
 def write_records(
     out: str | os.PathLike[str],
     *,
@@ -116,14 +128,7 @@ def write_records(
         return tfds.core.DatasetInfo(
             builder=self,
             description=description,
-            features=tfds.features.FeaturesDict(
-                {
-                    "id": tfds.features.Text(),
-                    "captions": tfds.features.Sequence(tfds.features.Text()),
-                    "labels": tfds.features.Text(),
-                    **array,
-                }
-            ),
+            features=record_features(array),
             metadata=tfds.core.MetadataDict(**metadata),
         )
 

@@ -1,46 +1,64 @@
-"""Encodes an audio dataset to latent tokens, once, before training.
+"""Encodes audio to latent tokens, once, before training: on one host or many, and after kills.
 
     python -m data.encode_latents --data runs/demo/data --out runs/demo/encoded --token_dim 64
     python -m data.encode_latents --data runs/mine/data --out runs/mine/encoded \\
         --codec runs/demo/encoded
+    python -m data.encode_latents --data audiocaps --out shared/encoded --codec codecs/audioldm \\
+        --posterior=moments --host_index=3 --num_hosts=8
 
-Fits the spectrogram codec's statistics on the training split, then writes `out/records` (a TFDS
-dataset of tokens, captions and labels) and `out/codec` (all that decoding needs). With --codec, an
-existing codec encodes instead, so that the data of several stages speak the same tokens. Clips keep
-their whole length; training cuts windows out of them. Run `python -m data.embed_text` on the same
-folder next, unless the clips have no captions.
-Dimensions: B clips, S samples, G tokens per column, V values of a patch, C channels.
+--data is a dataset of `data.builder`, another TFDS dataset kept as ArrayRecord, or a folder of
+audio files with a table (`data.folder` describes it). Fits the spectrogram codec's statistics on
+the training split, then writes
+
+    out/records            a TFDS dataset of tokens, captions and labels; it appears when complete
+    out/codec              all that decoding needs
+    out/statistics.json    mean and deviation of the tokens, and the factor that makes the latter 1
+
+With --codec, an existing codec encodes instead, so that the data of several stages speak the same
+tokens. Clips keep their whole length; training cuts windows out of them. What cannot be used is
+skipped, counted by reason, shown at the end and listed in skipped.jsonl beside the records.
+
+The work is cut into shards (`data.shards`): start the same command again after a kill, and only
+what is missing is done. Hosts that share a file system run it with their own --host_index each;
+whichever ends last completes the dataset. Run `python -m data.embed_text` on the same folder next,
+unless the clips have no captions.
+Dimensions: P token columns in time, G tokens per column, C channels.
 """
 
 from __future__ import annotations
 
-import hashlib
+import collections
+import functools
+import itertools
 import json
-import math
+import operator
 import pathlib
-import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal, get_args
 
-import jax.numpy as jnp
-import numpy as np
+import jax
 import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 
-from data import builder
+from data import batches, codecs
+from data.builder import Clip
+from data.folder import report
+from data.metadata import Skipped
+from data.moments import Moments
+from data.shards import ShardedDataset, Summary, write_whole
+from data.sources import Source, open_source
 from fasttta_jax import cli
-from fasttta_jax.codecs.base import Codec
+from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.codecs.mel import MelConfig
-from fasttta_jax.codecs.spectrogram import (
-    CONFIG_FILE,
-    SpectrogramCodec,
-    SpectrogramConfig,
-    StatisticsFitter,
-)
-from fasttta_jax.input_pipeline import CODEC_FOLDER, RECORDS_FOLDER, Records, find_records
+from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig
+from fasttta_jax.input_pipeline import CODEC_FOLDER, RECORDS_FOLDER, find_records
 
-BATCH_SIZE = 64
-LENGTH_COLUMNS = 8
+Stored = Literal["mean", "moments"]
+
+NAME = "latents"
+STATISTICS_FILE = "statistics.json"
+CLIPS_PER_SHARD = 256
 CODEC_FLAGS = (
     "token_dim",
     "patch_frames",
@@ -52,228 +70,270 @@ CODEC_FLAGS = (
 )
 
 
-def padded_batches(
-    records: Iterable[dict], stride: int, batch_size: int = BATCH_SIZE
-) -> Iterator[tuple[list[dict], np.ndarray]]:
-    """Groups clips of like length; yields records and their audio, float32 [B, S], zero-padded.
-
-    S is a multiple of LENGTH_COLUMNS * stride, so that few programs are compiled; every batch has
-    `batch_size` rows, the surplus rows of the last ones zero.
-    """
-    waiting: dict[int, list[dict]] = {}
-
-    def batch(length: int) -> tuple[list[dict], np.ndarray]:
-        group = waiting.pop(length)
-        audio = np.zeros((batch_size, length), np.float32)
-        for row, record in enumerate(group):
-            samples = record["audio"].astype(np.float32) / builder.INT16_SCALE
-            audio[row, : len(samples)] = samples
-        return group, audio
-
-    for record in records:
-        unit = LENGTH_COLUMNS * stride
-        length = math.ceil(len(record["audio"]) / unit) * unit
-        waiting.setdefault(length, []).append(record)
-        if len(waiting[length]) == batch_size:
-            yield batch(length)
-    for length in sorted(waiting):
-        yield batch(length)
-
-
-def _own_columns(record: dict, stride: int) -> int:
-    return math.ceil(len(record["audio"]) / stride)
-
-
-def _iterate(records: Records, description: str) -> Iterator[dict]:
-    for index in tqdm.tqdm(range(len(records)), description, unit="clip", mininterval=1.0):
-        yield records[index]
-
-
-def _moments(config: SpectrogramConfig, records: Records, description: str) -> StatisticsFitter:
-    """First and second moments of all patches; the silence behind short clips does not count."""
-    fitter = StatisticsFitter(config)
-    stride = config.patch_frames * config.mel.hop_length
-    for group, audio in padded_batches(_iterate(records, description), stride):
-        for columns in sorted({_own_columns(record, stride) for record in group}):
-            rows = [i for i, record in enumerate(group) if _own_columns(record, stride) == columns]
-            fitter.add(audio[rows, : columns * stride])
-    return fitter
-
-
-def fit(config: SpectrogramConfig, records: Records) -> tuple[SpectrogramCodec, float]:
-    """The codec for a training split, and the share of variance that its tokens keep."""
-    statistics, kept = _moments(config, records, "fitting the codec").finish()
-    return SpectrogramCodec(config, statistics), kept
-
-
-def variance_kept(codec: SpectrogramCodec, records: Records) -> float:
-    """Share of a split's log-mel variance, about its own mean, that a codec's tokens keep.
-
-    1 minus the squared error of the reconstruction over the variance; below 0 where the codec's own
-    mean would be the better guess.
-
-    Raises:
-      ValueError: the data has no variance.
-    """
-    moments = _moments(codec.config, records, "measuring the codec")
-    error, total = 0.0, 0.0
-    for band in range(codec.config.bands):
-        mean = moments.total[band] / moments.count
-        covariance = moments.products[band] / moments.count - np.outer(mean, mean)
-        basis = codec.statistics.basis[band].astype(np.float64)
-        shift = mean - codec.statistics.mean[band]
-        total += np.trace(covariance)
-        error += np.trace(covariance) - np.sum(basis * (covariance @ basis))
-        error += np.sum((shift - basis @ (basis.T @ shift)) ** 2)
-    if total <= 0:
-        raise ValueError("the data has no variance: every patch is the same")
-    return float(1.0 - error / total)
-
-
-def find_codec(folder: str | pathlib.Path) -> pathlib.Path:
-    """The codec's folder: `folder` itself, or codec/ in it.
-
-    Raises:
-      FileNotFoundError: neither holds a codec.
-    """
-    candidates = (pathlib.Path(folder), pathlib.Path(folder) / CODEC_FOLDER)
-    for candidate in candidates:
-        if (candidate / CONFIG_FILE).is_file():
-            return candidate
-    raise FileNotFoundError(
-        f"--codec is {str(folder)!r}, but neither it nor {CODEC_FOLDER}/ in it holds "
-        f"{CONFIG_FILE}; allowed: a codec, or a dataset or workdir with one"
-    )
-
-
-def hash_codec(folder: pathlib.Path) -> str:
-    """SHA-256 over names and contents of a codec's files."""
-    digest = hashlib.sha256()
-    for path in sorted(path for path in folder.iterdir() if path.is_file()):
-        digest.update(path.name.encode() + b"\0" + hashlib.sha256(path.read_bytes()).digest())
-    return digest.hexdigest()
-
-
-def encoded_records(records: Records, codec: Codec, split: str) -> Iterator[dict]:
-    """Every clip of a split with its tokens, float16 [columns, G, C], in the order of batching."""
-    stride = codec.samples_per_column
-    for group, audio in padded_batches(_iterate(records, f"encoding {split}"), stride):
-        tokens = np.asarray(codec.encode(jnp.asarray(audio)))
-        tokens = tokens.reshape(len(audio), -1, codec.tokens_per_column, codec.token_dim)
-        for row, record in enumerate(group):
-            yield {
-                "id": record["id"],
-                "captions": record["captions"],
-                "labels": json.dumps(record["labels"], ensure_ascii=False),
-                "tokens": tokens[row, : _own_columns(record, stride)].astype(np.float16),
-            }
-
-
 def encode(
     data: str | pathlib.Path,
     out: str | pathlib.Path,
     codec: SpectrogramConfig | str | pathlib.Path,
+    *,
+    posterior: Stored = "mean",
+    batch_size: int = batches.BATCH_SIZE,
+    clips_per_shard: int = CLIPS_PER_SHARD,
+    host_index: int | None = None,
+    num_hosts: int | None = None,
+    workers: int = batches.WORKERS,
+    source_rate: int | None = None,
+    with_captions: bool = True,
 ) -> None:
-    """Writes the encoded dataset; says so and stops where it is already there.
+    """Writes the encoded dataset, or this host's part; says so and stops where it is already there.
 
     Args:
-      data: folder of the audio dataset.
+      data: audio, as `data.sources.open_source` takes it.
       out: folder to write.
       codec: settings of a codec to fit on the training split, or the folder of an existing one.
+      posterior: "mean" keeps the tokens; "moments" keeps the log-variance of the codec's posterior
+        beside them, to draw tokens anew in training.
+      batch_size: clips encoded at once; a multiple of the number of local devices.
+      clips_per_shard: items of the source in a shard: what a kill can cost, and the unit that hosts
+        share.
+      host_index: which of the hosts this is; JAX's process index when None.
+      num_hosts: how many share the work; JAX's process count when None.
+      workers: reading threads; the result does not depend on it.
+      source_rate: sample rate of a TFDS dataset that does not say it.
+      with_captions: False keeps no captions.
 
     Raises:
-      ValueError: the dataset has another sample rate, or `out` holds other data.
-      FileNotFoundError: the existing codec is not there.
+      ValueError: an argument is out of range, the source is unusable or has another sample rate,
+        `out` holds other data, or a codec is to be fitted by several hosts.
+      OSError: the source or the codec is not there.
     """
-    out, source = pathlib.Path(out), find_records(data)
-    train = Records(source, "train")
-    made_from = {"source": json.loads((source / "dataset_info.json").read_text())["splits"]}
-    existing = None
+    host_index = jax.process_index() if host_index is None else host_index
+    num_hosts = jax.process_count() if num_hosts is None else num_hosts
+    _check_arguments(posterior, batch_size, host_index, num_hosts, workers)
+    out = pathlib.Path(out)
     if isinstance(codec, SpectrogramConfig):
-        config = codec
-        made_from["codec"] = repr(config)
+        if num_hosts > 1:
+            raise ValueError(
+                f"num_hosts is {num_hosts}, but fitting a codec is the work of one host: fit it "
+                "first, by encoding data on one, then give that folder to all with --codec"
+            )
+        chosen = loaded = codec
+        settings = {"codec": repr(codec)}
+        sample_rate, shape = codec.mel.sample_rate, (None, codec.bands, codec.token_dim)
     else:
-        existing = find_codec(codec)
-        config = SpectrogramCodec.load(existing).config
-        made_from["codec_sha256"] = hash_codec(existing)
-    rate = train.metadata["sample_rate"]
-    if rate != config.mel.sample_rate:
-        raise ValueError(
-            f"{source} has a sample rate of {rate} Hz; allowed: {config.mel.sample_rate} Hz"
-        )
-    if (out / RECORDS_FOLDER).is_dir() and any((out / RECORDS_FOLDER).iterdir()):
-        _check_same(out, made_from)
+        chosen = codecs.find_codec(codec)
+        settings = {"codec_sha256": codecs.hash_codec(chosen)}
+        loaded = load_codec(chosen)
+        sample_rate, shape = loaded.sample_rate, (None, loaded.tokens_per_column, loaded.token_dim)
+    source = open_source(data, sample_rate, source_rate=source_rate, with_captions=with_captions)
+    array = tfds.features.Tensor(shape=shape, dtype=batches.DTYPE, encoding="bytes")
+    dataset = ShardedDataset(
+        out / RECORDS_FOLDER,
+        name=NAME,
+        description=f"Latent tokens of {source.name}.",
+        arrays={"tokens": array} | ({"log_variance": array} if posterior == "moments" else {}),
+        lengths=source.lengths,
+        shard_size=clips_per_shard,
+        settings={**source.made_from, **settings, "posterior": posterior},
+    )
+    if dataset.is_complete:
+        _write_statistics(out)
         print(f"{out} is already encoded with these settings")
         return
-    if existing is None:
-        fitted, kept = fit(config, train)
-        fitted.save(out / CODEC_FOLDER)
-    else:
-        fitted = SpectrogramCodec.load(existing)
-        kept = variance_kept(fitted, train)
-        if existing.resolve() != (out / CODEC_FOLDER).resolve():
-            shutil.copytree(existing, out / CODEC_FOLDER, dirs_exist_ok=True)
-    print(f"the tokens keep {kept:.1%} of the log-mel variance")
-    splits = tfds.builder_from_directory(str(source)).info.splits
-    builder.write_records(
-        out / RECORDS_FOLDER,
-        name="latents",
-        description=f"Latent tokens of {source.parent.name}.",
-        array={
-            "tokens": tfds.features.Tensor(
-                shape=(None, fitted.tokens_per_column, fitted.token_dim),
-                dtype=np.float16,
-                encoding="bytes",
-            )
-        },
-        splits={
-            split: lambda split=split: encoded_records(Records(source, split), fitted, split)
-            for split in splits
-        },
-        metadata={
-            "sample_rate": fitted.sample_rate,
-            "variance_kept": kept,
-            "made_from": made_from,
-            "source_metadata": train.metadata,
-        },
-    )
-
-
-def _check_same(out: pathlib.Path, made_from: dict) -> None:
-    existing = Records(out / RECORDS_FOLDER, "train").metadata.get("made_from")
-    if existing != made_from:
+    if posterior == "moments":
+        codecs.check_variance(loaded, batch_size)
+    kept = dataset.kept()
+    if kept is None:
+        kept = _prepare_codec(out / CODEC_FOLDER, source, chosen, num_hosts, workers)
+    elif codecs.hash_codec(out / CODEC_FOLDER) != kept["codec_sha256"]:
         raise ValueError(
-            f"{out} holds data encoded from another dataset or with other settings; choose "
-            f"another folder or remove it.\nfound:  {existing}\nwanted: {made_from}"
+            f"{out / CODEC_FOLDER} is not the codec that the shards in {dataset.unfinished} were "
+            "encoded with; put that back, or remove both"
         )
+    ready = load_codec(out / CODEC_FOLDER)
+    kept = dataset.start(kept)
+    _encode_shards(
+        dataset, source, ready, batch_size, host_index, num_hosts, workers, posterior == "moments"
+    )
+    summary = dataset.finish(
+        lambda summary: _metadata(summary, source, ready.sample_rate, posterior, kept)
+    )
+    if not dataset.is_complete:
+        others = len(dataset.missing())
+        print(f"{out}: this host is done; {others} shards of other hosts are missing")
+        return
+    _write_statistics(out)
+    if summary is not None:
+        print(f"{out}: {sum(summary.num_records.values())} clips encoded")
+        print(report(summary.skipped, source.left_out), end="")
+
+
+def _check_arguments(
+    posterior: str, batch_size: int, host_index: int, num_hosts: int, workers: int
+) -> None:
+    devices, stored = jax.local_device_count(), get_args(Stored)
+    for name, value, valid, allowed in (
+        ("posterior", posterior, posterior in stored, " or ".join(map(repr, stored))),
+        ("num_hosts", num_hosts, num_hosts >= 1, "1 or more"),
+        ("host_index", host_index, 0 <= host_index < num_hosts, f"0 to {num_hosts - 1}"),
+        ("workers", workers, workers >= 1, "1 or more"),
+        (
+            "batch_size",
+            batch_size,
+            batch_size >= 1 and batch_size % devices == 0,
+            f"multiples of the {devices} local devices",
+        ),
+    ):
+        if not valid:
+            raise ValueError(f"{name} is {value!r}; allowed: {allowed}")
+
+
+def _prepare_codec(
+    folder: pathlib.Path,
+    source: Source,
+    codec: SpectrogramConfig | pathlib.Path,
+    num_hosts: int,
+    workers: int,
+) -> dict[str, Any]:
+    """Puts the codec into `folder`, fitted or copied; returns what is worth keeping of that."""
+    variance_kept = None
+    if isinstance(codec, SpectrogramConfig):
+        fitted, variance_kept = codecs.fit(codec, source, workers)
+        fitted.save(folder)
+    else:
+        codecs.copy_codec(codec, folder)
+        existing = load_codec(folder)
+        if isinstance(existing, SpectrogramCodec) and num_hosts == 1:
+            variance_kept = codecs.variance_kept(existing, source, workers)
+    if variance_kept is None:
+        return {"codec_sha256": codecs.hash_codec(folder)}
+    print(f"the tokens keep {variance_kept:.1%} of the log-mel variance")
+    return {"codec_sha256": codecs.hash_codec(folder), "variance_kept": variance_kept}
+
+
+def _encode_shards(
+    dataset: ShardedDataset,
+    source: Source,
+    codec: Codec,
+    batch_size: int,
+    host_index: int,
+    num_hosts: int,
+    workers: int,
+    with_variance: bool,
+) -> None:
+    """Encodes and writes the shards of this host that are missing, reading ahead of them all."""
+    shards = dataset.missing(host_index, num_hosts)
+    indices = [range(shard.start, shard.stop) for shard in shards]
+    items = ((s.split, index) for s, own in zip(shards, indices, strict=True) for index in own)
+    results = batches.read_items(source, items, workers, ahead=batch_size)
+    own = sum(shard.stop - shard.start for shard in dataset.shards[host_index::num_hosts])
+    todo = sum(map(len, indices))
+    skipped: list[Skipped] = []
+
+    def clips(count: int) -> Iterator[Clip]:
+        for result in itertools.islice(results, count):
+            progress.update()
+            for item in result:
+                if isinstance(item, Clip):
+                    yield item
+                else:
+                    skipped.append(item)
+
+    with tqdm.tqdm(
+        desc="encoding", total=own, initial=own - todo, unit="clip", mininterval=1.0
+    ) as progress:
+        for shard in shards:
+            skipped.clear()
+            records = batches.encode_clips(
+                codec, clips(shard.stop - shard.start), batch_size, with_variance=with_variance
+            )
+            dataset.write(shard, records, skipped)
+
+
+def _metadata(
+    summary: Summary,
+    source: Source,
+    sample_rate: int,
+    posterior: str,
+    kept: Mapping[str, Any],
+) -> dict[str, Any]:
+    return {
+        "sample_rate": sample_rate,
+        "posterior": posterior,
+        **kept,
+        "num_records": dict(summary.num_records),
+        "sha256": summary.sha256,
+        "statistics": _statistics(summary.moments),
+        "skipped": dict(collections.Counter(item.reason for item in summary.skipped)),
+        "left_out": dict(collections.Counter(item.reason for item in source.left_out)),
+        "source_metadata": source.metadata,
+    }
+
+
+def _statistics(moments: Mapping[str, Moments]) -> dict[str, Any]:
+    """Of the training split, or of all splits without one."""
+    names = ["train"] if "train" in moments else list(moments)
+    seen = functools.reduce(operator.add, (moments[name] for name in names))
+    return {"splits": names, **seen.statistics()}
+
+
+def _write_statistics(out: pathlib.Path) -> None:
+    """Puts the statistics of the complete dataset beside it."""
+    folder = find_records(out / RECORDS_FOLDER)
+    statistics = json.loads((folder / "metadata.json").read_text())["statistics"]
+    write_whole(out / STATISTICS_FILE, (json.dumps(statistics, indent=2) + "\n").encode())
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command line; not done at import, where tests would define it a second time."""
-    text, integer, number = flags.DEFINE_string, flags.DEFINE_integer, flags.DEFINE_float
-    text("data", None, "Folder of the audio dataset.", required=True, flag_values=values)
-    text(
-        "out", None, "Folder to write; must not hold other data.", required=True, flag_values=values
-    )
+
+    def text(name: str, default: str | None, help: str, required: bool = False) -> None:
+        flags.DEFINE_string(name, default, help, required=required, flag_values=values)
+
+    def integer(name: str, default: int | None, help: str) -> None:
+        flags.DEFINE_integer(name, default, help, flag_values=values)
+
+    def number(name: str, default: float, help: str) -> None:
+        flags.DEFINE_float(name, default, help, flag_values=values)
+
+    text("data", None, "A TFDS dataset of audio, or a folder of audio files.", required=True)
+    text("out", None, "Folder to write; must not hold other data.", required=True)
     text(
         "codec",
         None,
         "Existing codec to encode with, instead of fitting one: its folder, or a dataset or "
         "workdir that holds codec/. The flags that describe a codec are not allowed with it.",
+    )
+    integer("token_dim", 64, "Channels per token (principal components).")
+    integer("patch_frames", 16, "Spectrogram frames per token.")
+    integer("bands", 2, "Tokens per moment: the mel axis is cut into this many.")
+    integer("num_mels", 64, "Mel bands of the spectrogram.")
+    number("floor", 1e-2, "Mel magnitudes below this count as silence.")
+    number("whitening", 0.5, "0 keeps component variances, 1 equalises them.")
+    integer(
+        "griffin_lim_iterations", 32, "Phase reconstruction steps when tokens become audio again."
+    )
+    flags.DEFINE_enum(
+        "posterior",
+        "mean",
+        get_args(Stored),
+        "Keep the tokens, or with them the log-variance that data.sample_posterior draws from.",
         flag_values=values,
     )
-    integer("token_dim", 64, "Channels per token (principal components).", flag_values=values)
-    integer("patch_frames", 16, "Spectrogram frames per token.", flag_values=values)
     integer(
-        "bands", 2, "Tokens per moment: the mel axis is cut into this many.", flag_values=values
+        "batch_size",
+        batches.BATCH_SIZE,
+        "Clips encoded at once; a multiple of the local devices. Clips of other length are in "
+        "other batches, and incomplete batches are filled with silence.",
     )
-    integer("num_mels", 64, "Mel bands of the spectrogram.", flag_values=values)
-    number("floor", 1e-2, "Mel magnitudes below this count as silence.", flag_values=values)
-    number("whitening", 0.5, "0 keeps component variances, 1 equalises them.", flag_values=values)
-    integer(
-        "griffin_lim_iterations",
-        32,
-        "Phase reconstruction steps when tokens become audio again.",
+    integer("clips_per_shard", CLIPS_PER_SHARD, "What a kill can cost, and the unit hosts share.")
+    integer("host_index", None, "Which of the hosts this is, from 0 (default: as JAX knows).")
+    integer("num_hosts", None, "How many hosts share the work (default: as JAX knows).")
+    integer("workers", batches.WORKERS, "Reading threads; they change no result.")
+    integer("sample_rate", None, "Hz of a TFDS dataset that does not say it itself.")
+    flags.DEFINE_bool(
+        "without_captions",
+        False,
+        "Keep no captions; a folder of audio files needs no table then.",
         flag_values=values,
     )
 
@@ -304,8 +364,21 @@ def chosen_codec(values: flags.FlagValues) -> SpectrogramConfig | str:
 
 def main() -> None:
     """The command line."""
+    values = flags.FLAGS
     tfds.disable_progress_bar()  # it knows no totals; the bars here do
-    encode(flags.FLAGS.data, flags.FLAGS.out, chosen_codec(flags.FLAGS))
+    encode(
+        values.data,
+        values.out,
+        chosen_codec(values),
+        posterior=values.posterior,
+        batch_size=values.batch_size,
+        clips_per_shard=values.clips_per_shard,
+        host_index=values.host_index,
+        num_hosts=values.num_hosts,
+        workers=values.workers,
+        source_rate=values.sample_rate,
+        with_captions=not values.without_captions,
+    )
 
 
 if __name__ == "__main__":

@@ -26,55 +26,22 @@ from __future__ import annotations
 
 import argparse
 import collections
-import concurrent.futures
 import dataclasses
-import hashlib
 import json
-import math
 import os
 import pathlib
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
-from data import builder
-from data import metadata as metadata_lib
-from data.metadata import Entry, Skipped
-from fasttta_jax import audio as audio_lib
+from data import builder, recordings
+from data.metadata import Skipped
 
 SHOWN_PER_REASON = 20
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """What decides, with the table and the files, what the dataset holds; see `build`."""
-
-    sample_rate: int
-    min_seconds: float
-    max_seconds: float
-    validation_fraction: float
-    test_fraction: float
-    seed: int
-    level: bool
-    with_captions: bool
-
-    def __post_init__(self) -> None:
-        evaluation = self.validation_fraction + self.test_fraction
-        for field, valid, allowed in (
-            ("sample_rate", self.sample_rate >= 1000, "at least 1000 Hz"),
-            ("min_seconds", self.min_seconds > 0, "above 0"),
-            ("max_seconds", self.max_seconds >= 2 * self.min_seconds, "at least 2 min_seconds"),
-            ("validation_fraction", self.validation_fraction >= 0, "at least 0"),
-            ("test_fraction", self.test_fraction >= 0, "at least 0"),
-            ("test_fraction", evaluation < 1, "below 1 together with validation_fraction"),
-        ):
-            if not valid:
-                raise ValueError(f"{field} is {getattr(self, field)}; allowed: {allowed}")
 
 
 def build(
@@ -130,7 +97,7 @@ def build(
         raise ValueError(f"workers is {workers}; allowed: at least 1")
     if not 0 <= max_skipped_fraction <= 1:
         raise ValueError(f"max_skipped_fraction is {max_skipped_fraction}; allowed: 0 to 1")
-    settings = Settings(
+    settings = recordings.Settings(
         sample_rate=sample_rate,
         min_seconds=min_seconds,
         max_seconds=max_seconds,
@@ -140,57 +107,45 @@ def build(
         level=level,
         with_captions=with_captions,
     )
-    audio_dir = pathlib.Path(audio_dir)
-    table = _table(audio_dir, metadata, with_captions)
-    if table is None:
-        entries, left_out = metadata_lib.find_audio(audio_dir), []
-    else:
-        entries, left_out = metadata_lib.read(table, audio_dir, with_captions=with_captions)
-    made_from = {
-        **dataclasses.asdict(settings),
-        "metadata_sha256": hashlib.sha256(table.read_bytes()).hexdigest() if table else None,
-        "files_sha256": _sizes_sha256(entries, audio_dir),
-    }
+    files = recordings.find_files(audio_dir, settings, metadata=metadata)
     folder = pathlib.Path(out) / name / "1.0.0"
     if folder.exists():
-        _check_same(folder, made_from)
+        _check_same(folder, files.made_from)
         print(f"{folder} is already there, made from the same files and settings; nothing to do")
         return folder
 
-    members: dict[str, list[Entry]] = {split: [] for split in builder.SPLITS}
-    for entry in entries:
-        members[entry.split or assign_split(entry.file, settings)].append(entry)
+    num_files = sum(map(len, files.members.values()))
     skipped: list[Skipped] = []
+    left_out = list(files.left_out)
 
     def clips(split: str) -> Iterator[builder.Clip]:
         num_clips = 0
-        results = _ordered_map(
-            lambda entry: _pieces(entry, audio_dir, settings), members[split], workers
+        entries = files.members[split]
+        results = recordings.ordered_map(
+            lambda entry: recordings.read_clips(entry, files.audio_dir, settings), entries, workers
         )
-        with tqdm.tqdm(desc=split, total=len(members[split]), unit="file") as progress:
-            for entry, result in zip(members[split], results, strict=True):
+        with tqdm.tqdm(desc=split, total=len(entries), unit="file") as progress:
+            for entry, result in zip(entries, results, strict=True):
                 progress.update()
-                if isinstance(result, Skipped):
-                    skipped.append(result)
-                    progress.set_postfix(skipped=len(skipped))
-                    continue
-                for clip in _clips(entry, result):
-                    if audio_lib.is_silent(clip.audio):
-                        left_out.append(Skipped(clip.id, "silent piece", "of a longer file"))
-                    else:
+                for item in result:
+                    if isinstance(item, builder.Clip):
                         num_clips += 1
-                        yield clip
+                        yield item
+                    else:
+                        (skipped if item.file == entry.file else left_out).append(item)
+                progress.set_postfix(skipped=len(skipped))
         if not num_clips:
             raise ValueError(
-                f"split {split!r} is left without a clip: none of its {len(members[split])} files "
+                f"split {split!r} is left without a clip: none of its {len(entries)} files "
                 f"can be used\n{report(skipped, left_out)}"
             )
 
     def finish(folder: pathlib.Path) -> Mapping[str, Any]:
-        if len(skipped) > max_skipped_fraction * len(entries):
+        if len(skipped) > max_skipped_fraction * num_files:
             raise ValueError(
-                f"{len(skipped)} of {len(entries)} files cannot be used, but max_skipped_fraction "
-                f"is {max_skipped_fraction:g}; mend {table or 'the files'}, or raise the limit\n"
+                f"{len(skipped)} of {num_files} files cannot be used, but max_skipped_fraction "
+                f"is {max_skipped_fraction:g}; mend {files.table or 'the files'}, or raise the "
+                "limit\n"
                 f"{report(skipped, left_out)}"
             )
         with open(folder / "skipped.jsonl", "w", encoding="utf-8") as file:
@@ -206,24 +161,13 @@ def build(
         name=name,
         description=description,
         sample_rate=sample_rate,
-        splits={split: lambda split=split: clips(split) for split in members if members[split]},
-        metadata={"made_from": made_from},
+        splits={split: lambda split=split: clips(split) for split in files.members},
+        metadata={"made_from": files.made_from},
         finish=finish,
     )
-    print(f"{folder}: made from {len(entries) - len(skipped)} of {len(entries)} files")
+    print(f"{folder}: made from {num_files - len(skipped)} of {num_files} files")
     print(report(skipped, left_out), end="")
     return folder
-
-
-def assign_split(file: str, settings: Settings) -> str:
-    """The split of a file: a hash of seed and name, uniform in [0, 1), against the fractions."""
-    digest = hashlib.sha256(f"{settings.seed}\n{file}".encode()).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
-    if position < settings.test_fraction:
-        return "test"
-    if position < settings.test_fraction + settings.validation_fraction:
-        return "validation"
-    return "train"
 
 
 def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
@@ -244,72 +188,6 @@ def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
             if len(group) > SHOWN_PER_REASON:
                 lines.append(f"    and {len(group) - SHOWN_PER_REASON} more")
     return "".join(line + "\n" for line in lines)
-
-
-def _table(
-    audio_dir: pathlib.Path, metadata: str | os.PathLike[str] | None, with_captions: bool
-) -> pathlib.Path | None:
-    """The table that is asked for or found; None where none is needed and none is there."""
-    if metadata is not None:
-        return pathlib.Path(metadata)
-    if not with_captions and not any((audio_dir / name).is_file() for name in metadata_lib.NAMES):
-        return None
-    return metadata_lib.find(audio_dir)
-
-
-def _pieces(
-    entry: Entry, audio_dir: pathlib.Path, settings: Settings
-) -> Sequence[np.ndarray] | Skipped:
-    """The waveform of a file, decoded, levelled and cut, or why there is none."""
-    if settings.with_captions and not entry.captions:
-        return Skipped(
-            entry.file, "no caption", f"all of its captions are blank, line {entry.line}"
-        )
-    try:
-        audio = audio_lib.read_audio(audio_dir / entry.file, settings.sample_rate)
-    except audio_lib.AudioError as error:
-        return Skipped(entry.file, error.reason, error.detail)
-    seconds = audio.size / settings.sample_rate
-    if seconds < settings.min_seconds:
-        detail = f"{seconds:g} s, and min_seconds is {settings.min_seconds:g}"
-        return Skipped(entry.file, "too short", detail)
-    if settings.level:
-        audio = audio_lib.level(audio)
-    else:
-        audio = audio_lib.playback_level(audio, rms_dbfs=None, peak_dbfs=0.0)
-    return np.array_split(audio, math.ceil(seconds / settings.max_seconds))
-
-
-def _clips(entry: Entry, pieces: Sequence[np.ndarray]) -> Iterator[builder.Clip]:
-    labels: dict[str, Any] = {"columns": entry.columns}
-    if entry.events:
-        labels["events"] = entry.events
-    for index, piece in enumerate(pieces):
-        clip_id = entry.file if len(pieces) == 1 else f"{entry.file}#{index}"
-        yield builder.Clip(id=clip_id, audio=piece, captions=entry.captions, labels=labels)
-
-
-def _ordered_map(
-    function: Callable[[Any], Any], items: Iterable[Any], workers: int
-) -> Iterator[Any]:
-    """Results in the order of `items`; few are computed ahead, so that memory stays bounded."""
-    with concurrent.futures.ThreadPoolExecutor(workers) as pool:
-        pending: collections.deque[concurrent.futures.Future[Any]] = collections.deque()
-        for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) > 2 * workers:
-                yield pending.popleft().result()
-        while pending:
-            yield pending.popleft().result()
-
-
-def _sizes_sha256(entries: Iterable[Entry], audio_dir: pathlib.Path) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        path = audio_dir / entry.file
-        size = os.path.getsize(path) if os.path.isfile(path) else None
-        digest.update(f"{entry.file}\n{size}\n".encode())
-    return digest.hexdigest()
 
 
 def _check_same(folder: pathlib.Path, made_from: Mapping[str, Any]) -> None:

@@ -20,7 +20,7 @@ import soundfile
 from jaxtyping import Float
 
 AudioFormat = Literal["wav", "flac", "ogg"]
-AudioFault = Literal["missing", "unreadable", "empty", "not finite", "silent"]
+AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite", "silent"]
 
 SILENCE_DBFS = -80.0
 """A waveform whose peak around its mean lies below this is digital silence."""
@@ -29,6 +29,9 @@ PLAYBACK_PEAK_DBFS = -1.0
 GATE_DB = 40.0
 """Frames this far below the loudest do not count towards the level of a waveform."""
 GATE_FRAME = 1024
+
+MAX_CHANNELS = 2
+"""Files with more are refused: the mean of surround channels is not what was heard."""
 
 _READ_FRAMES = 1 << 18
 _WRITE_FRAMES = 1 << 14  # libsndfile overflows its stack when Vorbis gets minutes in one call
@@ -78,47 +81,100 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarr
       resampling may pass that.
 
     Raises:
-      AudioError: the file is missing, unreadable, empty, not finite or silent; see its `reason`.
+      AudioError: the file is missing, unreadable, empty, of more than `MAX_CHANNELS` channels, not
+        finite or silent; see its `reason`.
     """
     if not os.path.isfile(path):
         raise AudioError(path, "missing", "there is no such file")
     if not os.path.getsize(path):
         raise AudioError(path, "empty", "the file has 0 bytes")
+    return _decoded(path, path, sample_rate)
+
+
+def read_audio_bytes(data: bytes, sample_rate: int, *, name: str) -> Float[np.ndarray, " S"]:
+    """As `read_audio`, for the content of a file; errors call it `name`."""
+    if not data:
+        raise AudioError(name, "empty", "the file has 0 bytes")
+    return _decoded(io.BytesIO(data), name, sample_rate)
+
+
+def resample_audio(
+    samples: Float[np.ndarray, " S"] | Float[np.ndarray, "S channels"],
+    source_rate: int,
+    sample_rate: int,
+    *,
+    name: str | os.PathLike[str],
+) -> Float[np.ndarray, " S"]:
+    """Samples at any rate as `read_audio` gives those of a file.
+
+    Args:
+      samples: floating, full scale at 1.
+      source_rate: their number per second.
+      sample_rate: that of the result.
+      name: what errors call them.
+
+    Raises:
+      AudioError: as `read_audio`.
+    """
+    if samples.ndim == 2:
+        _check_channels(name, samples.shape[1])
+        samples = samples.mean(axis=1, dtype=np.float64)
+    return _checked(samples.astype(np.float32), source_rate, sample_rate, name)
+
+
+def _decoded(
+    file: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str], sample_rate: int
+) -> np.ndarray:
     try:
-        audio, source_rate = _decode(path)
+        audio, source_rate = _decode(file, name)
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
         reason = getattr(error, "error_string", str(error))
-        raise AudioError(path, "unreadable", f"libsndfile cannot decode it: {reason}") from error
+        raise AudioError(name, "unreadable", f"libsndfile cannot decode it: {reason}") from error
+    return _checked(audio, source_rate, sample_rate, name)
+
+
+def _decode(
+    source: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str]
+) -> tuple[np.ndarray, int]:
+    """Mono samples and their rate; by blocks, because a broken header can promise any length."""
+    blocks = []
+    with soundfile.SoundFile(source) as file:
+        _check_channels(name, file.channels)
+        while len(block := file.read(_READ_FRAMES, dtype="float32", always_2d=True)):
+            blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+        rate = file.samplerate
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+
+
+def _check_channels(name: str | os.PathLike[str], channels: int) -> None:
+    if channels > MAX_CHANNELS:
+        raise AudioError(name, "channels", f"it has {channels}; allowed: 1 to {MAX_CHANNELS}")
+
+
+def _checked(
+    audio: np.ndarray, source_rate: int, sample_rate: int, name: str | os.PathLike[str]
+) -> np.ndarray:
+    """Mono samples at `sample_rate`, refused where there is nothing to hear in them."""
     if not audio.size:
-        raise AudioError(path, "empty", "the file holds no samples")
+        raise AudioError(name, "empty", "the file holds no samples")
     if not np.all(np.isfinite(audio)):
         count = audio.size - np.count_nonzero(np.isfinite(audio))
-        raise AudioError(path, "not finite", f"{count} of {audio.size} samples are NaN or infinite")
+        raise AudioError(name, "not finite", f"{count} of {audio.size} samples are NaN or infinite")
     if not _SOURCE_RATES[0] <= source_rate <= _SOURCE_RATES[1]:
         allowed = f"{_SOURCE_RATES[0]} to {_SOURCE_RATES[1]} Hz"
         raise AudioError(
-            path, "unreadable", f"its sample rate is {source_rate}; allowed: {allowed}"
+            name, "unreadable", f"its sample rate is {source_rate}; allowed: {allowed}"
         )
     # Before resampling, whose ripple at the ends of a constant offset would pass for sound.
     if is_silent(audio):
-        raise AudioError(path, "silent", f"its peak is below {SILENCE_DBFS:g} dBFS")
+        raise AudioError(name, "silent", f"its peak is below {SILENCE_DBFS:g} dBFS")
     if source_rate != sample_rate:
         audio = librosa.resample(
             audio, orig_sr=source_rate, target_sr=sample_rate, res_type="soxr_hq"
         ).astype(np.float32)
         if is_silent(audio):
-            raise AudioError(path, "silent", f"nothing is left of it below {sample_rate / 2:g} Hz")
+            raise AudioError(name, "silent", f"nothing is left of it below {sample_rate / 2:g} Hz")
     return audio
-
-
-def _decode(path: str | os.PathLike[str]) -> tuple[np.ndarray, int]:
-    """Mono samples and their rate; by blocks, because a broken header can promise any length."""
-    blocks = []
-    with soundfile.SoundFile(path) as file:
-        while len(block := file.read(_READ_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
-        rate = file.samplerate
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
 
 
 def level(audio: Float[np.ndarray, " S"], peak: float = TRAINING_PEAK) -> Float[np.ndarray, " S"]:

@@ -88,17 +88,18 @@ class EncodedDataset:
                 f"data.path is {str(path)!r}, which has no {RECORDS_FOLDER}/ folder; "
                 "`python -m data.encode_latents` makes one"
             )
+        self.records_folder = self.path / RECORDS_FOLDER
         self.codec: Codec = load_codec(self.path / CODEC_FOLDER)
         self.text_folder = self.path / TEXT_FOLDER
 
     def split(self, split: str) -> Records:
         """The records of a split."""
-        return Records(self.path / RECORDS_FOLDER, split)
+        return Records(self.records_folder, split)
 
     def fingerprint(self) -> str:
         """Hash of the dataset's description, statistics and tokenizer: equal for equal data."""
         digest = hashlib.sha256()
-        files = [find_records(self.path / RECORDS_FOLDER) / "dataset_info.json"]
+        files = [find_records(self.records_folder) / "dataset_info.json"]
         for folder in (self.path / CODEC_FOLDER, self.text_folder):
             files += sorted(path for path in folder.glob("*") if path.is_file())
         for file in files:
@@ -145,19 +146,34 @@ def crop_or_pad(
 
 
 class _Example(grain.transforms.RandomMap):
-    """One record to model arrays: a window of its tokens and one of its captions."""
+    """One record to model arrays: a window of its tokens and one of its captions.
 
-    def __init__(self, dataset: EncodedDataset, text: TextEncoder, num_tokens: int) -> None:
+    With `sample_posterior`, tokens are drawn from the posterior; the silence behind a short clip
+    has no variance. Window and caption are those of the same step without it.
+    """
+
+    def __init__(
+        self, dataset: EncodedDataset, text: TextEncoder, num_tokens: int, sample_posterior: bool
+    ) -> None:
         self._num_tokens = num_tokens
         self._num_columns = num_tokens // dataset.codec.tokens_per_column
         self._silence = dataset.codec.silence()
         self._text = text
+        self._sample_posterior = sample_posterior
 
     def random_map(self, element: dict[str, Any], rng: np.random.Generator) -> dict[str, Any]:
-        columns = crop_or_pad(element["tokens"], self._num_columns, self._silence, rng)
+        columns, silence = element["tokens"], self._silence
+        if self._sample_posterior:  # the deviations share the window of the means
+            deviation = np.exp(element["log_variance"].astype(np.float32) / 2)
+            columns = np.concatenate([columns.astype(np.float32), deviation], axis=-1)
+            silence = np.concatenate([silence, np.zeros_like(silence)], axis=-1)
+        columns = crop_or_pad(columns, self._num_columns, silence, rng)
         captions = element["captions"]
         caption = captions[int(rng.integers(len(captions)))] if captions else ""
         text = self._text.tokenize([caption])
+        if self._sample_posterior:
+            mean, deviation = np.split(columns, 2, axis=-1)
+            columns = mean + deviation * rng.standard_normal(mean.shape, np.float32)
         return {
             "tokens": columns.reshape(self._num_tokens, -1),
             "weight": np.float32(1.0),
@@ -186,14 +202,19 @@ def train_batches(
     """Endless global batches from `first_step` on: shuffled anew each epoch, cropped at random.
 
     Raises:
-      DatasetError: the training split is empty.
+      DatasetError: the training split is empty, or has no variance to draw tokens with.
     """
     records = dataset.split("train")
     if not len(records):
         raise DatasetError(f"{dataset.path} has no training clips")
+    if config.sample_posterior and "log_variance" not in records[0]:
+        raise DatasetError(
+            f"data.sample_posterior is True, but the records of {dataset.path} hold no "
+            "log_variance; allowed: False, or data of `data.encode_latents --posterior=moments`"
+        )
     hosts, host = jax.process_count(), jax.process_index()
     examples = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-    examples = examples.random_map(_Example(dataset, text, num_tokens))
+    examples = examples.random_map(_Example(dataset, text, num_tokens, config.sample_posterior))
     batches = examples.batch(config.batch_size // hosts, drop_remainder=True)[host::hosts]
     iterator = iter(
         batches.to_iter_dataset(

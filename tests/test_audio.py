@@ -25,8 +25,7 @@ def peak_frequency(audio: np.ndarray, rate: int = RATE) -> float:
 
 @pytest.mark.parametrize(
     ("suffix", "channels"),
-    [(suffix, channels) for suffix in ("wav", "flac", "ogg") for channels in (1, 2, 3, 8)]
-    + [("mp3", 1), ("mp3", 2)],
+    [(suffix, channels) for suffix in ("wav", "flac", "ogg", "mp3") for channels in (1, 2)],
 )
 @pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
 def test_any_file_becomes_mono_at_the_asked_rate(tmp_path, suffix, rate, channels):
@@ -107,6 +106,7 @@ RUBBISH = {
     "below -80 dBFS": (_wav(tone(440, peak=0.9e-4)), "silent"),
     "only an offset": (_wav(np.full(44_100, 0.3), 44_100), "silent"),
     "channels that cancel": (_wav(OPPOSITE), "silent"),
+    "three channels": (_wav(np.stack([tone(440)] * 3, axis=1)), "channels"),
     "only above the band": (_wav(tone(30_000, 96_000) * np.hanning(48_000), 96_000), "silent"),
 }
 
@@ -126,6 +126,23 @@ def test_rubbish_is_refused_by_name_and_reason(tmp_path, case, suffix):
     assert caught.value.reason == reason
     assert str(path) in str(caught.value)
     assert caught.value.path == str(path)
+
+
+def test_bytes_and_samples_are_read_as_files_are(tmp_path):
+    stereo = np.stack([tone(440, 48_000), tone(550, 48_000)], axis=1)
+    path = tmp_path / "stereo.wav"
+    soundfile.write(path, stereo, 48_000, "FLOAT")
+    expected = audio_lib.read_audio(path, RATE)
+    from_bytes = audio_lib.read_audio_bytes(path.read_bytes(), RATE, name="clip 7")
+    np.testing.assert_array_equal(from_bytes, expected)
+    samples = audio_lib.resample_audio(stereo, 48_000, RATE, name="clip 7")
+    np.testing.assert_array_equal(samples, expected)
+    for reason, bad in (("channels", np.tile(stereo, 2)), ("not finite", stereo * np.nan)):
+        with pytest.raises(audio_lib.AudioError, match=f"clip 7: {reason}"):
+            audio_lib.resample_audio(bad, 48_000, RATE, name="clip 7")
+    for reason, bytes_ in (("empty", b""), ("unreadable", b"not audio")):
+        with pytest.raises(audio_lib.AudioError, match=f"clip 7: {reason}"):
+            audio_lib.read_audio_bytes(bytes_, RATE, name="clip 7")
 
 
 def test_quiet_is_not_silent(tmp_path):

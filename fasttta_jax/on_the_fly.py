@@ -1,0 +1,106 @@
+"""Audio encoded when it is read, in place of tokens encoded ahead.
+
+Slower than `EncodedDataset`, and the same data: a clip is padded to the same length before the
+codec sees it, so its tokens are those that `python -m data.encode_latents` keeps, before they are
+rounded to float16.
+Dimensions: S audio samples, P token columns in time, G tokens per column, C channels.
+"""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+
+from fasttta_jax.codecs import Codec, load_codec
+from fasttta_jax.input_pipeline import (
+    CODEC_FOLDER,
+    TEXT_FOLDER,
+    DatasetError,
+    EncodedDataset,
+    Records,
+    find_records,
+)
+
+LENGTH_COLUMNS = 8
+"""Waveforms are padded to multiples of so many token columns, so that few programs are compiled."""
+INT16_SCALE = 32767.0
+
+
+def num_columns(num_samples: int, samples_per_column: int) -> int:
+    """P, token columns that a waveform covers; the last may hold silence behind it."""
+    return math.ceil(num_samples / samples_per_column)
+
+
+def padded_length(num_samples: int, samples_per_column: int) -> int:
+    """Samples of the zero-padded waveform that a codec is given."""
+    unit = LENGTH_COLUMNS * samples_per_column
+    return math.ceil(num_samples / unit) * unit
+
+
+def to_columns(values: Any, codec: Codec) -> np.ndarray:
+    """[B, N, C] as float32 [B, P, G, C]."""
+    values = np.asarray(values, np.float32)
+    return values.reshape(len(values), -1, codec.tokens_per_column, codec.token_dim)
+
+
+class AudioRecords:
+    """One split of an audio dataset, every clip with its tokens in place of its audio."""
+
+    def __init__(self, records: Records, codec: Codec) -> None:
+        self.metadata = records.metadata
+        self._records = records
+        self._codec = codec
+
+    def __len__(self) -> int:
+        return len(self._records)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = dict(self._records[index])
+        audio = record.pop("audio").astype(np.float32) / INT16_SCALE
+        stride = self._codec.samples_per_column
+        columns = num_columns(len(audio), stride)
+        audio = np.pad(audio, (0, padded_length(len(audio), stride) - len(audio)))
+        posterior = self._codec.encode_posterior(jnp.asarray(audio[None]))
+        record["tokens"] = to_columns(posterior.mean, self._codec)[0, :columns]
+        if posterior.log_variance is not None:
+            log_variance = to_columns(posterior.log_variance, self._codec)
+            record["log_variance"] = log_variance[0, :columns]
+        return record
+
+
+class AudioDataset(EncodedDataset):
+    """What `EncodedDataset` is, with the tokens made of an audio dataset as they are asked for.
+
+    Args:
+      audio: folder of an audio dataset that `data.builder` wrote.
+      path: folder with the codec in codec/, and the text that belongs to the captions in text/.
+
+    Raises:
+      DatasetError: there is no dataset, or more than one.
+      FileNotFoundError: there is no codec.
+    """
+
+    def __init__(self, audio: str | pathlib.Path, path: str | pathlib.Path) -> None:
+        self.path = pathlib.Path(path)
+        self.records_folder = find_records(audio)
+        self.codec = load_codec(self.path / CODEC_FOLDER)
+        self.text_folder = self.path / TEXT_FOLDER
+
+    def split(self, split: str) -> AudioRecords:
+        """The records of a split.
+
+        Raises:
+          DatasetError: there is no such split, or its sample rate is not the codec's.
+        """
+        records = Records(self.records_folder, split)
+        rate = records.metadata.get("sample_rate")
+        if rate != self.codec.sample_rate:
+            raise DatasetError(
+                f"{self.records_folder} has a sample rate of {rate} Hz; allowed: the codec's "
+                f"{self.codec.sample_rate} Hz"
+            )
+        return AudioRecords(records, self.codec)
