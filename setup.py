@@ -56,11 +56,13 @@ setup(
             "pytest>=8",
             "pytest-xdist>=3.6",
             "ruff>=0.9",
+            "sentencepiece>=0.2",
             # For parity tests; they skip where these are not installed.
             "diffusers>=0.35; python_version < '3.12'",
             "torch==2.13.0; python_version < '3.12'",
         ],
         "cuda": ["jax[cuda13]"],
+        # For folders of T5 that have spiece.model and no tokenizer.json.
         "sentencepiece": ["protobuf>=5", "sentencepiece>=0.2"],
         "tpu": ["jax[tpu]"],
     },

@@ -23,16 +23,16 @@ from fasttta_jax.config import (
 )
 
 
-def student(backbone: BackboneConfig) -> RunConfig:
-    """The student's run."""
+def student(backbone: BackboneConfig, stage: str) -> RunConfig:
+    """The run of the student of a teacher of that stage."""
     return dataclasses.replace(
-        impact_base.teacher(backbone, "text"),
+        impact_base.teacher(backbone, stage),
         stage="student",
         energy=EnergyConfig(num_draws=2),
         distillation=DistillationConfig(weight=1000.0),
     )
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The paper's student."""
-    return to_config_dict(student(impact_base.BASE))
+def get_config(stage: str = "text") -> ml_collections.ConfigDict:
+    """The paper's student, or that of a teacher with one text encoder, "text_t5" or "text_clap"."""
+    return to_config_dict(student(impact_base.BASE, stage))

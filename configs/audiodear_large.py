@@ -12,6 +12,6 @@ from configs import audiodear_base, impact_large
 from fasttta_jax.config import to_config_dict
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """The student of the large teacher."""
-    return to_config_dict(audiodear_base.student(impact_large.LARGE))
+def get_config(stage: str = "text") -> ml_collections.ConfigDict:
+    """The student of the large teacher; stages as in `configs/audiodear_base.py`."""
+    return to_config_dict(audiodear_base.student(impact_large.LARGE, stage))

@@ -18,5 +18,5 @@ LARGE = BackboneConfig(width=1024, encoder_depth=16, decoder_depth=16, num_heads
 
 
 def get_config(stage: str = "text") -> ml_collections.ConfigDict:
-    """Stage "text" or "pretraining"."""
+    """One of `impact_base.STAGES`."""
     return to_config_dict(impact_base.teacher(LARGE, stage))

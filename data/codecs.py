@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import shutil
 import tempfile
 from typing import Any
 
@@ -16,12 +15,9 @@ import numpy as np
 from data import batches
 from data.sources import Source
 from fasttta_jax.codecs import Codec
-from fasttta_jax.codecs.spectrogram import (
-    CONFIG_FILE,
-    SpectrogramCodec,
-    SpectrogramConfig,
-    StatisticsFitter,
-)
+from fasttta_jax.codecs.base import CONFIG_FILE
+from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig, StatisticsFitter
+from fasttta_jax.converted import copy_folder
 from fasttta_jax.input_pipeline import CODEC_FOLDER
 from fasttta_jax.on_the_fly import num_columns, padded_length
 from fasttta_jax.parallel.local import local_rows
@@ -119,7 +115,7 @@ def copy_codec(codec: pathlib.Path, target: pathlib.Path) -> None:
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="incomplete.", dir=target.parent) as temporary:
         copy = pathlib.Path(temporary) / target.name
-        shutil.copytree(codec, copy)
+        copy_folder(codec, copy)
         if target.is_dir():
             target.rename(pathlib.Path(temporary) / "replaced")
         try:

@@ -21,9 +21,15 @@ from fasttta_jax.text.t5 import T5Config, T5Encoder
 
 T5 = T5Config(vocab_size=300, d_model=12, d_kv=4, d_ff=16, num_layers=2, num_heads=2)
 VAE = vae.VaeConfig(
-    scaling_factor=0.4, latent_channels=2, block_out_channels=(4, 8, 8), norm_num_groups=4
+    scaling_factor=0.4,
+    latent_channels=2,
+    block_out_channels=(4, 8, 8),
+    layers_per_block=1,
+    norm_num_groups=4,
 )
-VOCODER = HifiganConfig(upsample_initial_channel=32)
+VOCODER = HifiganConfig(
+    upsample_initial_channel=32, resblock_kernel_sizes=(3,), resblock_dilation_sizes=((1,),)
+)
 CLAP = ClapTextConfig(
     vocab_size=300,
     hidden_size=16,
@@ -57,15 +63,22 @@ def byte_tokenizer(pad: str, start: str, end: str) -> str:
     return tokenizer.to_str()
 
 
+def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+    """Values that keep activations of order one: matrices by what they sum over, norms near one."""
+    values = rng.normal(size=shape)
+    if len(shape) > 1:
+        values /= np.sqrt(np.prod(shape[:-1]))
+    else:
+        values = 0.1 * values + path.endswith("scale")
+    return values.astype(np.float32)
+
+
 def _write(
     folder: pathlib.Path, params: Any, metadata: dict[str, Any], tokenizer: str | None = None
 ) -> pathlib.Path:
     flat = flax.traverse_util.flatten_dict(params, sep="/")
     rng = np.random.default_rng(0)
-    drawn = {
-        path: (rng.normal(size=leaf.shape) / np.sqrt(leaf.shape[-1])).astype(np.float32)
-        for path, leaf in flat.items()
-    }
+    drawn = {path: _draw(path, leaf.shape, rng) for path, leaf in flat.items()}
     described = {"source": "random", "sha256": "0" * 64, "weights": "random", "dropped": {}}
     files = {} if tokenizer is None else {"tokenizer.json": tokenizer}
     write_conversion(Conversion(drawn, metadata | described, files), folder)

@@ -352,6 +352,20 @@ def test_papers_configs_have_the_published_sizes(name, width, depth, is_teacher,
     assert round(found / 1e6) == millions
 
 
+@pytest.mark.parametrize(
+    ("stage", "streams", "positions"),
+    [("text", 2, 78), ("text_t5", 1, 77), ("text_clap", 1, 1), ("pretraining", 0, 78)],
+)
+def test_the_paper_s_text_is_one_prefix_of_one_or_two_streams(stage, streams, positions):
+    for name in ("impact_base", "impact_large", "audiodear_base", "audiodear_large"):
+        path = next(path for path in CONFIGS if path.stem == name)
+        text = from_config_dict(load(path).get_config(stage)).model.text
+        assert (len(text.streams), text.total_positions) == (streams, positions)
+        if name.startswith("impact"):
+            with pytest.raises(ValueError, match="stage is 'words'; allowed: text, text_t5"):
+                load(path).get_config("words")
+
+
 @pytest.mark.parametrize("stage", ["pretraining", "teacher", "student"])
 def test_tiny_has_all_three_stages(stage):
     path = next(path for path in CONFIGS if path.stem == "tiny")

@@ -102,6 +102,10 @@ def describe(conversion: Conversion) -> str:
     lines = [f"{'taken':{width}}  tensors   parameters"]
     lines += [f"{part:{width}}  {tensors[part]:7}  {parameters[part]:11,}" for part in tensors]
     lines.append(f"{'total':{width}}  {tensors.total():7}  {parameters.total():11,}")
-    dropped = conversion.metadata["dropped"]
-    lines += [f"dropped: {key}, {reason}" for key, reason in dropped.items()]
+    keys_by_reason: dict[str, list[str]] = {}
+    for key, reason in conversion.metadata["dropped"].items():
+        keys_by_reason.setdefault(reason, []).append(key)
+    for reason, keys in keys_by_reason.items():
+        others = f" and {len(keys) - 1} more" if len(keys) > 1 else ""
+        lines.append(f"dropped: {keys[0]}{others}, {reason}")
     return "\n".join(lines)

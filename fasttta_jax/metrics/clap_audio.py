@@ -29,10 +29,9 @@ from fasttta_jax.converted import read_kind
 from fasttta_jax.metrics.clap_patches import EXCERPTS, BatchNorm, PatchEmbedding, bicubic_matrix
 from fasttta_jax.metrics.clap_swin import NORM_EPSILON, SwinStage, layer_norm
 from fasttta_jax.models.layers import linear
+from fasttta_jax.text.clap import KIND, normalized, tower_config
 from fasttta_jax.typing import Params
 
-KIND = "clap"
-MODEL_TYPES = ("clap", "clap_audio_model")
 FIXED = {
     "hidden_act": ("gelu",),
     "projection_hidden_act": ("relu",),
@@ -45,8 +44,6 @@ FIXED = {
 """Fields of a published audio_config with the values that are supported; each may be left out."""
 PUBLISHED_WIDTH = 768
 """hidden_size where a config leaves it out."""
-NORM_FLOOR = 1e-12
-"""The least length that an embedding is divided by."""
 _WHOLE = (
     "patch_embeds_hidden_size",
     "window_size",
@@ -162,28 +159,13 @@ def from_huggingface(values: Mapping[str, Any]) -> ClapAudioConfig:
     """The sizes in a published config.json.
 
     Args:
-      values: a ClapConfig, whose "audio_config" is read and whose own projection replaces that of
-        the audio_config, as transformers does it; or a bare ClapAudioConfig. Published files leave
-        out fields that have the default of transformers' ClapAudioConfig; such a field gets the
-        same default here.
+      values: a ClapConfig, or a bare ClapAudioConfig. Published files leave out fields that have
+        the default of transformers' ClapAudioConfig; such a field gets the same default here.
 
     Raises:
       ValueError: another architecture, no "audio_config", or a value that is not supported.
     """
-    model_type = values.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
-    audio = values
-    if model_type == "clap":
-        nested = values.get("audio_config")
-        if not isinstance(nested, Mapping):
-            raise ValueError(f"audio_config is {nested!r}; allowed: an object with the audio sizes")
-        shared = {"projection_dim": 512, "projection_hidden_act": "relu"}
-        audio = {**nested, **{name: values.get(name, shared[name]) for name in shared}}
-    for name, allowed in FIXED.items():
-        if audio.get(name, allowed[0]) not in allowed:
-            shown = ", ".join(map(repr, allowed))
-            raise ValueError(f"{name} is {audio[name]!r}; allowed: {shown}")
+    audio = tower_config(values, "audio", FIXED)
     names = [field.name for field in dataclasses.fields(ClapAudioConfig)]
     given = {name: _tuples(audio[name]) for name in names if name in audio}
     patch_size = _side("patch_size", audio.get("patch_size", 4))
@@ -267,8 +249,7 @@ class ClapAudio(nn.Module):
         hidden = jax.nn.relu(hidden)
         out = linear(config.projection_dim, dtype=self.dtype, name="projection_out")(hidden)
         out = out.astype(jnp.float32)
-        length = jnp.linalg.norm(out, axis=-1, keepdims=True)
-        return out / jnp.maximum(length, NORM_FLOOR)
+        return normalized(out)
 
     def _images(self, features: Float[Array, "B C T F"]) -> Float[Array, "B C S S"]:
         """Stretches time, cuts it into pieces and stacks them along frequency."""

@@ -24,13 +24,12 @@ from fasttta_jax.models.layers import embedding_init, linear
 from fasttta_jax.typing import Params, TokenIds
 
 KIND = "clap"
-MODEL_TYPES = ("clap", "clap_text_model")
 FIXED = {
-    "hidden_act": "gelu",
-    "projection_hidden_act": "relu",
-    "position_embedding_type": "absolute",
-    "is_decoder": False,
-    "add_cross_attention": False,
+    "hidden_act": ("gelu",),
+    "projection_hidden_act": ("relu",),
+    "position_embedding_type": ("absolute",),
+    "is_decoder": (False,),
+    "add_cross_attention": (False,),
 }
 """Fields of a published text_config that may have one value only, or be left out."""
 NORM_FLOOR = 1e-12
@@ -86,31 +85,50 @@ class ClapTextConfig:
         return self.max_position_embeddings - self.pad_token_id - 1
 
 
+def tower_config(
+    values: Mapping[str, Any], tower: str, fixed: Mapping[str, tuple[Any, ...]]
+) -> Mapping[str, Any]:
+    """One tower's part of a published config.json.
+
+    Args:
+      values: a ClapConfig, whose own projection replaces that of the tower's part, as transformers
+        does it; or a config of that tower alone.
+      tower: "text" or "audio".
+      fixed: fields with the values that are supported, the first where it is left out.
+
+    Raises:
+      ValueError: another architecture, no part of that tower, or a value that is not supported.
+    """
+    model_type, allowed = values.get("model_type"), ("clap", f"clap_{tower}_model")
+    if model_type not in allowed:
+        raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(allowed)}")
+    part = values
+    if model_type == "clap":
+        name = f"{tower}_config"
+        nested = values.get(name)
+        if not isinstance(nested, Mapping):
+            raise ValueError(f"{name} is {nested!r}; allowed: an object with the {tower} sizes")
+        shared = {"projection_dim": 512, "projection_hidden_act": "relu"}
+        part = {**nested, **{name: values.get(name, shared[name]) for name in shared}}
+    for name, choices in fixed.items():
+        if part.get(name, choices[0]) not in choices:
+            shown = ", ".join(map(repr, choices))
+            raise ValueError(f"{name} is {part[name]!r}; allowed: {shown}")
+    return part
+
+
 def from_huggingface(values: Mapping[str, Any]) -> ClapTextConfig:
     """The sizes in a published config.json.
 
     Args:
-      values: a ClapConfig, whose "text_config" is read and whose own projection replaces that of
-        the text_config, as transformers does it; or a bare ClapTextConfig, as in AudioLDM's
-        text_encoder. Published files leave out fields that have the default of transformers'
-        ClapTextConfig; such a field gets the same default here.
+      values: a ClapConfig, or a bare ClapTextConfig, as in AudioLDM's text_encoder. Published files
+        leave out fields that have the default of transformers' ClapTextConfig; such a field gets
+        the same default here.
 
     Raises:
       ValueError: another architecture, no "text_config", or a value that is not supported.
     """
-    model_type = values.get("model_type")
-    if model_type not in MODEL_TYPES:
-        raise ValueError(f"model_type is {model_type!r}; allowed: {', '.join(MODEL_TYPES)}")
-    text = values
-    if model_type == "clap":
-        nested = values.get("text_config")
-        if not isinstance(nested, Mapping):
-            raise ValueError(f"text_config is {nested!r}; allowed: an object with the text sizes")
-        shared = {"projection_dim": 512, "projection_hidden_act": "relu"}
-        text = {**nested, **{name: values.get(name, shared[name]) for name in shared}}
-    for name, only in FIXED.items():
-        if text.get(name, only) != only:
-            raise ValueError(f"{name} is {text[name]!r}; allowed: {only!r}")
+    text = tower_config(values, "text", FIXED)
     names = [field.name for field in dataclasses.fields(ClapTextConfig)]
     return ClapTextConfig(**{name: text[name] for name in names if name in text})
 
@@ -175,7 +193,7 @@ class ClapText(nn.Module):
         hidden = linear(config.projection_dim, dtype=self.dtype, name="projection_in")(pooled)
         hidden = jax.nn.relu(hidden)
         out = linear(config.projection_dim, dtype=self.dtype, name="projection_out")(hidden)
-        return _normalized(out.astype(jnp.float32))
+        return normalized(out.astype(jnp.float32))
 
     def _embed(self, ids: TokenIds) -> Float[Array, "B L D"]:
         """Word, position and token type 0, summed and normalised.
@@ -204,8 +222,8 @@ def _norm(config: ClapTextConfig, name: str) -> nn.LayerNorm:
     )
 
 
-def _normalized(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
-    """x with length 1."""
+def normalized(x: Float[Array, "B E"]) -> Float[Array, "B E"]:
+    """x with length 1; zero stays zero."""
     return x / jnp.maximum(jnp.linalg.norm(x, axis=-1, keepdims=True), NORM_FLOOR)
 
 
