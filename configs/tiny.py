@@ -1,4 +1,4 @@
-"""The paper's three stages at the smallest size, on the embedded soundscapes: seconds on a CPU.
+"""The paper's three stages at the smallest size, on soundscapes: a minute each on a CPU core.
 
     python train.py --config=configs/tiny.py:pretraining --workdir=runs/tiny/pretraining
     python train.py --config=configs/tiny.py:teacher --workdir=runs/tiny/teacher
