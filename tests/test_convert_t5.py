@@ -87,7 +87,7 @@ def test_layouts_give_the_same(
     assert ("lm_head.*" in dropped) == (whole and pickled)
     assert ("encoder.embed_tokens.weight" in dropped) == pickled
     assert not whole or re.search(r"the decoder.*\(\d\d tensors\)", dropped["decoder.*"])
-    assert "blocks/mlp_out" in describe(conversion)
+    assert "block_0/mlp_out" in describe(conversion)
     json.dumps(conversion.metadata)
 
 

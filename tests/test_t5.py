@@ -150,8 +150,7 @@ def test_bfloat16_keeps_small_updates_of_a_large_stream() -> None:
     """
     params = random_params(DEEP)
     params["embedding"] *= 3e4
-    for name in ("projection", "mlp_out"):
-        params["blocks"][name]["kernel"] *= 40.0
+    scale_updates(params, 40.0)
     ids, mask = batch(DEEP, [30, 11])
     expected = states(DEEP, params, ids, mask)
     ours = states(DEEP, params, ids, mask, "bfloat16")
@@ -160,12 +159,25 @@ def test_bfloat16_keeps_small_updates_of_a_large_stream() -> None:
     assert error(ours, expected, mask) < 3e-4
 
 
+def blocks(params: dict[str, Any]) -> list[dict[str, Any]]:
+    """Those of all blocks, to be changed in place."""
+    return [values for name, values in params.items() if name.startswith("block_")]
+
+
+def scale_updates(params: dict[str, Any], scale: float) -> None:
+    """What every block adds to the stream, times a factor, in place."""
+    for block in blocks(params):
+        for name in ("projection", "mlp_out"):
+            block[name]["kernel"] = block[name]["kernel"] * scale
+
+
 def first_block(params: dict[str, Any], scale: float) -> dict[str, Any]:
     """The first block alone, its updates times a factor."""
-    blocks = jax.tree.map(lambda leaf: leaf[:1], params["blocks"])
-    for name in ("projection", "mlp_out"):
-        blocks[name]["kernel"] = blocks[name]["kernel"] * scale
-    return params | {"blocks": blocks}
+    others = {f"block_{index}" for index in range(1, DEEP.num_layers)}
+    found = {name: values for name, values in params.items() if name not in others}
+    found = jax.tree.map(lambda leaf: leaf, found)  # dicts of its own
+    scale_updates(found, scale)
+    return found
 
 
 def test_bfloat16_bears_outlier_channels() -> None:
@@ -178,11 +190,11 @@ def test_bfloat16_bears_outlier_channels() -> None:
     params["embedding"][:, :2] = np.asarray([6e4, -6e4])
     rms = np.sqrt(2 / DEEP.d_model) * 6e4
     scales = np.where(np.arange(DEEP.d_model) < 2, 1.0, rms).astype(np.float32)
-    for norm in (params["blocks"]["norm_1"], params["blocks"]["norm_2"], params["final_norm"]):
-        norm["scale"] = np.broadcast_to(scales, norm["scale"].shape)
-    for name in ("projection", "mlp_out"):
-        # such a norm does not hold the other channels down, whose growth would be exponential
-        params["blocks"][name]["kernel"] *= 0.1
+    norms = [block[name] for block in blocks(params) for name in ("norm_1", "norm_2")]
+    for norm in (*norms, params["final_norm"]):
+        norm["scale"] = scales
+    # such a norm does not hold the other channels down, whose growth would be exponential
+    scale_updates(params, 0.1)
     ids, mask = batch(DEEP, [30, 11])
     expected = states(DEEP, params, ids, mask)
     ours = states(DEEP, params, ids, mask, "bfloat16")

@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
@@ -149,6 +150,83 @@ def _tuples(value: Any) -> Any:
     return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
+class Conv(nn.Module):
+    """A convolution over time that keeps the length; float32 parameters [K, I, O] and result.
+
+    It runs as one over a picture of height 1, for which XLA on CPU has the faster program.
+    """
+
+    features: int
+    kernel_size: int
+    dtype: jnp.dtype
+    dilation: int = 1
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B T O"]:
+        shape = (self.kernel_size, x.shape[-1], self.features)
+        kernel, bias = _conv_params(self, shape)
+        padding = (self.kernel_size - 1) // 2 * self.dilation
+        return _convolve(x, kernel, padding, self.dilation, self.dtype) + bias[None, None]
+
+
+class Upsample(nn.Module):
+    """A transposed convolution, `rate` times as long, as one of `rate` times the channels.
+
+    Output position n * rate + phase sees input n - m through tap m * rate + phase; so every phase
+    is a short convolution of its own, and none multiplies the zeros that dilation would insert.
+    The padding is torch's, (kernel_size - rate) // 2 on both sides, so that an odd difference
+    leaves one position more than the rate times the length.
+    """
+
+    features: int
+    kernel_size: int
+    rate: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B U O"]:
+        batch_size, length, channels = x.shape
+        rate, features = self.rate, self.features
+        kernel, bias = _conv_params(self, (self.kernel_size, channels, features))
+        reach = -(-self.kernel_size // rate)
+        missing = reach * rate - self.kernel_size
+        # the stored kernel runs backwards in time, so phases do, too
+        kernel = jnp.pad(kernel, ((missing, 0), (0, 0), (0, 0))).reshape(
+            reach, rate, channels, features
+        )
+        kernel = kernel[:, ::-1].transpose(0, 2, 1, 3).reshape(reach, channels, rate * features)
+        phases = _convolve(x, kernel, reach - 1, 1, self.dtype)
+        cropped = (self.kernel_size - rate) // 2
+        total = (length - 1) * rate + self.kernel_size - 2 * cropped
+        whole = phases.reshape(batch_size, -1, features)
+        return whole[:, cropped : cropped + total] + bias[None, None]
+
+
+def _conv_params(
+    module: nn.Module, shape: tuple[int, int, int]
+) -> tuple[Float[Array, "K I O"], Float[Array, " O"]]:
+    kernel = module.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
+    return kernel, module.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
+
+
+def _convolve(
+    x: Float[Array, "B T I"],
+    kernel: Float[Array, "K I O"],
+    padding: int,
+    dilation: int,
+    dtype: jnp.dtype,
+) -> Float[Array, "B U O"]:
+    products = jax.lax.conv_general_dilated(
+        x[:, None].astype(dtype),
+        kernel[None].astype(dtype),
+        (1, 1),
+        ((0, 0), (padding, padding)),
+        rhs_dilation=(1, dilation),
+        dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return products[:, 0].astype(jnp.float32)
+
+
 class ResidualBlock(nn.Module):
     """Pairs of a dilated and a plain convolution, each pair added to what came in.
 
@@ -166,17 +244,12 @@ class ResidualBlock(nn.Module):
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
-        channels, size = x.shape[-1], (self.kernel_size,)
+        channels, size, dtype = x.shape[-1], self.kernel_size, self.dtype
         for index, dilation in enumerate(self.dilations):
-            hidden = nn.Conv(
-                channels,
-                size,
-                kernel_dilation=(dilation,),
-                dtype=self.dtype,
-                name=f"dilated_{index}",
-            )(nn.leaky_relu(x, self.slope))
+            hidden = nn.leaky_relu(x, self.slope)
+            hidden = Conv(channels, size, dtype, dilation, name=f"dilated_{index}")(hidden)
             hidden = nn.leaky_relu(hidden, self.slope)
-            x = x + nn.Conv(channels, size, dtype=self.dtype, name=f"plain_{index}")(hidden)
+            x = x + Conv(channels, size, dtype, name=f"plain_{index}")(hidden)
         return x
 
 
@@ -194,17 +267,13 @@ class Stage(nn.Module):
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U C/2"]:
         config = self.config
-        rate = config.upsample_rates[self.index]
-        kernel_size = config.upsample_kernel_sizes[self.index]
-        padding = kernel_size - 1 - (kernel_size - rate) // 2
-        x = nn.ConvTranspose(
+        x = Upsample(
             x.shape[-1] // 2,
-            (kernel_size,),
-            strides=(rate,),
-            padding=[(padding, padding)],
-            dtype=self.dtype,
+            config.upsample_kernel_sizes[self.index],
+            config.upsample_rates[self.index],
+            self.dtype,
             name="upsample",
-        )(nn.leaky_relu(x, config.leaky_relu_slope)).astype(jnp.float32)
+        )(nn.leaky_relu(x, config.leaky_relu_slope))
         blocks = [
             ResidualBlock(
                 kernel, dilations, config.leaky_relu_slope, self.dtype, name=f"block_{index}"
@@ -249,13 +318,12 @@ class Hifigan(nn.Module):
             mean = self.param("mean", nn.initializers.zeros_init(), bands)
             scale = self.param("scale", nn.initializers.ones_init(), bands)
             x = (x - mean[None, None]) / scale[None, None]
-        size = (OUTER_KERNEL_SIZE,)
-        x = nn.Conv(config.upsample_initial_channel, size, dtype=self.dtype, name="conv_pre")(x)
+        size = OUTER_KERNEL_SIZE
+        x = Conv(config.upsample_initial_channel, size, self.dtype, name="conv_pre")(x)
         for index in range(len(config.upsample_rates)):
             x = Stage(config, index, self.dtype, name=f"stage_{index}")(x)
         x = nn.leaky_relu(x, FINAL_LEAKY_RELU_SLOPE)
-        x = nn.Conv(1, size, dtype=self.dtype, name="conv_post")(x)
-        return jnp.tanh(x[..., 0].astype(jnp.float32))
+        return jnp.tanh(Conv(1, size, self.dtype, name="conv_post")(x)[..., 0])
 
 
 def load(folder: str | pathlib.Path) -> tuple[HifiganConfig, dict[str, Any]]:

@@ -7,7 +7,8 @@ here: a generative model sees them times `VaeConfig.scaling_factor`, which is it
 Source: the AutoencoderKL of latent diffusion (github.com/CompVis/latent-diffusion), as AudioLDM and
 diffusers have it.
 Dimensions: B clips, T frames, F mel bands, t = T / stride, f = F / stride, C latent channels; H, W
-the picture inside the network (H is time) and D its channels.
+the picture inside the network and D its channels. H is frequency and W time there: convolutions of
+XLA on CPU are faster where rows are long.
 """
 
 from __future__ import annotations
@@ -21,14 +22,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-import numpy as np
 from jaxtyping import Array, Float
 
+from fasttta_jax.codecs.vae_blocks import Conv3x3, Middle, ResidualBlock, Upsample, group_norm
 from fasttta_jax.converted import read_kind
 from fasttta_jax.typing import Key, Params
 
 KIND = "vae"
-NORM_EPSILON = 1e-6
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
 
 _FIXED: Mapping[str, Any] = {
@@ -130,134 +130,6 @@ def _is_positive(value: Any) -> bool:
     return type(value) is int and value > 0
 
 
-class Conv3x3(nn.Module):
-    """A 3x3 convolution that keeps the size, or halves it.
-
-    Halving pads one zero after the last row and column and none before the first.
-    """
-
-    features: int
-    dtype: jnp.dtype
-    halve: bool = False
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B h w features"]:
-        before, stride = (0, 2) if self.halve else (1, 1)
-        kernel, bias = _conv_params(self, x.shape[-1], self.features)
-        return _convolve(x, kernel, (before, 1), stride, self.dtype) + bias
-
-
-# Nearest upsampling makes neighbours equal, so that of the three taps of a convolution behind it
-# two fall on the same value: [phase of the output, tap on the small picture, tap of the kernel].
-_FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
-
-
-class Upsample(nn.Module):
-    """Nearest upsampling by 2 and a 3x3 convolution, in one convolution on the small picture.
-
-    Each of the four phases of the output sees 2x2 values of the input, through a kernel with taps
-    added up: 4 products where the large picture takes 9.
-    """
-
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B 2H 2W D"]:
-        batch_size, height, width, channels = x.shape
-        kernel, bias = _conv_params(self, channels, channels)
-        folded = jnp.einsum("apk,bql,klio->pqiabo", _FOLD, _FOLD, kernel, precision="highest")
-        folded = folded.reshape(2, 2, channels, 4 * channels)
-        phases = _convolve(x, folded, (1, 1), 1, self.dtype)
-        phases = phases.reshape(batch_size, height + 1, width + 1, 2, 2, channels)
-        rows = [
-            jnp.stack([phases[:, a : a + height, b : b + width, a, b] for b in (0, 1)], axis=3)
-            for a in (0, 1)
-        ]
-        large = jnp.stack(rows, axis=2).reshape(batch_size, 2 * height, 2 * width, channels)
-        return large + bias
-
-
-def _conv_params(
-    module: nn.Module, features_in: int, features_out: int
-) -> tuple[Float[Array, "3 3 I O"], Float[Array, "1 1 1 O"]]:
-    shape = (3, 3, features_in, features_out)
-    kernel = module.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-    bias = module.param("bias", nn.initializers.zeros_init(), (features_out,), jnp.float32)
-    return kernel, bias[None, None, None]
-
-
-def _convolve(
-    x: Float[Array, "B H W I"],
-    kernel: Float[Array, "K K I O"],
-    padding: tuple[int, int],
-    stride: int,
-    dtype: jnp.dtype,
-) -> Float[Array, "B h w O"]:
-    products = jax.lax.conv_general_dilated(
-        x.astype(dtype),
-        kernel.astype(dtype),
-        (stride, stride),
-        (padding, padding),
-        dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
-    return products.astype(jnp.float32)
-
-
-def _group_norm(num_groups: int, name: str) -> nn.GroupNorm:
-    return nn.GroupNorm(
-        num_groups, epsilon=NORM_EPSILON, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
-
-
-class ResidualBlock(nn.Module):
-    """x + conv(silu(norm(conv(silu(norm(x)))))); x is mapped linearly where the channels change."""
-
-    features: int
-    num_groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W features"]:
-        hidden = nn.silu(_group_norm(self.num_groups, "norm_1")(x))
-        hidden = Conv3x3(self.features, self.dtype, name="conv_1")(hidden)
-        hidden = nn.silu(_group_norm(self.num_groups, "norm_2")(hidden))
-        hidden = Conv3x3(self.features, self.dtype, name="conv_2")(hidden)
-        if x.shape[-1] != self.features:
-            x = nn.Dense(self.features, dtype=self.dtype, name="shortcut")(x)
-        return x + hidden
-
-
-class SelfAttention(nn.Module):
-    """x + attention over all H W places, one head of D channels; softmax in float32."""
-
-    num_groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        channels = x.shape[-1]
-        places = _group_norm(self.num_groups, "norm")(x).reshape(len(x), -1, 1, channels)
-        query, key, value = (
-            nn.Dense(channels, dtype=self.dtype, name=name)(places)
-            for name in ("query", "key", "value")
-        )
-        mixed = jax.nn.dot_product_attention(query, key, value)
-        return x + nn.Dense(channels, dtype=self.dtype, name="output")(mixed).reshape(x.shape)
-
-
-class Middle(nn.Module):
-    """Residual block, self-attention, residual block, on the smallest picture."""
-
-    num_groups: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
-        x = ResidualBlock(x.shape[-1], self.num_groups, self.dtype, name="block_0")(x)
-        x = SelfAttention(self.num_groups, self.dtype, name="attention")(x)
-        return ResidualBlock(x.shape[-1], self.num_groups, self.dtype, name="block_1")(x)
-
-
 class Encoder(nn.Module):
     """Pictures to 2C channels on the latent grid."""
 
@@ -265,7 +137,7 @@ class Encoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T F 1"]) -> Float[Array, "B t f 2C"]:
+    def __call__(self, x: Float[Array, "B F T 1"]) -> Float[Array, "B f t 2C"]:
         config, dtype = self.config, self.dtype
         levels = config.block_out_channels
         x = Conv3x3(levels[0], dtype, name="conv_in")(x)
@@ -276,7 +148,7 @@ class Encoder(nn.Module):
             if level < len(levels) - 1:
                 x = Conv3x3(channels, dtype, halve=True, name=f"down_{level}_downsample")(x)
         x = Middle(config.norm_num_groups, dtype, name="middle")(x)
-        x = nn.silu(_group_norm(config.norm_num_groups, "norm_out")(x))
+        x = nn.silu(group_norm(config.norm_num_groups, "norm_out")(x))
         return Conv3x3(2 * config.latent_channels, jnp.float32, name="conv_out")(x)
 
 
@@ -287,7 +159,7 @@ class Decoder(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B t f C"]) -> Float[Array, "B T F 1"]:
+    def __call__(self, x: Float[Array, "B f t C"]) -> Float[Array, "B F T 1"]:
         config, dtype = self.config, self.dtype
         levels = config.block_out_channels[::-1]
         x = Conv3x3(levels[0], dtype, name="conv_in")(x)
@@ -298,7 +170,7 @@ class Decoder(nn.Module):
                 x = ResidualBlock(channels, config.norm_num_groups, dtype, name=name)(x)
             if level < len(levels) - 1:
                 x = Upsample(dtype, name=f"up_{level}_upsample")(x)
-        x = nn.silu(_group_norm(config.norm_num_groups, "norm_out")(x))
+        x = nn.silu(group_norm(config.norm_num_groups, "norm_out")(x))
         return Conv3x3(config.out_channels, jnp.float32, name="conv_out")(x)
 
 
@@ -339,7 +211,8 @@ class Vae(nn.Module):
                 f"pictures have shape {pictures.shape}; allowed: (clips, frames, mel bands), where "
                 f"frames and mel bands are multiples of {stride}"
             )
-        moments = self.quant_conv(self.encoder(pictures[..., None]))
+        moments = self.quant_conv(self.encoder(pictures.swapaxes(1, 2)[..., None]))
+        moments = moments.swapaxes(1, 2)
         mean, log_variance = jnp.split(moments, 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
@@ -354,7 +227,7 @@ class Vae(nn.Module):
                 f"latents have shape {latents.shape}; allowed: (clips, frames, rows, "
                 f"{self.config.latent_channels} channels)"
             )
-        return self.decoder(self.post_quant_conv(latents))[..., 0]
+        return self.decoder(self.post_quant_conv(latents.swapaxes(1, 2)))[..., 0].swapaxes(1, 2)
 
     def __call__(self, pictures: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
         """The pictures as the mean of their latents gives them back."""

@@ -32,7 +32,7 @@ from fasttta_jax.codecs.mel import MelConfig, log_mel
 from fasttta_jax.codecs.vae import Vae, VaeConfig
 from fasttta_jax.codecs.vae import load as load_vae
 from fasttta_jax.converted import copy_folder, read_metadata
-from fasttta_jax.parallel.local import local_copies
+from fasttta_jax.parallel.local import local_copies, spread
 from fasttta_jax.typing import Audio, Params, Tokens
 
 KIND = "vae"
@@ -305,12 +305,12 @@ class VaeCodec:
                 f"multiples of {self.samples_per_column}"
             )
         networks, vae, _ = self._loaded
-        return Posterior(*_encode(vae, audio, networks))
+        return Posterior(*_encode(vae, spread(audio), networks))
 
     def to_log_mel(self, tokens: Tokens) -> Float[Array, "B T F"]:
         """The log-mel picture that tokens stand for."""
         networks, vae, _ = self._loaded
-        return _decode(vae, jnp.asarray(tokens, jnp.float32), networks)
+        return _decode(vae, spread(jnp.asarray(tokens, jnp.float32)), networks)
 
     def decode(self, tokens: Tokens) -> Audio:
         """Waveforms [B, S] of tokens [B, N, C]."""

@@ -1,8 +1,7 @@
 """T5 v1.1 and Flan-T5 as transformers saves them: the encoder and the tokenizer.
 
 Source: the key names of transformers' `T5EncoderModel`, and of `T5ForConditionalGeneration`, whose
-decoder and output layer are left out. In the table every block has its own paths, "blocks/3/...";
-what is written has all blocks stacked along a first axis, as `fasttta_jax.text.t5` scans them.
+decoder and output layer are left out.
 """
 
 from __future__ import annotations
@@ -65,7 +64,7 @@ def convert(source: Source) -> Conversion:
     check_vocabulary(tokenizer, config.vocab_size, source.name)
     _check_alias(source, key)
     metadata = source.describe(KIND, LAYOUT, _grouped(dropped), config=config)
-    params = _stacked(names.take(source.state, table), config.num_layers)
+    params = names.take(source.state, table)
     return Conversion(params, metadata, {TOKENIZER_FILE: tokenizer})
 
 
@@ -79,7 +78,7 @@ def _table(config: T5Config, embedding: str) -> Table:
         "encoder.final_layer_norm.weight": Entry("final_norm/scale", (width,)),
     }
     for index in range(config.num_layers):
-        layer, path = f"encoder.block.{index}.layer", f"blocks/{index}"
+        layer, path = f"encoder.block.{index}.layer", f"block_{index}"
         attention, mlp = f"{layer}.0.SelfAttention", f"{layer}.1.DenseReluDense"
         table |= {
             f"{layer}.0.layer_norm.weight": Entry(f"{path}/norm_1/scale", (width,)),
@@ -129,14 +128,3 @@ def _check_alias(source: Source, embedding: str) -> None:
         raise ConversionError(
             f"{source.name}: {ALIAS} differs from {EMBEDDING}; expected the same values"
         )
-
-
-def _stacked(params: dict[str, np.ndarray], num_layers: int) -> dict[str, np.ndarray]:
-    """blocks/0/PATH, blocks/1/PATH, ... as one blocks/PATH [num_layers, ...]; empties `params`."""
-    first = "blocks/0/"
-    inner = [path.removeprefix(first) for path in params if path.startswith(first)]
-    stacked = {path: values for path, values in params.items() if not path.startswith("blocks/")}
-    for path in inner:
-        layers = [params.pop(f"blocks/{index}/{path}") for index in range(num_layers)]
-        stacked[f"blocks/{path}"] = np.stack(layers)
-    return stacked

@@ -307,7 +307,15 @@ def _block(
 
 
 def _conv(key: str, path: str, features_in: int, features_out: int) -> Table:
-    return names.convolution(key, path, features_in, features_out, (3, 3))
+    """A torch convolution [out, in, time, frequency], turned as the network has its pictures."""
+    table = names.convolution(key, path, features_in, features_out, (3, 3))
+    kernel = table[f"{key}.weight"]
+    return table | {f"{key}.weight": kernel._replace(layout=frequency_first)}
+
+
+def frequency_first(values: np.ndarray) -> np.ndarray:
+    """A weight [out, in, time, frequency] as a kernel [frequency, time, in, out]."""
+    return values.transpose(3, 2, 1, 0)
 
 
 def _pointwise(

@@ -9,6 +9,8 @@ import contextlib
 from typing import Any, TypeVar
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from jax.sharding import Mesh
 
 from fasttta_jax.config import MeshConfig
@@ -26,6 +28,12 @@ def local_mesh() -> Mesh:
 def local_rows(values: T) -> T:
     """A tree of arrays [B, ...] with B spread over this host's devices; B must be a multiple."""
     return jax.device_put(values, batch_sharding(local_mesh()))
+
+
+def spread(values: jax.Array | np.ndarray) -> jax.Array:
+    """An array [B, ...] over this host's devices: in rows where B is a multiple, else in copies."""
+    divides = len(values) % jax.local_device_count() == 0
+    return local_rows(jnp.asarray(values)) if divides else local_copies(jnp.asarray(values))
 
 
 def local_copies(values: T) -> T:
