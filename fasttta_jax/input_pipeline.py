@@ -97,9 +97,13 @@ class EncodedDataset:
         return Records(self.records_folder, split)
 
     def fingerprint(self) -> str:
-        """Hash of the dataset's description, statistics and tokenizer: equal for equal data."""
+        """Hash of the records, the codec's statistics and the tokenizer: equal for equal data."""
         digest = hashlib.sha256()
-        files = [find_records(self.records_folder) / "dataset_info.json"]
+        records = find_records(self.records_folder)
+        files = [records / "dataset_info.json"]
+        metadata = records / "metadata.json"
+        if metadata.is_file():
+            digest.update(json.loads(metadata.read_text()).get("sha256", "").encode())
         for folder in (self.path / CODEC_FOLDER, self.text_folder):
             files += sorted(path for path in folder.glob("*") if path.is_file())
         for file in files:

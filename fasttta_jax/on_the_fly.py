@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasttta_jax.codecs import Codec, load_codec
+from fasttta_jax.config import DataConfig
 from fasttta_jax.input_pipeline import (
     CODEC_FOLDER,
     TEXT_FOLDER,
@@ -45,6 +46,17 @@ def to_columns(values: Any, codec: Codec) -> np.ndarray:
     """[B, N, C] as float32 [B, P, G, C]."""
     values = np.asarray(values, np.float32)
     return values.reshape(len(values), -1, codec.tokens_per_column, codec.token_dim)
+
+
+def open_dataset(config: DataConfig) -> EncodedDataset:
+    """The dataset that a run's config names, its tokens made ahead or as they are read.
+
+    Raises:
+      DatasetError: the folder or a part of it is missing.
+    """
+    if config.audio:
+        return AudioDataset(config.audio, config.path)
+    return EncodedDataset(config.path)
 
 
 class AudioRecords:

@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
 FREE_TO_CHANGE = ("log_every", "evaluate_every", "checkpoints_to_keep", "sample_prompts", "mesh.")
-FREE_PATHS = ("data.path", "data.num_threads", "init_from", "decode.")
+FREE_PATHS = ("data.path", "data.audio", "data.num_threads", "init_from", "decode.")
 
 
 class WorkdirError(ValueError):

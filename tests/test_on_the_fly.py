@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pathlib
+import shutil
 
 import jax
 import numpy as np
@@ -20,8 +21,10 @@ from fasttta_jax.input_pipeline import (
     evaluation_batches,
     train_batches,
 )
+from fasttta_jax.metrics.writer import read_metrics
 from fasttta_jax.on_the_fly import AudioDataset
 from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.training.loop import Trainer
 from tests import helpers
 
 
@@ -148,3 +151,32 @@ def test_on_the_fly_checks_the_sample_rate(encoded_dataset, tmp_path):
     )
     with pytest.raises(DatasetError, match="sample rate of 8000 Hz; allowed: the codec's 16000"):
         AudioDataset(tmp_path, encoded_dataset).split("train")
+
+
+def test_a_run_trains_on_audio_as_it_does_on_its_tokens(encoded_dataset, tmp_path, monkeypatch):
+    """The losses differ by the float16 of the tokens that were kept, and by nothing else."""
+    devices = jax.devices()[:1]
+    monkeypatch.setattr(jax, "devices", lambda: devices)
+    monkeypatch.setattr(jax, "local_devices", lambda: devices)
+    config = helpers.tiny_teacher_config(encoded_dataset)
+    constant = dataclasses.replace(config.optimizer, warmup_steps=0, decay_steps=0)
+    config = dataclasses.replace(config, num_steps=2, evaluate_every=2, optimizer=constant)
+    audio = str(encoded_dataset.parent / "audio")
+    on_the_fly = dataclasses.replace(config, data=dataclasses.replace(config.data, audio=audio))
+    losses = []
+    for name, one in (("ahead", config), ("on_the_fly", on_the_fly)):
+        Trainer(one, tmp_path / name).run()
+        rows = read_metrics(tmp_path / name)
+        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
+    assert len(losses[0]) == 2
+    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
+
+
+def test_the_fingerprint_is_of_the_content(encoded_dataset, tmp_path):
+    shutil.copytree(encoded_dataset, tmp_path / "data")
+    before = EncodedDataset(tmp_path / "data").fingerprint()
+    assert before == EncodedDataset(encoded_dataset).fingerprint()
+    (metadata,) = (tmp_path / "data").glob("records/**/metadata.json")
+    values = json.loads(metadata.read_text())
+    metadata.write_text(json.dumps(values | {"sha256": "0" * 64}))
+    assert EncodedDataset(tmp_path / "data").fingerprint() != before

@@ -112,6 +112,8 @@ class DataConfig:
 
     Attributes:
       path: folder written by `python -m data.encode_latents`.
+      audio: folder of an audio dataset, to be encoded with the codec in `path` as it is read, in
+        place of the records in `path`: slow, for data that is not worth encoding ahead.
       batch_size: global batch size.
       num_threads: reading threads of each host.
       sample_posterior: draw a clip's tokens anew each time it is read, from the mean and variance
@@ -119,6 +121,7 @@ class DataConfig:
     """
 
     path: str = ""
+    audio: str = ""
     batch_size: int = 32
     num_threads: int = 2
     sample_posterior: bool = False

@@ -23,13 +23,13 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.generation import TokenGenerator
 from fasttta_jax.input_pipeline import (
     DatasetError,
-    EncodedDataset,
     evaluation_batches,
     train_batches,
 )
 from fasttta_jax.metrics.pictures import mel_picture
 from fasttta_jax.metrics.writer import MetricsWriter
 from fasttta_jax.models.text_to_audio import Teacher, build_model
+from fasttta_jax.on_the_fly import open_dataset
 from fasttta_jax.parallel.compile import (
     abstract_state,
     compile_evaluate,
@@ -67,7 +67,7 @@ class Trainer:
     def __init__(self, config: RunConfig, workdir: str | pathlib.Path) -> None:
         self.config = config
         self.workdir = Workdir(workdir)
-        self.dataset = EncodedDataset(config.data.path)
+        self.dataset = open_dataset(config.data)
         self.dataset.check(config.model)
         for split in ("train", "validation"):
             if not len(self.dataset.split(split)):
