@@ -183,8 +183,8 @@ class _RestrictedUnpickler(pickle.Unpickler):
         if stand_in is None:
             raise ConversionError(
                 f"its pickle asks for {module_name}.{global_name}, which was refused and not run; "
-                "allowed: tensors, plain containers, argparse.Namespace and numpy's numbers. If you "
-                "trust the file, save its state dict alone with torch and convert that"
+                "allowed: tensors, plain containers, argparse.Namespace and numpy's numbers. If "
+                "you trust the file, save its state dict alone with torch and convert that"
             )
         return stand_in
 
