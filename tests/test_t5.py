@@ -234,13 +234,16 @@ def test_impossible_sizes_are_refused(field: str, value: Any) -> None:
 
 @pytest.mark.slow
 def test_large_shape_agrees(tmp_path: pathlib.Path) -> None:
-    """The shape of flan-t5-large, but for the vocabulary; measured 2e-6."""
+    """The shape of flan-t5-large, but for the vocabulary and the number of blocks.
+
+    All 24 blocks give the same error, 2e-6, and want 5 GB; the depth is tested at another width.
+    """
     model = make_reference(
         vocab_size=1000,
         d_model=1024,
         d_kv=64,
         d_ff=2816,
-        num_layers=24,
+        num_layers=8,
         num_heads=16,
         relative_attention_num_buckets=32,
         relative_attention_max_distance=128,
@@ -248,7 +251,7 @@ def test_large_shape_agrees(tmp_path: pathlib.Path) -> None:
     ids, mask = batch(T5Config.from_huggingface(model.config.to_dict()), [77, 20])
     expected = reference_states(model, ids, mask)
     save_published(tmp_path / "published", model)
-    del model  # each copy is 1.2 GB
+    del model
     write_conversion(convert(tmp_path / "published"), tmp_path / "converted")
     config, params = load(tmp_path / "converted")
     assert error(states(config, params, ids, mask), expected, mask) < TOLERANCE
