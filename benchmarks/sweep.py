@@ -38,6 +38,7 @@ from fasttta_jax.checkpoint import Checkpoints
 from fasttta_jax.config import RunConfig, from_config_dict
 from fasttta_jax.evaluation import Evaluator, environment
 from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
+from fasttta_jax.files import write_json
 from fasttta_jax.input_pipeline import EncodedDataset
 from fasttta_jax.metrics.evaluation_report import RowResult
 from fasttta_jax.metrics.tagger_cache import DESCRIPTION_FILE
@@ -45,7 +46,7 @@ from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.restore import TrainedModel, load_trained
 from fasttta_jax.training.loop import Trainer
-from fasttta_jax.workdir import Workdir, write_json
+from fasttta_jax.workdir import Workdir
 
 logger = logging.getLogger("fasttta_jax.sweep")
 

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 
+from fasttta_jax.audio import INT16_SCALE
+
 SPLITS = ("train", "validation", "test")
-INT16_SCALE = 32767.0
 RECORDS_PER_SHARD = 2048
 RECORDS_PER_WRITE = 64
 

@@ -25,10 +25,11 @@ from array_record.python.array_record_data_source import ArrayRecordDataSource
 from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
-from data import builder, metadata, recordings
+from data import metadata, recordings
 from data.builder import Clip
 from data.metadata import Skipped
 from fasttta_jax import audio as audio_lib
+from fasttta_jax.audio import INT16_SCALE
 from fasttta_jax.input_pipeline import Records, find_records
 
 AUDIO_FEATURES = ("audio", "waveform")
@@ -128,7 +129,7 @@ class _OwnDataset(Source):
         record = self._records[split][index]
         if not record["audio"].size:
             return [Skipped(record["id"], "empty", "the record holds no samples")]
-        audio = record["audio"].astype(np.float32) / builder.INT16_SCALE
+        audio = record["audio"].astype(np.float32) / INT16_SCALE
         captions = record["captions"] if self._with_captions else []
         return [Clip(record["id"], audio, captions, record["labels"])]
 

@@ -25,6 +25,8 @@ AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite",
 SILENCE_DBFS = -80.0
 """A waveform whose peak around its mean lies below this is digital silence."""
 TRAINING_PEAK = 0.5
+INT16_SCALE = 32767.0
+"""Datasets keep samples as whole numbers: full scale is this."""
 PLAYBACK_PEAK_DBFS = -1.0
 GATE_DB = 40.0
 """Frames this far below the loudest do not count towards the level of a waveform."""

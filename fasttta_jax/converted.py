@@ -120,16 +120,16 @@ def read_kind(
     if missing:
         raise ConvertedError(f"{folder} does not say {', '.join(missing)}; convert again")
     try:
-        return config(**{name: _tuples(value) for name, value in sizes.items()}), params
+        return config(**{name: as_tuples(value) for name, value in sizes.items()}), params
     except (TypeError, ValueError) as error:
         raise ConvertedError(
             f"{folder} does not describe a {kind}: {error}; convert again"
         ) from error
 
 
-def _tuples(value: Any) -> Any:
-    """Lists, which JSON has, as the tuples that configs have."""
-    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+def as_tuples(value: Any) -> Any:
+    """Lists, which JSON has, as the tuples that configs have; other values as they are."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

@@ -28,6 +28,7 @@ from jaxtyping import Float
 
 from fasttta_jax.config import to_config_dict
 from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
+from fasttta_jax.files import write_json
 from fasttta_jax.generation import TokenGenerator, generate
 from fasttta_jax.input_pipeline import Records, evaluation_batches
 from fasttta_jax.metrics import evaluation_report, gates
@@ -42,7 +43,7 @@ from fasttta_jax.metrics.timing import SamplingTime, time_samplers
 from fasttta_jax.metrics.writer import METRICS_FILE, read_metrics
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import BATCH_AXES
-from fasttta_jax.workdir import flatten, write_json
+from fasttta_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
 

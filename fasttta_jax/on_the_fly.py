@@ -15,6 +15,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from fasttta_jax.audio import INT16_SCALE
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import DataConfig
 from fasttta_jax.input_pipeline import (
@@ -28,7 +29,6 @@ from fasttta_jax.input_pipeline import (
 
 LENGTH_COLUMNS = 8
 """Waveforms are padded to multiples of so many token columns, so that few programs are compiled."""
-INT16_SCALE = 32767.0
 
 
 def num_columns(num_samples: int, samples_per_column: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
 from fasttta_jax.converted import copy_folder
+from fasttta_jax.files import write_json
 from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
 from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
 
@@ -39,13 +40,6 @@ def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON atomically."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(json.dumps(values, indent=2, ensure_ascii=False) + "\n")
-    os.replace(temporary, path)
 
 
 def same_files(first: pathlib.Path, second: pathlib.Path) -> bool:

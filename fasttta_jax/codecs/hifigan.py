@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from fasttta_jax.converted import read_kind
+from fasttta_jax.converted import as_tuples, read_kind
 from fasttta_jax.typing import Audio
 
 KIND = "hifigan"
@@ -101,7 +101,7 @@ class HifiganConfig:
         names = [field.name for field in dataclasses.fields(cls)]
         if missing := [name for name in names if name not in values]:
             raise ValueError(f"hifigan: {', '.join(missing)} missing")
-        return cls(**{name: _tuples(values[name]) for name in names})
+        return cls(**{name: as_tuples(values[name]) for name in names})
 
     @property
     def stride(self) -> int:
@@ -144,10 +144,6 @@ def _are_positive(values: Any) -> bool:
 def _check(valid: bool, config: HifiganConfig, name: str, allowed: str) -> None:
     if not valid:
         raise ValueError(f"hifigan.{name} is {getattr(config, name)!r}; allowed: {allowed}")
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 class Conv(nn.Module):

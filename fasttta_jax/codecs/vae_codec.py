@@ -16,7 +16,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +31,9 @@ from fasttta_jax.codecs.hifigan import load as load_hifigan
 from fasttta_jax.codecs.mel import MelConfig, log_mel
 from fasttta_jax.codecs.vae import Vae, VaeConfig
 from fasttta_jax.codecs.vae import load as load_vae
+from fasttta_jax.config import ComputeDtype
 from fasttta_jax.converted import copy_folder, read_metadata
+from fasttta_jax.files import write_json
 from fasttta_jax.parallel.local import local_copies, spread
 from fasttta_jax.typing import Audio, Params, Tokens
 
@@ -39,7 +41,7 @@ KIND = "vae"
 VAE_FOLDER = "vae"
 VOCODER_FOLDER = "vocoder"
 SILENCE_FILE = "silence.npy"
-DTYPES = ("float32", "bfloat16")
+DTYPES = get_args(ComputeDtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -256,8 +258,7 @@ class VaeCodec:
                 VOCODER_FOLDER: read_metadata(vocoder)["sha256"],
             },
         }
-        text = json.dumps(description, indent=2) + "\n"
-        (folder / CONFIG_FILE).write_text(text, encoding="utf-8")
+        write_json(folder / CONFIG_FILE, description)
         return cls(folder)
 
     @functools.cached_property

@@ -6,7 +6,13 @@ and `from_config_dict` turns it back. Library code only ever sees the dataclasse
 
 from fasttta_jax.config.checks import ConfigError
 from fasttta_jax.config.mapping import from_config_dict, to_config_dict
-from fasttta_jax.config.model import BackboneConfig, HeadConfig, ModelConfig, TextConfig
+from fasttta_jax.config.model import (
+    BackboneConfig,
+    ComputeDtype,
+    HeadConfig,
+    ModelConfig,
+    TextConfig,
+)
 from fasttta_jax.config.objectives import (
     DiffusionConfig,
     DistillationConfig,
@@ -23,6 +29,7 @@ from fasttta_jax.config.run import (
 
 __all__ = [
     "BackboneConfig",
+    "ComputeDtype",
     "ConfigError",
     "DataConfig",
     "DecodeConfig",

@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.converted import read_kind
+from fasttta_jax.converted import as_tuples, read_kind
 from fasttta_jax.metrics.clap_patches import EXCERPTS, BatchNorm, PatchEmbedding, bicubic_matrix
 from fasttta_jax.metrics.clap_swin import NORM_EPSILON, SwinStage, layer_norm
 from fasttta_jax.models.layers import linear
@@ -167,7 +167,7 @@ def from_huggingface(values: Mapping[str, Any]) -> ClapAudioConfig:
     """
     audio = tower_config(values, "audio", FIXED)
     names = [field.name for field in dataclasses.fields(ClapAudioConfig)]
-    given = {name: _tuples(audio[name]) for name in names if name in audio}
+    given = {name: as_tuples(audio[name]) for name in names if name in audio}
     patch_size = _side("patch_size", audio.get("patch_size", 4))
     stride = _side("patch_stride", audio.get("patch_stride", 4))
     if stride != patch_size:
@@ -180,10 +180,6 @@ def from_huggingface(values: Mapping[str, Any]) -> ClapAudioConfig:
             f"{len(config.depths)} stages"
         )
     return config
-
-
-def _tuples(value: Any) -> Any:
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _side(name: str, value: Any) -> Any:

@@ -28,6 +28,7 @@ import safetensors
 import safetensors.numpy
 from jaxtyping import Array, Bool, Float, Int
 
+from fasttta_jax.audio import INT16_SCALE
 from fasttta_jax.codecs.mel import MelConfig, log_mel
 from fasttta_jax.metrics.writer import write_atomically
 from fasttta_jax.typing import Params
@@ -36,7 +37,6 @@ EMBEDDING_DIM = 64
 UNKNOWN = -1
 """The attribute value of an axis that a clip does not have, or that is not known."""
 
-INT16_SCALE = 32767.0
 PREDICT_BATCH = 64
 TAGGER_MEL = MelConfig(floor=1e-2)
 

@@ -11,11 +11,11 @@ import json
 import logging
 import pathlib
 
+from fasttta_jax.files import write_json
 from fasttta_jax.input_pipeline import Records, find_records
 from fasttta_jax.metrics.material import labels_for, read_training_clips, spec_for
 from fasttta_jax.metrics.tagger import Tagger, labels_to_arrays
 from fasttta_jax.metrics.tagger_training import TaggerData, train_tagger
-from fasttta_jax.workdir import write_json
 
 logger = logging.getLogger(__name__)
 

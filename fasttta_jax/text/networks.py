@@ -14,14 +14,16 @@ import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
 
+from fasttta_jax.config import ComputeDtype
 from fasttta_jax.converted import copy_folder, read_metadata
+from fasttta_jax.files import write_json
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.text import clap, t5
 from fasttta_jax.text.table import EmbeddingError, Stream
@@ -34,7 +36,7 @@ LENGTH_UNIT = 16
 """Token batches are padded to multiples of this, so that few programs are compiled."""
 CLAP_TOKENS = 77
 """Tokens that LAION's CLAP reads of a caption."""
-DTYPES = ("float32", "bfloat16")
+DTYPES = get_args(ComputeDtype)
 
 
 class Network(NamedTuple):
@@ -188,8 +190,7 @@ def save_networks(
     folder = pathlib.Path(folder)
     for name, source in sources.items():
         copy_folder(source, folder / FOLDER / name)
-    summary = json.dumps(networks.summary(), indent=2) + "\n"
-    (folder / SUMMARY_FILE).write_text(summary, encoding="utf-8")
+    write_json(folder / SUMMARY_FILE, networks.summary())
 
 
 def copy_networks(source: str | pathlib.Path, folder: str | pathlib.Path) -> None:

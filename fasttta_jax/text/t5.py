@@ -4,7 +4,7 @@ Source: Raffel et al. 2020, section 2.1, with the gated GELU of T5 v1.1 (Shazeer
 transformers' `T5EncoderModel`. Norms divide by the root mean square and know neither mean nor bias;
 attention logits are not scaled by the head width; a learned bias for the distance of two tokens, in
 buckets, is the only notion of position, shared by all blocks. Blocks are not scanned: a scan copies
-every block's parameters out of the stacked ones, up to half the time of one caption on a CPU.
+every block's parameters out of the stacked ones.
 
 The published residual streams reach 1e4 and more. They stay in float32, as do norms, softmax and
 sums of products; only the factors of matrix products take the compute dtype.
@@ -18,7 +18,7 @@ import dataclasses
 import math
 import os
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, get_args
 
 import flax.linen as nn
 import jax
@@ -26,12 +26,13 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from fasttta_jax.config import ComputeDtype
 from fasttta_jax.converted import read_kind
 
 KIND = "t5"
 MODEL_TYPE = "t5"
 FEED_FORWARD = "gated-gelu"
-DTYPES = ("float32", "bfloat16")
+DTYPES = get_args(ComputeDtype)
 PUBLISHED_MAX_DISTANCE = 128
 """Of configs from before the field had a name."""
 

@@ -17,13 +17,14 @@ import hashlib
 import json
 import os
 import pathlib
-import secrets
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from fasttta_jax.files import write_json
 
 FOLDER = "embeddings"
 CAPTIONS_FILE = "captions.json"
@@ -39,12 +40,6 @@ Embeddings = Mapping[str, tuple[np.ndarray, np.ndarray]]
 
 class EmbeddingError(ValueError):
     """A table of embeddings that is missing, does not fit the config, or lacks a caption."""
-
-
-def _write_json(path: pathlib.Path, values: Any) -> None:
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    temporary.write_text(json.dumps(values, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    os.replace(temporary, path)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,8 +99,8 @@ class TableWriter:
                 )
             return
         self._table.mkdir(parents=True, exist_ok=True)
-        _write_json(self._table / CAPTIONS_FILE, list(self.captions))
-        _write_json(plan, self._plan())
+        write_json(self._table / CAPTIONS_FILE, list(self.captions))
+        write_json(plan, self._plan())
 
     def captions_of(self, shard: int) -> Sequence[str]:
         """The captions of a shard, in order."""
@@ -152,7 +147,7 @@ class TableWriter:
         for shard in shards:
             for path in sorted(self._path(shard).glob("*.npy")):
                 digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        _write_json(self.folder / SUMMARY_FILE, self._plan() | {"sha256": digest.hexdigest()})
+        write_json(self.folder / SUMMARY_FILE, self._plan() | {"sha256": digest.hexdigest()})
         return True
 
 

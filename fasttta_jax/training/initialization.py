@@ -19,13 +19,14 @@ from jax.sharding import Mesh
 from fasttta_jax.checkpoint import tree_hash
 from fasttta_jax.config import BackboneConfig, ConfigError, RunConfig, TextConfig
 from fasttta_jax.converted import is_converted, read_converted
+from fasttta_jax.files import write_json
 from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.models.energy_head import from_diffusion_head
 from fasttta_jax.models.text_to_audio import Teacher, TextToAudio
 from fasttta_jax.restore import TrainedModel, load_trained
 from fasttta_jax.training.transfer import Layout, Report, plan, transfer
 from fasttta_jax.typing import Key, Params
-from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files, write_json
+from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files
 
 logger = logging.getLogger(__name__)
 
