@@ -23,8 +23,28 @@ logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
-FREE_TO_CHANGE = ("log_every", "evaluate_every", "checkpoints_to_keep", "sample_prompts", "mesh.")
-FREE_PATHS = ("data.path", "data.audio", "data.num_threads", "init_from", "decode.")
+FREE_TO_CHANGE = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoints_to_keep",
+    "keep_every",
+    "best_metric",
+    "hang_timeout",
+    "sample_prompts",
+    "mesh.",
+    "optimizer.max_skipped_steps",
+    "model.backbone.remat",
+)
+FREE_PATHS = (
+    "data.path",
+    "data.audio",
+    "data.num_threads",
+    "data.prefetch",
+    "data.cache",
+    "init_from",
+    "decode.",
+)
 
 
 class WorkdirError(ValueError):

@@ -18,6 +18,7 @@ ComputeDtype = Literal["float32", "bfloat16"]
 Roles = Literal["noise_stream", "context_stream"]
 Noise = Literal["gaussian", "uniform"]
 TextKind = Literal["learned", "frozen", "none"]
+Remat = Literal["none", "full", "dots", "projections"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -33,6 +34,12 @@ class BackboneConfig:
       mlp_ratio: hidden width of a block's MLP, in units of the width.
       attention_dropout: rate on attention probabilities.
       projection_dropout: rate after the attention projection and both MLP layers.
+      scan_layers: keep the blocks of a stack as one tree of arrays with a leading axis and run them
+        by `lax.scan`: one block is compiled, whatever the depth. Same function, other parameter
+        tree. The decoder's last block stands alone either way: it answers fewer positions.
+      remat: what the backward pass finds of a block's forward pass, and does not compute again:
+        "none" (no rematerialisation) keeps everything, "dots" all matrix products, "projections"
+        those with parameters, not attention's logits, "full" only the block's input.
     """
 
     width: int = 768
@@ -42,6 +49,8 @@ class BackboneConfig:
     mlp_ratio: int = 4
     attention_dropout: float = 0.1
     projection_dropout: float = 0.1
+    scan_layers: bool = False
+    remat: Remat = "none"
 
     def __post_init__(self) -> None:
         check_fields(self, "backbone.", NOT_NEGATIVE, "encoder_depth")
@@ -55,6 +64,7 @@ class BackboneConfig:
             f"a divisor of backbone.width = {self.width}",
         )
         check_fields(self, "backbone.", SHARE, "attention_dropout", "projection_dropout")
+        check_choice("backbone.remat", self.remat, Remat)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -43,6 +43,8 @@ class OptimizerConfig:
       ema_warmup: lower the decay to (1 + step) / (10 + step) while that is smaller.
       accumulation_steps: parts that a batch is cut into; their gradients are averaged inside one
         compiled step, so that memory holds the activations of one part.
+      max_skipped_steps: steps whose loss or gradient is not finite that a run may pass over; such a
+        step changes no parameter. One more stops the run.
     """
 
     learning_rate: float = 5e-5
@@ -56,6 +58,7 @@ class OptimizerConfig:
     ema_decay: float = 0.9999
     ema_warmup: bool = False
     accumulation_steps: int = 1
+    max_skipped_steps: int = 0
 
     def __post_init__(self) -> None:
         check_fields(
@@ -68,7 +71,13 @@ class OptimizerConfig:
             "accumulation_steps",
         )
         check_fields(
-            self, "optimizer.", NOT_NEGATIVE, "warmup_steps", "decay_steps", "weight_decay"
+            self,
+            "optimizer.",
+            NOT_NEGATIVE,
+            "warmup_steps",
+            "decay_steps",
+            "weight_decay",
+            "max_skipped_steps",
         )
         check_fields(self, "optimizer.", SHARE, "beta1", "beta2", "ema_decay")
 
@@ -118,6 +127,8 @@ class DataConfig:
       num_threads: reading threads of each host.
       sample_posterior: draw a clip's tokens anew each time it is read, from the mean and variance
         that `--posterior=moments` keeps; otherwise the mean is the token.
+      prefetch: batches that wait on the devices ahead of the step that takes them.
+      cache: folder of this host where a dataset of gs:// is copied to before it is read.
     """
 
     path: str = ""
@@ -125,9 +136,11 @@ class DataConfig:
     batch_size: int = 32
     num_threads: int = 2
     sample_posterior: bool = False
+    prefetch: int = 2
+    cache: str = "~/.cache/fasttta_jax/data"
 
     def __post_init__(self) -> None:
-        check_fields(self, "data.", POSITIVE, "batch_size")
+        check_fields(self, "data.", POSITIVE, "batch_size", "prefetch")
         check_fields(self, "data.", NOT_NEGATIVE, "num_threads")
 
 
@@ -155,7 +168,12 @@ class RunConfig:
       num_steps: optimizer steps.
       log_every: steps between metric rows.
       evaluate_every: steps between validation losses, sample sheets and checkpoints.
+      checkpoint_every: steps between further checkpoints; 0 saves at evaluations alone.
       checkpoints_to_keep: newest checkpoints kept, beside the best one.
+      keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps none so.
+      best_metric: validation metric that is lowest in the best checkpoint.
+      hang_timeout: seconds without a step after which a run stops and names the host that others
+        wait for; 0 waits forever. It must exceed the longest compilation and evaluation.
       sample_prompts: captions, separated by "|", that are generated at every evaluation.
       init_from: workdir of the run to start from, or for a teacher a folder that
         `python -m fasttta_jax.convert` made. A student starts from and follows the teacher there; a
@@ -167,7 +185,11 @@ class RunConfig:
     num_steps: int = 1000
     log_every: int = 50
     evaluate_every: int = 500
+    checkpoint_every: int = 0
     checkpoints_to_keep: int = 2
+    keep_every: int = 0
+    best_metric: str = "loss"
+    hang_timeout: float = 3600.0
     sample_prompts: str = ""
     init_from: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -186,6 +208,9 @@ class RunConfig:
         check_fields(
             self, "", POSITIVE, "num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"
         )
+        check_fields(self, "", NOT_NEGATIVE, "checkpoint_every", "keep_every", "hang_timeout")
+        metrics = ("loss", "mse", "vb") if self.stage == "teacher" else ("loss", "energy", "align")
+        check(self.best_metric in metrics, "best_metric", self.best_metric, f"one of {metrics}")
         check(
             self.decode.num_iterations <= self.model.num_tokens,
             "decode.num_iterations",
