@@ -40,6 +40,7 @@ FREE_PATHS = (
     "data.path",
     "data.audio",
     "data.num_threads",
+    "data.num_workers",
     "data.prefetch",
     "data.cache",
     "init_from",

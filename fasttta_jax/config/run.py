@@ -124,7 +124,8 @@ class DataConfig:
       audio: folder of an audio dataset, to be encoded with the codec in `path` as it is read, in
         place of the records in `path`: slow, for data that is not worth encoding ahead.
       batch_size: global batch size.
-      num_threads: reading threads of each host.
+      num_threads: reading threads of each host, or of each of its reading processes.
+      num_workers: reading processes of each host; 0 reads in this one.
       sample_posterior: draw a clip's tokens anew each time it is read, from the mean and variance
         that `--posterior=moments` keeps; otherwise the mean is the token.
       prefetch: batches that wait on the devices ahead of the step that takes them.
@@ -135,13 +136,14 @@ class DataConfig:
     audio: str = ""
     batch_size: int = 32
     num_threads: int = 2
+    num_workers: int = 0
     sample_posterior: bool = False
     prefetch: int = 2
     cache: str = "~/.cache/fasttta_jax/data"
 
     def __post_init__(self) -> None:
         check_fields(self, "data.", POSITIVE, "batch_size", "prefetch")
-        check_fields(self, "data.", NOT_NEGATIVE, "num_threads")
+        check_fields(self, "data.", NOT_NEGATIVE, "num_threads", "num_workers")
 
 
 @dataclasses.dataclass(frozen=True)
