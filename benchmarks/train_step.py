@@ -14,7 +14,6 @@ into forward pass, backward pass and update.
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -29,21 +28,13 @@ from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
 from fasttta_jax.metrics.flops import StepFlops, mean_visible, training_step_flops
 from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.models.text_to_audio import Teacher, build_model
+from fasttta_jax.models.text_to_audio import Teacher
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
-from fasttta_jax.training.optim import make_optimizer
-from fasttta_jax.training.state import TrainState, new_state
-from fasttta_jax.training.steps import (
-    Batch,
-    StepContext,
-    student_loss,
-    student_step,
-    teacher_loss,
-    teacher_step,
-)
+from fasttta_jax.training import programs
+from fasttta_jax.training.steps import Batch, StepContext, student_loss, teacher_loss
 from fasttta_jax.typing import Key, Metrics, Params
 
 Encoder = Literal["gathered", "full_length"]
@@ -92,17 +83,11 @@ def synthetic_batch(run: RunConfig, text: TextEncoder, mesh: Mesh) -> Batch:
 
 def step_context(run: RunConfig, encoder: Encoder) -> StepContext:
     """Model, optimizer and, for a student that follows one, teacher."""
-    text = abstract_text_encoder(run.model.text)
-    is_student, distillation = run.stage == "student", run.distillation
-    freeze = is_student and distillation.freeze_backbone
-    optimizer = make_optimizer(run.optimizer, run.num_steps, freeze_backbone=freeze)
-    model = build_model(run, text)
-    follows = is_student and distillation.weight > 0
-    teacher = Teacher(run.model, text, run.diffusion) if follows else None
-    if encoder == "full_length":
-        model = full_length(model)
-        teacher = None if teacher is None else full_length_teacher(teacher)
-    return StepContext(run, model, optimizer, teacher)
+    context = programs.default_context(run, abstract_text_encoder(run.model.text))
+    if encoder == "gathered":
+        return context
+    teacher = None if context.teacher is None else full_length_teacher(context.teacher)
+    return programs.make_context(run, full_length(context.model), teacher)
 
 
 def loss_of(context: StepContext) -> Callable[[Params, Params, Batch, Key], jax.Array]:
@@ -134,9 +119,7 @@ class Training:
         self.label, self.run, self.seconds, self.mesh = label, run, seconds, mesh
         context = step_context(run, "gathered")
 
-        def fresh_state(key: Key) -> TrainState:
-            return new_state(context.optimizer, context.model.init(key))
-
+        fresh_state = programs.fresh_state(context)
         self.abstract = abstract_state(fresh_state, mesh)
         self.state = compile_init(fresh_state, self.abstract, mesh)(jax.random.key(0))
         self.frozen: Params = {}
@@ -149,15 +132,9 @@ class Training:
     def step(self, encoder: Encoder) -> Callable[[], Metrics]:
         """A call that does one optimizer step, after all others of this model."""
         context = step_context(self.run, encoder)
-
-        def run_step(
-            state: TrainState, frozen: Params, batch: Batch, key: Key
-        ) -> tuple[TrainState, Metrics]:
-            if isinstance(context.model, Teacher):
-                return teacher_step(state, batch, key, context=context)
-            return student_step(state, frozen, batch, key, context=context)
-
-        jitted = inspect.unwrap(compile_train_step(run_step, self.abstract, self.frozen, self.mesh))
+        jitted = compile_train_step(
+            programs.train_step(context), self.abstract, self.frozen, self.mesh
+        )
         program = self.programs[encoder] = measure.Program(jitted, self.mesh)
         key = jax.random.key(2)
 

@@ -148,16 +148,38 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices along each mesh axis; one of them may be -1 and takes what is left."""
+    """Devices along each mesh axis, and how parameters lie on them.
+
+    Attributes:
+      data: copies of the parameters, each with its share of the batch. One of the three axes may be
+        -1 and takes what the others leave.
+      fsdp: parts of the parameters, which are gathered layer by layer; also splits the batch.
+      tensor: parts of attention heads and MLPs, which are never gathered.
+      rules: (regex, spec) before those of `parallel.sharding.RULES`: the first whose regex is found
+        in a parameter's name decides. A spec has "data", "fsdp", "tensor" or None for each axis of
+        the array; () keeps a full copy.
+    """
 
     data: int = -1
     fsdp: int = 1
     tensor: int = 1
+    rules: tuple[tuple[str, tuple[str | tuple[str, ...] | None, ...]], ...] = ()
 
     def __post_init__(self) -> None:
         for field in ("data", "fsdp", "tensor"):
             value = getattr(self, field)
             check(value == -1 or value > 0, f"mesh.{field}", value, "above 0, or -1 to fill")
+        for rule in self.rules:
+            check(
+                isinstance(rule, tuple)
+                and len(rule) == 2
+                and isinstance(rule[0], str)
+                and isinstance(rule[1], tuple),
+                "mesh.rules",
+                rule,
+                "a tuple of (regex, spec) with a tuple of axes or None as spec, such as "
+                "(('head/.*kernel$', (None, 'fsdp')),)",
+            )
 
 
 @dataclasses.dataclass(frozen=True)
