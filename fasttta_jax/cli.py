@@ -4,11 +4,20 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Sequence
 
 import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
+
+from fasttta_jax import exit_codes
+from fasttta_jax.parallel import coordination, distributed, failures
+from fasttta_jax.parallel.preemption import Preempted
+from fasttta_jax.parallel.watchdog import HostLost
+
+# An error of jax may come from another host's, which this host learns of a poll later.
+BLAME_SECONDS = 3.0
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 
@@ -53,8 +62,86 @@ def _quiet_logs() -> None:
     ours.setLevel(logging.INFO)
 
 
+def _logs_of_host() -> None:
+    """With several hosts: lines begin with the host, and only host 0 says what is not a warning."""
+    if coordination.count() == 1:
+        return
+    ours = logging.getLogger("fasttta_jax")
+    form = f"%(asctime)s [{coordination.index()}/{coordination.count()}] %(message)s"
+    ours.handlers[0].setFormatter(logging.Formatter(form, "%H:%M:%S"))
+    ours.setLevel(logging.INFO if coordination.index() == 0 else logging.WARNING)
+
+
+def define_distributed_flags() -> None:
+    """Flags of an entry point that several hosts run together; see `start_distributed`."""
+    flags.DEFINE_string(
+        "coordinator_address",
+        None,
+        "host:port where process 0 of the job listens. Together with the next two; none of them on "
+        "one host, TPU pods, GKE, Slurm or Open MPI, where the job is detected.",
+    )
+    flags.DEFINE_integer("num_processes", None, "Processes of the job.")
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+
+
+def start_distributed() -> None:
+    """Joins the job that flags, environment or cluster tell of; nothing on one host.
+
+    To be called first in `main`, before a device is touched.
+
+    Raises:
+      ValueError, StartError: see `distributed.start`.
+    """
+    values = flags.FLAGS
+    distributed.start(values.coordinator_address, values.num_processes, values.process_id)
+    _logs_of_host()
+
+
+def _stop(code: int, text: str, gone: Sequence[int] = ()) -> None:
+    """Ends with a message; with several hosts, all but those that are `gone` already."""
+    if coordination.count() == 1:
+        print(f"error: {text}", file=sys.stderr)
+        sys.exit(code)
+    host = f"host {coordination.index()} of {coordination.count()}"
+    print(f"error on {host}: {text}", file=sys.stderr)
+    failures.leave(code, text, gone)
+
+
+def _preempted(stop: Preempted) -> None:
+    """All hosts come here after the same step; only the first says so."""
+    if coordination.index() == 0:
+        print(stop, file=sys.stderr)
+    try:
+        distributed.finish(timeout=60)
+    except (RuntimeError, TimeoutError) as error:  # a host that was killed after it had saved
+        logging.getLogger("fasttta_jax").warning("%s", error)
+        failures.leave(exit_codes.PREEMPTED, str(stop))
+    sys.exit(exit_codes.PREEMPTED)
+
+
+def _failed(error: BaseException) -> None:
+    expected = isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError)
+    lost = isinstance(error, HostLost)
+    if coordination.count() > 1 and (lost or failures.may_come_from_another_host(error)):
+        seconds = 0 if lost else BLAME_SECONDS
+        failure = failures.wait_for_first(seconds)
+        if failure is not None:
+            _stop(failure.code, f"{failure.describe()}; this host stops too")
+    if TRACEBACK.value or not expected:
+        if coordination.count() == 1:
+            raise error
+        traceback.print_exception(error)
+    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    gone = error.hosts if isinstance(error, HostLost) else ()
+    by_others = isinstance(error, HostLost | distributed.StartError | TimeoutError)
+    _stop(exit_codes.LOST if by_others else exit_codes.ERROR, text, gone)
+
+
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs `main`, and turns expected errors into one message and exit code 1."""
+    """Parses flags, runs `main`, and turns its end into a message and one of `exit_codes`.
+
+    With several hosts, an end that is not orderly on one ends all of them.
+    """
 
     def guarded(argv: list[str]) -> None:
         if len(argv) > 1:
@@ -62,9 +149,14 @@ def run(main: Callable[[], None]) -> None:
         _quiet_logs()
         try:
             main()
-        except (ValueError, OSError, RuntimeError, FloatingPointError) as error:
-            if TRACEBACK.value:
+            distributed.finish()
+        except Preempted as stop:
+            _preempted(stop)
+        except Exception as error:
+            _failed(error)
+        except BaseException as error:  # Ctrl-C, sys.exit
+            if coordination.count() == 1 or getattr(error, "code", 1) in (0, None):
                 raise
-            sys.exit(f"error: {error}")
+            _failed(error)
 
     app.run(guarded, flags_parser=_parse)
