@@ -34,7 +34,7 @@ from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, distinct_runs, plan
 from benchmarks.sweep_table import to_markdown
 from configs import demo_student
 from fasttta_jax import cli
-from fasttta_jax.checkpoint import Checkpoints
+from fasttta_jax.checkpoint import StoredCheckpoints
 from fasttta_jax.config import RunConfig, from_config_dict
 from fasttta_jax.evaluation import Evaluator, environment
 from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
@@ -80,9 +80,7 @@ def train(config: RunConfig, workdir: pathlib.Path, teacher_sha256: str) -> None
     if record.get("made_from") == made_from and Workdir(workdir).config() == config:
         logger.info("%s is complete", workdir)
         return
-    checkpoints = Checkpoints(workdir)
-    first_step = max(checkpoints.steps(), default=0)
-    checkpoints.close()
+    first_step = max(StoredCheckpoints(workdir).steps(), default=0)
     start = time.perf_counter()
     Trainer(config, workdir).run()
     seconds = record.get("seconds")

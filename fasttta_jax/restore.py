@@ -7,7 +7,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from fasttta_jax.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.checkpoint import StoredCheckpoints, tree_hash
 from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
 from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
@@ -41,12 +41,12 @@ class TrainedModel:
 
 
 def load_trained(workdir: str, mesh: Mesh, *, which: str | int = "last") -> TrainedModel:
-    """Reads a run's averaged parameters.
+    """Reads a run's averaged parameters, and nothing else; writes nothing there.
 
     Args:
-      workdir: the run's folder.
-      mesh: where the parameters go.
-      which: "last", "best" (lowest validation loss) or a step.
+      workdir: the run's folder; it need not be writable.
+      mesh: where the parameters go, whatever mesh they were trained on. Every host calls this.
+      which: "last", "best" (lowest of the run's `best_metric`) or a step.
 
     Raises:
       WorkdirError: no run or no checkpoint is there.
@@ -55,14 +55,16 @@ def load_trained(workdir: str, mesh: Mesh, *, which: str | int = "last") -> Trai
     folder = Workdir(workdir)
     config = folder.config()
     model = build_model(config, folder.text())
-    checkpoints = Checkpoints(workdir)
+    checkpoints = StoredCheckpoints(workdir, best_metric=config.best_metric)
     steps = checkpoints.steps()
     if not steps:
         raise WorkdirError(f"{workdir} holds no checkpoint yet")
     named = {"last": steps[-1], "best": checkpoints.best_step()}
     step = which if isinstance(which, int) else named.get(which)
     if step is None:
-        raise WorkdirError(f"checkpoint is {which!r}; allowed: last, best or one of {steps}")
+        missing = f" (none has the metric {config.best_metric!r})" if which == "best" else ""
+        raise WorkdirError(
+            f"checkpoint is {which!r}{missing}; allowed: last, best or one of {steps}"
+        )
     params = checkpoints.restore_ema(abstract_state(model.init, mesh), step=step)
-    checkpoints.close()
     return TrainedModel(config, model, params, folder.codec(), step, str(workdir))
