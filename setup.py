@@ -26,6 +26,7 @@ setup(
         "einops>=0.8",
         "etils[epath]>=1.9",
         "flax>=0.12",
+        "fsspec>=2025.3",
         "grain>=0.2.15",
         "huggingface-hub>=1.0",
         "jax>=0.10,<0.13",
@@ -62,6 +63,8 @@ setup(
             "torch==2.13.0; python_version < '3.12'",
         ],
         "cuda": ["jax[cuda13]"],
+        # For gs:// datasets and workdirs.
+        "gcs": ["gcsfs>=2025.3"],
         # For folders of T5 that have spiece.model and no tokenizer.json.
         "sentencepiece": ["protobuf>=5", "sentencepiece>=0.2"],
         "tpu": ["jax[tpu]"],

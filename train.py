@@ -5,7 +5,11 @@
         --config.init_from=runs/demo/teacher
 
 Any field of the config can be set: --config.optimizer.learning_rate=3e-4. Started again with the
-same workdir, a run goes on after its last checkpoint.
+same workdir, a run goes on after its last checkpoint, on the devices and hosts that there are now.
+
+Several hosts run the same command. On TPU pods, GKE, Slurm and Open MPI they find each other;
+elsewhere --coordinator_address, --num_processes and --process_id say who they are. launch/ has
+recipes. SIGTERM on any host makes all of them save and stop with exit code 75: start again.
 """
 
 from absl import flags
@@ -13,17 +17,25 @@ from ml_collections import config_flags
 
 from fasttta_jax import cli
 from fasttta_jax.config import from_config_dict
+from fasttta_jax.metrics.profiler import parse_window
 from fasttta_jax.training.loop import Trainer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
 WORKDIR = flags.DEFINE_string(
     "workdir", None, "Folder of the run; resumes if it holds one.", required=True
 )
+PROFILE = flags.DEFINE_string(
+    "profile", None, "FIRST:LAST, steps whose trace goes to profile/ in the workdir, such as 10:14."
+)
 flags.mark_flag_as_required("config")
+cli.define_distributed_flags()
 
 
 def main() -> None:
-    Trainer(from_config_dict(CONFIG.value), WORKDIR.value).run()
+    cli.start_distributed()
+    config = from_config_dict(CONFIG.value)
+    profile = None if PROFILE.value is None else parse_window(PROFILE.value)
+    Trainer(config, WORKDIR.value, profile=profile).run()
 
 
 if __name__ == "__main__":

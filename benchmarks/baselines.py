@@ -24,9 +24,11 @@ from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import (
     DecodeState,
     Segment,
+    both,
     next_positions,
     plan_segments,
     reveal,
+    twice,
     with_unconditional,
 )
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
@@ -127,7 +129,7 @@ class HostLoop:
         return program(*arguments)
 
     def _double(self, x: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, x]) if self._guided else x
+        return twice(x) if self._guided else x
 
     def _begin(
         self, params: Params, text: TextBatch, keys: Key
@@ -183,8 +185,7 @@ class HostLoop:
         """States with text and without, the latter only under guidance."""
         if not self._guided:
             return hidden, None
-        with_text, without = jnp.split(hidden, 2)
-        return with_text, without
+        return both(hidden)
 
     def _draw(
         self, params: Params, hidden: jax.Array, keys: Key, iteration: jax.Array, scale: jax.Array

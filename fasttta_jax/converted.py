@@ -18,12 +18,16 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fasttta_jax.files import as_path, is_remote, list_files, storage_errors
+from fasttta_jax.staging import stage
+
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
 
 WEIGHTS_FILE = "weights.safetensors"
 METADATA_FILE = "weights.json"
 FIELDS = ("kind", "source", "sha256", "weights")
+COPY_BLOCK = 2**23
 
 
 Config = TypeVar("Config", bound="DataclassInstance")
@@ -48,7 +52,7 @@ class ConvertedWeights(NamedTuple):
 
 def is_converted(folder: str | os.PathLike[str]) -> bool:
     """Whether a folder holds converted weights."""
-    return (pathlib.Path(folder) / METADATA_FILE).is_file()
+    return (as_path(folder) / METADATA_FILE).is_file()
 
 
 def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
@@ -60,7 +64,7 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
     Raises:
       ConvertedError: a file is missing or damaged; says which.
     """
-    weights, metadata_path = (pathlib.Path(folder) / name for name in (WEIGHTS_FILE, METADATA_FILE))
+    weights, metadata_path = (as_path(folder) / name for name in (WEIGHTS_FILE, METADATA_FILE))
     for path in (metadata_path, weights):
         if not path.is_file():
             raise ConvertedError(
@@ -80,7 +84,7 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
 def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
     """Reads converted weights; arguments and errors are those of `read_metadata`."""
     metadata = read_metadata(folder)
-    weights = pathlib.Path(folder) / WEIGHTS_FILE
+    weights = stage(folder) / WEIGHTS_FILE
     try:
         flat = load_file(weights)
     except SafetensorError as error:
@@ -136,10 +140,32 @@ def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) 
     """Copies a folder and what is below it; weights become hard links where that can be.
 
     Converted weights are replaced, never changed in place, so that a link is as good as a copy.
+    Either may be the URL of an object store.
     """
+    if is_remote(folder) or is_remote(target):
+        _copy_objects(folder, target)
+        return
     target = pathlib.Path(target)
     if not (target.exists() and target.samefile(folder)):
         shutil.copytree(folder, target, copy_function=_copy_or_link, dirs_exist_ok=True)
+
+
+def _copy_objects(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """One file after the other.
+
+    Raises:
+      StorageError: a file cannot be read or written; names it.
+    """
+    for name in list_files(folder):
+        source, copy = as_path(folder) / name, as_path(target) / name
+        if not is_remote(copy):
+            pathlib.Path(copy).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            storage_errors(copy, f"written as a copy of {os.fspath(source)}"),
+            source.open("rb") as reader,
+            copy.open("wb") as writer,
+        ):
+            shutil.copyfileobj(reader, writer, COPY_BLOCK)
 
 
 def _copy_or_link(source: str, target: str) -> None:

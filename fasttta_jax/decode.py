@@ -211,9 +211,7 @@ def parallel_decode(
         conditioning = with_unconditional(conditioning)
     state = _first_state((batch_size, num_tokens, token_dim), known, num_known)
     order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked)
-
-    def double(x: jax.Array) -> jax.Array:
-        return jnp.concatenate([x, x]) if guided else x
+    double = twice if guided else lambda x: x
 
     history = []
     for segment in plan_segments(counts, config.max_segments):
@@ -235,8 +233,7 @@ def parallel_decode(
             )
             new = apply.sample_tokens(
                 params,
-                hidden[:batch_size],
-                hidden[batch_size:] if guided else None,
+                *(both(hidden) if guided else (hidden, None)),
                 scale,
                 fold_in_each(key, iteration),
                 temperature,
@@ -258,13 +255,29 @@ def parallel_decode(
     return state.tokens
 
 
+def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
+    """Rows [B, ...] of two arrays as [2B, ...], those of one clip side by side.
+
+    The halves of a guided batch lie so, and not one behind the other, because a device then keeps
+    both of each of its clips.
+    """
+    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+
+
+def twice(x: jax.Array) -> jax.Array:
+    """Every row of [B, ...] twice: the doubled batch of guidance."""
+    return interleave(x, x)
+
+
+def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The two arrays [B, ...] that `interleave` put together."""
+    pairs = x.reshape(-1, 2, *x.shape[1:])
+    return pairs[:, 0], pairs[:, 1]
+
+
 def with_unconditional(conditioning: Conditioning) -> Conditioning:
-    """Streams of a doubled batch for guidance: with text, then without."""
-    return jax.tree.map(
-        lambda with_text, without: jnp.concatenate([with_text, without]),
-        conditioning,
-        unconditional(conditioning),
-    )
+    """Streams of a doubled batch for guidance: each clip's with text, then without."""
+    return jax.tree.map(interleave, conditioning, unconditional(conditioning))
 
 
 def next_positions(
@@ -281,10 +294,14 @@ def reveal(
     state: DecodeState, positions: Int[Array, "B Q"], tokens: Float[Array, "B Q C"]
 ) -> DecodeState:
     """The state with these tokens in their places; positions of N are nowhere."""
-    rows = jnp.arange(positions.shape[0])[:, None]
+
+    def write(rows: jax.Array, places: jax.Array, values: jax.Array) -> jax.Array:
+        return rows.at[places].set(values, mode="drop")
+
+    revealed = jnp.zeros(positions.shape, jnp.bool_)
     return DecodeState(
-        state.tokens.at[rows, positions].set(tokens.astype(jnp.float32), mode="drop"),
-        state.masked.at[rows, positions].set(False, mode="drop"),
+        jax.vmap(write)(state.tokens, positions, tokens.astype(jnp.float32)),
+        jax.vmap(write)(state.masked, positions, revealed),
     )
 
 

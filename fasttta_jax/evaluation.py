@@ -28,7 +28,7 @@ from jaxtyping import Float
 
 from fasttta_jax.config import to_config_dict
 from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
-from fasttta_jax.files import write_json
+from fasttta_jax.files import as_path, write_json
 from fasttta_jax.generation import TokenGenerator, generate
 from fasttta_jax.input_pipeline import Records, evaluation_batches
 from fasttta_jax.metrics import evaluation_report, gates
@@ -291,7 +291,7 @@ class Evaluator:
         histories = {
             name: read_metrics(trained.workdir)
             for name, trained in self.setup.trained.items()
-            if (pathlib.Path(trained.workdir) / METRICS_FILE).is_file()
+            if (as_path(trained.workdir) / METRICS_FILE).is_file()
         }
         report = Report(
             title="Evaluation of " + ", ".join(self.setup.trained),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from jax.sharding import Mesh
 
 from fasttta_jax.config import DecodeConfig
+from fasttta_jax.files import AnyPath, as_path
 from fasttta_jax.input_pipeline import (
     CODEC_FOLDER,
     RECORDS_FOLDER,
@@ -137,7 +137,7 @@ class EvaluationSetup:
             )
         fingerprint = self.dataset.fingerprint()
         for name, trained in self.trained.items():
-            config = json.loads((pathlib.Path(trained.workdir) / CONFIG_FILE).read_text())
+            config = json.loads((as_path(trained.workdir) / CONFIG_FILE).read_text())
             if config["data_hash"] != fingerprint:
                 remarks.append(f"Run {name} was trained on other data than {self.dataset.path}.")
         return remarks
@@ -196,7 +196,7 @@ def _check_fit(trained: Mapping[str, TrainedModel], dataset: EncodedDataset) -> 
     first_name, first = next(iter(trained.items()))
     codec = _read_files(dataset.path / CODEC_FOLDER)
     for name, one in trained.items():
-        if _read_files(pathlib.Path(one.workdir) / CODEC_FOLDER) != codec:
+        if _read_files(as_path(one.workdir) / CODEC_FOLDER) != codec:
             raise EvaluationError(
                 f"run {name!r} in {one.workdir} was trained with another codec than that of "
                 f"{dataset.path}, so its tokens mean other sounds; give the encoded data that it "
@@ -211,5 +211,5 @@ def _check_fit(trained: Mapping[str, TrainedModel], dataset: EncodedDataset) -> 
             )
 
 
-def _read_files(folder: pathlib.Path) -> dict[str, bytes]:
+def _read_files(folder: AnyPath) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

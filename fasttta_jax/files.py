@@ -1,20 +1,146 @@
-"""Small files that are there whole or not at all."""
+"""Paths of this machine and of object stores, and files that are there whole or not at all.
+
+A URL such as gs://bucket/folder becomes an `epath.Path`, everything else a `pathlib.Path`. An
+object appears when it is written to its end and cannot be appended to; folders are only the
+beginnings of names.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import importlib.util
 import json
 import os
 import pathlib
 import secrets
+from collections.abc import Iterator
 from typing import Any
 
+import fsspec
+import fsspec.config
+from etils import epath
 
-def write_json(path: pathlib.Path, values: Any) -> None:
-    """Writes JSON atomically; several processes may write the same file at once."""
-    temporary = path.with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+AnyPath = pathlib.Path | epath.Path
+"""Of this machine, or of an object store."""
+BACKENDS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs"), "az": ("az", "adlfs")}
+"""By scheme, what fsspec calls it, and the package that it needs."""
+
+
+class StorageError(ValueError):
+    """A path that cannot be used: no such scheme, no access, nothing there."""
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    """Whether the path is a URL of an object store."""
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> AnyPath:
+    """A path that can be read and written, wherever it lies.
+
+    Args:
+      path: a path of this machine, or a URL.
+
+    Raises:
+      StorageError: the scheme is unknown, or the package that it needs is not installed.
+    """
+    if not is_remote(path):
+        return pathlib.Path(path)
+    url = os.fspath(path)
+    scheme = url.split("://")[0]
+    if scheme not in BACKENDS:
+        allowed = ", ".join(f"{name}://" for name in BACKENDS)
+        raise StorageError(f"{url} begins with {scheme}://; allowed: {allowed}, or a local path")
+    protocol, package = BACKENDS[scheme]
+    # What another host has written since the last listing must be seen.
+    fsspec.config.conf.setdefault(protocol, {})["use_listings_cache"] = False
+    if importlib.util.find_spec("tensorflow") is None:  # which etils would take instead
+        try:
+            fsspec.get_filesystem_class(protocol)
+        except ImportError as error:
+            raise StorageError(
+                f"{url} cannot be opened: {scheme}:// needs a package that is not installed; "
+                f"`pip install {package}`"
+            ) from error
+    return epath.Path(url)
+
+
+@contextlib.contextmanager
+def storage_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Turns whatever a file system or an object store raises into a StorageError.
+
+    Args:
+      path: what is worked on.
+      doing: for the message, such as "read".
+    """
+    caught = Exception if is_remote(path) else OSError  # every store has errors of its own
     try:
-        text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+        yield
+    except StorageError:
+        raise
+    except caught as error:
+        cause = str(error) or type(error).__name__
+        raise StorageError(
+            f"{os.fspath(path)} cannot be {doing}: {cause}; is it there, and may this process use "
+            "it?"
+        ) from error
+
+
+def list_files(folder: str | os.PathLike[str]) -> dict[str, int]:
+    """Every file below a folder: its path from there, with "/", and its size in bytes.
+
+    In order of name; empty where there is no such folder.
+    """
+    found: dict[str, int] = {}
+    _list_into(found, as_path(folder), "")
+    return dict(sorted(found.items()))
+
+
+def _list_into(found: dict[str, int], folder: AnyPath, prefix: str) -> None:
+    try:
+        children = list(folder.iterdir())
+    except FileNotFoundError:
+        return
+    for child in children:
+        if child.is_dir():
+            _list_into(found, child, f"{prefix}{child.name}/")
+            continue
+        try:
+            status = child.stat()
+        except FileNotFoundError:  # the mark that some tools leave for a folder itself
+            continue
+        size = status.st_size if isinstance(status, os.stat_result) else status.length
+        found[prefix + child.name] = size
+
+
+def write_json(path: AnyPath, values: Any) -> None:
+    """Writes JSON atomically; several processes may write the same file at once."""
+    text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    if is_remote(path):
+        path.write_bytes(text.encode())
+        return
+    temporary = pathlib.Path(path).with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
+    try:
         temporary.write_text(text, encoding="utf-8")
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
+    """Writes a file so that at any moment `path` is what it was, or holds all of `content`."""
+    if is_remote(path):
+        as_path(path).write_bytes(content)
+        return
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise

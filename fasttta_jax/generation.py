@@ -20,7 +20,9 @@ from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known, parallel_decode, reveal_counts
 from fasttta_jax.models.text_to_audio import Student, Teacher
 from fasttta_jax.parallel.compile import compile_sampler
+from fasttta_jax.parallel.distributed import to_host
 from fasttta_jax.parallel.mesh import check_batch_size
+from fasttta_jax.parallel.rows import spread_rows
 from fasttta_jax.restore import TrainedModel
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params, Tokens
@@ -73,7 +75,7 @@ class TokenGenerator:
         check_batch_size(batch_size, mesh)
         self.batch_size = batch_size
         self.num_known = num_known
-        self._model = model
+        self._model, self._mesh = model, mesh
         num_tokens, token_dim = model.config.num_tokens, model.config.token_dim
         reveal_counts(num_tokens, num_known, config.num_iterations)
 
@@ -123,7 +125,8 @@ class TokenGenerator:
         surplus = self.batch_size - len(prompts)
         text = self._model.text.tokenize([*prompts, *[""] * surplus])
         numbers = np.asarray([*seeds, *[0] * surplus], np.uint32)
-        return text, Start(jax.vmap(jax.random.key)(numbers), self._padded(known, len(prompts)))
+        keys = jax.vmap(jax.random.key)(numbers)
+        return spread_rows((text, Start(keys, self._padded(known, len(prompts)))), self._mesh)
 
     def _padded(self, known: Known | None, num_prompts: int) -> Known | None:
         """`known` as checked arrays of a whole batch; the last clip fills the surplus."""
@@ -157,9 +160,12 @@ class TokenGenerator:
         seeds: Sequence[int],
         known: Known | None = None,
     ) -> np.ndarray:
-        """Tokens, float32 [len(prompts), N, C]; see `inputs` for arguments and errors."""
+        """Tokens, float32 [len(prompts), N, C]; see `inputs` for arguments and errors.
+
+        On a mesh of several hosts all of them call this with the same arguments, and get all.
+        """
         tokens = self.sample(params, *self.inputs(prompts, seeds, known))
-        return np.asarray(tokens)[: len(prompts)]
+        return np.asarray(to_host(tokens))[: len(prompts)]
 
     def with_states(
         self,

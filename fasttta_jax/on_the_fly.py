@@ -9,6 +9,7 @@ Dimensions: S audio samples, P token columns in time, G tokens per column, C cha
 from __future__ import annotations
 
 import math
+import os
 import pathlib
 from typing import Any
 
@@ -26,6 +27,7 @@ from fasttta_jax.input_pipeline import (
     Records,
     find_records,
 )
+from fasttta_jax.staging import DEFAULT_CACHE, stage
 
 LENGTH_COLUMNS = 8
 """Waveforms are padded to multiples of so many token columns, so that few programs are compiled."""
@@ -51,21 +53,33 @@ def to_columns(values: Any, codec: Codec) -> np.ndarray:
 def open_dataset(config: DataConfig) -> EncodedDataset:
     """The dataset that a run's config names, its tokens made ahead or as they are read.
 
+    Folders of an object store are copied to `config.cache` first.
+
     Raises:
       DatasetError: the folder or a part of it is missing.
+      StorageError: it is a URL that cannot be read, or the cache cannot hold it.
     """
     if config.audio:
-        return AudioDataset(config.audio, config.path)
-    return EncodedDataset(config.path)
+        return AudioDataset(config.audio, config.path, config.cache)
+    return EncodedDataset(config.path, config.cache)
 
 
 class AudioRecords:
-    """One split of an audio dataset, every clip with its tokens in place of its audio."""
+    """One split of an audio dataset, every clip with its tokens in place of its audio.
 
-    def __init__(self, records: Records, codec: Codec) -> None:
+    A reading process has a codec of its own, on the CPU: tokens that an accelerator made may differ
+    from its in their last bits.
+    """
+
+    def __init__(self, records: Records, codec: Codec, codec_folder: pathlib.Path) -> None:
         self.metadata = records.metadata
         self._records = records
         self._codec = codec
+        self._codec_folder = codec_folder
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files anew, the codec's among them."""
+        return _open_records, (self._records, self._codec_folder)
 
     def __len__(self) -> int:
         return len(self._records)
@@ -84,21 +98,32 @@ class AudioRecords:
         return record
 
 
+def _open_records(records: Records, codec_folder: pathlib.Path) -> AudioRecords:
+    return AudioRecords(records, load_codec(codec_folder), codec_folder)
+
+
 class AudioDataset(EncodedDataset):
     """What `EncodedDataset` is, with the tokens made of an audio dataset as they are asked for.
 
     Args:
-      audio: folder of an audio dataset that `data.builder` wrote.
+      audio: folder of an audio dataset that `data.builder` wrote, or its URL in an object store.
       path: folder with the codec in codec/, and the text that belongs to the captions in text/.
+      cache: folder of this host where the files of URLs are copied to, once.
 
     Raises:
       DatasetError: there is no dataset, or more than one.
       FileNotFoundError: there is no codec.
+      StorageError: a URL cannot be read, or the cache cannot hold it.
     """
 
-    def __init__(self, audio: str | pathlib.Path, path: str | pathlib.Path) -> None:
-        self.path = pathlib.Path(path)
-        self.records_folder = find_records(audio)
+    def __init__(
+        self,
+        audio: str | os.PathLike[str],
+        path: str | os.PathLike[str],
+        cache: str = DEFAULT_CACHE,
+    ) -> None:
+        self.path = stage(path, cache, only=(CODEC_FOLDER, TEXT_FOLDER))
+        self.records_folder = find_records(stage(audio, cache))
         self.codec = load_codec(self.path / CODEC_FOLDER)
         self.text_folder = self.path / TEXT_FOLDER
 
@@ -115,4 +140,4 @@ class AudioDataset(EncodedDataset):
                 f"{self.records_folder} has a sample rate of {rate} Hz; allowed: the codec's "
                 f"{self.codec.sample_rate} Hz"
             )
-        return AudioRecords(records, self.codec)
+        return AudioRecords(records, self.codec, self.path / CODEC_FOLDER)

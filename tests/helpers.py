@@ -25,7 +25,9 @@ from fasttta_jax.config import (
     OptimizerConfig,
     RunConfig,
     TextConfig,
+    to_config_dict,
 )
+from fasttta_jax.metrics.writer import read_metrics
 from fasttta_jax.text.learned import LearnedTextEncoder
 
 SAMPLE_RATE = 16_000
@@ -145,3 +147,27 @@ def tiny_student_config(
         distillation=DistillationConfig(weight=10.0, head_from_teacher=True),
     )
     return dataclasses.replace(config, **changes)
+
+
+def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
+    """The rows of a run's metrics.jsonl that do not depend on the machine: without throughput."""
+    rows = [
+        {name: value for name, value in row.items() if not name.startswith("throughput/")}
+        for row in read_metrics(workdir / "metrics.jsonl")
+    ]
+    return [row for row in rows if set(row) != {"step"}]
+
+
+def run_config_file(config: RunConfig, path: pathlib.Path) -> pathlib.Path:
+    """Writes a file that --config of train.py takes; returns its path."""
+    values = to_config_dict(config).to_dict()
+    path.write_text(
+        "import ml_collections\n\n\ndef get_config():\n"
+        f"    return ml_collections.ConfigDict({values!r})\n"
+    )
+    return path
+
+
+def train_command(config: pathlib.Path, workdir: pathlib.Path, *more: str) -> list[str]:
+    """What follows `python` to train a run."""
+    return ["train.py", f"--config={config}", f"--workdir={workdir}", *more]

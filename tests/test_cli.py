@@ -6,6 +6,9 @@ import sys
 
 import pytest
 
+from fasttta_jax import exit_codes
+from tests.multiprocess import launch
+
 
 def train(*arguments: str) -> tuple[int, str]:
     result = subprocess.run(
@@ -63,3 +66,38 @@ def test_unknown_config_variant(tmp_path: pathlib.Path) -> None:
     code, log = train("--config=configs/demo_student.py:frozen", f"--workdir={tmp_path}")
     assert code != 0
     assert "variant is 'frozen'; allowed:" in log
+
+
+LOOP = ["-m", "tests.multiprocess.host_loop"]
+
+
+def test_hosts_end_together_and_in_order(tmp_path: pathlib.Path) -> None:
+    """None waits in vain for another that has ended, and every host says where it is."""
+    command = [*LOOP, f"--folder={tmp_path}", "--num_steps=3"]
+    results = launch.run(command, num_processes=2, devices_per_process=1)
+    for host, result in enumerate(results):
+        assert "complete" in result.stdout
+        assert f"host {host} of 2: 1 of 2 devices (cpu)" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("fault", "host", "text"),
+    [("error", 0, "this shard is broken"), ("bug", 1, "TypeError: not a number")],
+)
+def test_an_error_on_one_host_ends_all_and_is_told_by_all(
+    tmp_path: pathlib.Path, fault: str, host: int, text: str
+) -> None:
+    flags = [f"--folder={tmp_path}", f"--fault={fault}", f"--host={host}"]
+    with launch.start([*LOOP, *flags], num_processes=2, devices_per_process=1) as job:
+        results = job.wait(60)
+    assert [result.returncode for result in results] == [exit_codes.ERROR] * 2, job.outputs()
+    assert f"error on host {host} of 2: {text}" in results[host].stderr
+    assert f"host {host} of 2 stopped: {text}; this host stops too" in results[1 - host].stderr
+    assert ("Traceback" in results[host].stderr) == (fault == "bug")
+    assert "Traceback" not in results[1 - host].stderr
+
+
+def test_exit_codes_differ_and_are_not_those_of_signals() -> None:
+    codes = {exit_codes.ERROR, *exit_codes.START_AGAIN}
+    assert len(codes) == 4
+    assert all(0 < code < 128 for code in codes)

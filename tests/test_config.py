@@ -150,16 +150,34 @@ REJECTED = [
     (DecodeConfig, {"temperature": -0.5}, r"decode\.temperature is -0\.5; allowed: 0 or more"),
     (DecodeConfig, {"max_segments": 0}, r"decode\.max_segments is 0; allowed: 1 or more"),
     (DataConfig, {"batch_size": 0}, r"data\.batch_size is 0; allowed: above 0"),
+    (DataConfig, {"prefetch": 0}, r"data\.prefetch is 0; allowed: above 0"),
+    (DataConfig, {"num_workers": -1}, r"data\.num_workers is -1; allowed: 0 or more"),
     (DataConfig, {"num_threads": -1}, r"data\.num_threads is -1; allowed: 0 or more"),
+    (
+        BackboneConfig,
+        {"remat": "some"},
+        r"backbone\.remat is 'some'; allowed: one of 'none', 'full'",
+    ),
+    (OptimizerConfig, {"max_skipped_steps": -1}, r"optimizer\.max_skipped_steps is -1; allowed: 0"),
     (MeshConfig, {"data": 0}, r"mesh\.data is 0; allowed: above 0, or -1 to fill"),
     (MeshConfig, {"fsdp": -2}, r"mesh\.fsdp is -2; allowed: above 0, or -1 to fill"),
     (MeshConfig, {"tensor": 0}, r"mesh\.tensor is 0; allowed: above 0, or -1 to fill"),
+    (
+        MeshConfig,
+        {"rules": ("head/.*",)},
+        r"mesh\.rules is 'head/\.\*'; allowed: a tuple of \(regex",
+    ),
+    (MeshConfig, {"rules": (("head", "fsdp"),)}, r"mesh\.rules is \('head', 'fsdp'\); allowed: a"),
     (RunConfig, {"stage": "pupil"}, r"stage is 'pupil'; allowed: one of 'teacher', 'student'"),
     (RunConfig, {"seed": -1}, r"seed is -1; allowed: from 0 to 2\*\*32 - 1"),
     (RunConfig, {"seed": 2**32}, r"seed is 4294967296; allowed: from 0"),
     (RunConfig, {"num_steps": 0}, r"num_steps is 0; allowed: above 0"),
     (RunConfig, {"log_every": 0}, r"log_every is 0; allowed: above 0"),
     (RunConfig, {"evaluate_every": 0}, r"evaluate_every is 0; allowed: above 0"),
+    (RunConfig, {"checkpoint_every": -1}, r"checkpoint_every is -1; allowed: 0 or more"),
+    (RunConfig, {"keep_every": -1}, r"keep_every is -1; allowed: 0 or more"),
+    (RunConfig, {"hang_timeout": -1.0}, r"hang_timeout is -1\.0; allowed: 0 or more"),
+    (RunConfig, {"best_metric": "energy"}, r"best_metric is 'energy'; allowed: one of \('loss', "),
     (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),
     (
         RunConfig,
@@ -216,7 +234,7 @@ def test_rejected_values_name_field_value_and_range(section, values, message):
 
 
 def test_every_numeric_or_chosen_field_has_a_rejected_value():
-    unbounded = {"path", "audio", "init_from", "sample_prompts"}
+    unbounded = {"path", "audio", "cache", "init_from", "sample_prompts"}
     for section in {section for section, _, _ in REJECTED}:
         tried = {name for owner, values, _ in REJECTED if owner is section for name in values}
         for field in dataclasses.fields(section):

@@ -18,8 +18,8 @@ from fasttta_jax.input_pipeline import (
     CODEC_FOLDER,
     DatasetError,
     EncodedDataset,
+    TrainBatches,
     evaluation_batches,
-    train_batches,
 )
 from fasttta_jax.metrics.writer import read_metrics
 from fasttta_jax.on_the_fly import AudioDataset
@@ -61,16 +61,16 @@ def gaussian(encoded_dataset, tmp_path, monkeypatch):
 
 
 def batches_of(dataset, *, sample_posterior=False, seed=0, first_step=0, num_batches=6):
-    iterator = train_batches(
+    with TrainBatches(
         dataset,
         helpers.tiny_text_encoder(),
         DataConfig(batch_size=8, num_threads=1, sample_posterior=sample_posterior),
         num_tokens=helpers.NUM_TOKENS + 2,  # a column more than the clips have
         seed=seed,
-        first_step=first_step,
+        start=first_step,
         mesh=make_mesh(MeshConfig()),
-    )
-    return [jax.tree.map(np.asarray, next(iterator)) for _ in range(num_batches)]
+    ) as batches:
+        return [jax.tree.map(np.asarray, next(batches)) for _ in range(num_batches)]
 
 
 def test_tokens_are_drawn_from_the_moments(encoded_dataset, gaussian, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 
 import jax
@@ -9,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax.traverse_util import flatten_dict
 
 from fasttta_jax.config import OptimizerConfig
+from fasttta_jax.models.stacking import stack_layers, unstack_layers
 from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.parallel.sharding import path_name
 from fasttta_jax.training.optim import (
@@ -81,6 +84,73 @@ def test_decay_acts_on_matrices_and_embeddings_of_backbone_and_text():
     for name in ("null_text", "mask_token", "encoder_positions", "head_positions"):
         assert decays[f"backbone/{name}"]
     assert decays["text/embedding"]
+
+
+SCANNED = dataclasses.replace(
+    helpers.tiny_model_config().backbone, encoder_depth=3, decoder_depth=3, scan_layers=True
+)
+
+
+@functools.cache
+def deep_params(scan_layers: bool) -> dict:
+    """Shapes of a model with stacks of three and two blocks."""
+    backbone = dataclasses.replace(SCANNED, scan_layers=scan_layers)
+    config = helpers.tiny_teacher_config(
+        "unused", model=helpers.tiny_model_config(backbone=backbone)
+    )
+    return jax.eval_shape(build_model(config, helpers.tiny_text_encoder()).init, jax.random.key(0))
+
+
+@pytest.mark.parametrize("labels", [decay_mask, rate_groups])
+def test_stacked_blocks_are_labelled_as_blocks_apart(labels):
+    """A stack's biases and scales have two axes and are still biases and scales."""
+
+    def as_numbers(tree: dict, numbers: dict) -> dict:
+        return jax.tree.map(lambda _, label: jnp.full((), numbers[label]), tree, labels(tree))
+
+    numbers = {False: 0, True: 1, "rest": 0, "head_matrix": 1}
+    expected = stack_layers(as_numbers(deep_params(False), numbers), SCANNED)
+    found = as_numbers(deep_params(True), numbers)
+    flat = flatten_dict(expected, sep="/")
+    assert set(flat) == set(flatten_dict(found, sep="/"))
+    for name, label in flatten_dict(found, sep="/").items():
+        # every block of the stack has the label that the stack has as a whole
+        np.testing.assert_array_equal(flat[name], label, err_msg=name)
+        if labels is decay_mask and name.endswith(("/bias", "/scale")):
+            assert not label, name
+
+
+def test_a_vector_is_no_matrix_in_a_stack_either():
+    block = {"gain": jnp.zeros((4, 3)), "kernel": jnp.zeros((4, 3, 3))}
+    found = decay_mask({"backbone": {"encoder_stack": block, "decoder_3": {"gain": jnp.zeros(3)}}})
+    assert found == {
+        "backbone": {
+            "encoder_stack": {"gain": False, "kernel": True},
+            "decoder_3": {"gain": False},
+        }
+    }
+
+
+@pytest.mark.parametrize("freeze_backbone", [False, True])
+def test_stacked_blocks_are_updated_as_blocks_apart(freeze_backbone):
+    config = OptimizerConfig(learning_rate=0.1, **(PLAIN | {"weight_decay": 0.5}))
+    optimizer = make_optimizer(config, 10, freeze_backbone=freeze_backbone)
+    depths = dataclasses.replace(SCANNED, encoder_depth=2, decoder_depth=1)
+    one = params()["backbone"]["encoder_0"]
+    shapes = params() | {"backbone": dict.fromkeys(("encoder_0", "encoder_1", "decoder_0"), one)}
+    start, direction = (helpers.random_params(shapes, seed) for seed in (3, 4))
+
+    def update(start: dict, direction: dict) -> dict:
+        return optimizer.update(direction, optimizer.init(start), start)[0]
+
+    expected = update(start, direction)
+    stacked = update(stack_layers(start, depths), stack_layers(direction, depths))
+    found = unstack_layers(stacked, depths)
+    assert jax.tree.structure(found) == jax.tree.structure(expected)
+    # the clipping norm sums the same squares in another order
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5), found, expected)
+    moves = any(np.asarray(leaf).any() for leaf in jax.tree.leaves(found["backbone"]))
+    assert moves != freeze_backbone
 
 
 def updates(gradients: dict, optimizer: optax.GradientTransformation) -> dict:

@@ -67,6 +67,36 @@ def test_groups_divide_the_parameters_and_stacks_share_a_row(depth):
         assert "backbone/decoder_*/norm_1/scale" in groups  # norm_1 and norm_2 are not a stack
 
 
+@pytest.mark.parametrize("depth", [1, 2, 3, 9])
+def test_stacked_blocks_have_the_rows_of_blocks_apart(depth):
+    """Fewer arrays, but the same names of rows in the same order, counts and decays."""
+    backbone = BackboneConfig(width=32, encoder_depth=3, decoder_depth=11, num_heads=2)
+    listed = {}
+    for scan_layers in (False, True):
+        model = helpers.tiny_model_config(
+            backbone=dataclasses.replace(backbone, scan_layers=scan_layers)
+        )
+        listed[scan_layers] = list_parameters(
+            model_of(helpers.tiny_teacher_config("unused", model=model))
+        )
+    rows = {
+        scan_layers: [
+            (name, sum(one.count for one in members), {one.decays for one in members})
+            for name, members in group_parameters(parameters, depth).items()
+        ]
+        for scan_layers, parameters in listed.items()
+    }
+    assert rows[True] == rows[False]
+    assert len(listed[True]) == len(listed[False]) - 12 * (2 + 9)
+    if depth == 9:
+        # the stack comes before the block that stands alone
+        kernels = group_parameters(listed[True], 9)["backbone/decoder_*/mlp_in/kernel"]
+        assert [(one.name.split("/")[1], one.shape) for one in kernels] == [
+            ("decoder_stack", (10, 32, 128)),
+            ("decoder_10", (32, 128)),
+        ]
+
+
 def test_the_paper_size_is_listed_without_being_allocated():
     """193 M parameters of float32 would take 0.7 GiB; MAR-B's blocks are 12 D^2 + 13 D each."""
     text = TextConfig(

@@ -24,9 +24,7 @@ from fasttta_jax.config import (
     HeadConfig,
     MeshConfig,
     OptimizerConfig,
-    RunConfig,
     TextConfig,
-    to_config_dict,
 )
 from fasttta_jax.input_pipeline import DatasetError
 from fasttta_jax.metrics.writer import read_metrics
@@ -34,7 +32,14 @@ from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.training.state import TrainState
 from fasttta_jax.workdir import ORIGIN_FILE, WorkdirError
-from tests.helpers import tiny_model_config, tiny_student_config, tiny_teacher_config
+from tests.helpers import (
+    rows_of,
+    run_config_file,
+    tiny_model_config,
+    tiny_student_config,
+    tiny_teacher_config,
+    train_command,
+)
 
 ALL_DEVICES = jax.devices()
 THREE_STEPS = {
@@ -166,22 +171,7 @@ def test_interrupted_run_equals_uninterrupted(
     with pytest.raises(Killed):
         trainer.run()
     assert_bitwise_equal(whole, Trainer(config, tmp_path / "parts").run())
-    assert read_metrics(tmp_path / "whole" / "metrics.jsonl") == read_metrics(
-        tmp_path / "parts" / "metrics.jsonl"
-    )
-
-
-def run_config_file(config: RunConfig, path: pathlib.Path) -> pathlib.Path:
-    values = to_config_dict(config).to_dict()
-    path.write_text(
-        "import ml_collections\n\n\ndef get_config():\n"
-        f"    return ml_collections.ConfigDict({values!r})\n"
-    )
-    return path
-
-
-def train_command(config: pathlib.Path, workdir: pathlib.Path) -> list[str]:
-    return [sys.executable, "train.py", f"--config={config}", f"--workdir={workdir}"]
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
 
 
 @pytest.mark.slow
@@ -190,7 +180,8 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     config = tiny_teacher_config(
         encoded_dataset, num_steps=120, evaluate_every=10, checkpoints_to_keep=1
     )
-    command = train_command(run_config_file(config, tmp_path / "run.py"), tmp_path / "killed")
+    file = run_config_file(config, tmp_path / "run.py")
+    command = [sys.executable, *train_command(file, tmp_path / "killed")]
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     checkpoints = tmp_path / "killed" / "checkpoints"
     deadline = time.time() + 240
@@ -206,9 +197,9 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
     assert again.returncode == 0, again.stderr
     assert "resuming" in again.stderr
-    left_alone = train_command(tmp_path / "run.py", tmp_path / "whole")
+    left_alone = [sys.executable, *train_command(file, tmp_path / "whole")]
     subprocess.run(left_alone, check=True, capture_output=True, timeout=300)
-    rows = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("killed", "whole")]
+    rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
     assert rows[0] == rows[1]
     assert max(row["step"] for row in rows[0]) == 120
 
@@ -299,8 +290,8 @@ def test_no_recompilation_after_the_first_step(
 ) -> None:
     trainer = Trainer(tiny_teacher_config(encoded_dataset, num_steps=6), tmp_path)
     trainer.run()
-    assert trainer.train_step.__wrapped__._cache_size() == 1  # type: ignore[attr-defined]
-    assert trainer.evaluate_step.__wrapped__._cache_size() == 1  # type: ignore[attr-defined]
+    assert trainer.train_step.jitted._cache_size() == 0  # type: ignore[attr-defined]
+    assert trainer.evaluate_step.jitted._cache_size() == 1
 
 
 def test_another_run_in_the_workdir_is_refused(

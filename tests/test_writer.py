@@ -12,8 +12,11 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
+from fasttta_jax.files import list_files, write_atomically
 from fasttta_jax.metrics.pictures import mel_picture
-from fasttta_jax.metrics.writer import MetricsWriter, read_metrics, write_atomically
+from fasttta_jax.metrics.writer import MetricsWriter, read_metrics
+from tests import object_store
+from tests.object_store import ObjectStore
 
 
 def write_steps(workdir: pathlib.Path, steps: range, start_step: int = 0) -> None:
@@ -159,6 +162,76 @@ def test_an_interrupted_atomic_write_leaves_the_old_file(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+@pytest.fixture
+def remote(monkeypatch: pytest.MonkeyPatch) -> str:
+    """URL of a workdir in an empty object store."""
+    object_store.install(monkeypatch)
+    return "gs://bucket/run"
+
+
+def test_a_resumed_run_in_a_store_leaves_the_file_of_an_uninterrupted_one(
+    remote: str, tmp_path: pathlib.Path
+) -> None:
+    """The killed one had flushed at step 12 and was alone with the rest."""
+    write_steps(tmp_path, range(1, 21))
+    killed = MetricsWriter(remote)
+    for step in range(1, 16):
+        killed.write_scalars(step, {"loss": 1.0 / (1 + step), "rate": step * 1e-3})
+        if step % 4 == 0:
+            killed.write_text(step, "prompt", f"a “bell” at {step}")
+        if step == 12:
+            killed.flush()
+    killed._file.close()
+    assert max(row["step"] for row in read_metrics(remote)) == 12
+    with MetricsWriter(remote, start_step=10) as writer:
+        for step in range(11, 21):
+            writer.write_scalars(step, {"loss": 1.0 / (1 + step), "rate": step * 1e-3})
+            if step % 4 == 0:
+                writer.write_text(step, "prompt", f"a “bell” at {step}")
+    whole = (tmp_path / "metrics.jsonl").read_bytes()
+    assert ObjectStore.objects["bucket/run/metrics.jsonl"] == whole
+    assert read_metrics(remote) == read_metrics(tmp_path)
+
+
+def test_events_in_a_store_are_all_there_and_uploaded_once(
+    remote: str, tmp_path: pathlib.Path
+) -> None:
+    uploads: list[str] = []
+    ObjectStore.before_write = uploads.append
+    with MetricsWriter(remote) as writer:
+        for step in range(1, 7):
+            writer.write_scalars(step, {"loss": 1.0 / step})
+            if step % 2 == 0:
+                writer.flush()
+        folder = writer._folder
+    assert not folder.exists()
+    events = [name for name in uploads if "events" in name]
+    assert len(events) == len(set(events)) == 4
+    for name in list_files(remote):
+        (tmp_path / name).write_bytes(ObjectStore.objects[f"bucket/run/{name}"])
+    steps = [event.step for event in events_in(tmp_path) if event.summary.value]
+    assert steps == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_store_that_cannot_be_reached_does_not_end_the_run(
+    remote: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    def refuse(name: str) -> None:
+        raise ConnectionError("gone")
+
+    writer = MetricsWriter(remote)
+    writer.write_scalars(1, {"loss": 1.0})
+    ObjectStore.before_write = refuse
+    writer.flush()
+    assert "metrics cannot be written to gs://bucket/run and are still in" in caplog.text
+    assert not ObjectStore.objects
+    writer.write_scalars(2, {"loss": 0.5})
+    ObjectStore.before_write = None
+    writer.close()
+    assert [row["step"] for row in read_metrics(remote)] == [1, 2]
+    assert sum("events" in name for name in ObjectStore.objects) == 2
 
 
 def test_no_other_framework_is_imported(tmp_path: pathlib.Path) -> None:

@@ -7,15 +7,21 @@ TensorBoard gets the value itself. Audio and images go to TensorBoard only.
 A resumed run leaves the same file as one that was never interrupted: lines beyond the step it
 resumes from, left by the run that was killed after its last checkpoint, are dropped before the
 first write.
+
+In an object store nothing can be appended to: there, files are written in a folder of this machine,
+and `flush` uploads metrics.jsonl anew and the events since the last upload as a file of their own.
 """
 
 from __future__ import annotations
 
 import io
 import json
+import logging
 import math
 import os
 import pathlib
+import shutil
+import tempfile
 from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
@@ -24,7 +30,12 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float
 
+from fasttta_jax.files import AnyPath, as_path, is_remote, storage_errors, write_atomically
+
+logger = logging.getLogger(__name__)
+
 METRICS_FILE = "metrics.jsonl"
+EVENT_FILES = "events.out.tfevents.*"
 
 
 class MetricsWriter:
@@ -40,28 +51,43 @@ class MetricsWriter:
         """Opens `workdir`/metrics.jsonl and an event file next to it.
 
         Args:
-          workdir: folder of the run; made if it is missing.
+          workdir: folder of the run, made if it is missing, or its URL in an object store.
           start_step: the last step whose results are kept: that of the checkpoint a run resumes
             from. 0 starts a new run and drops whatever an earlier one wrote there.
           enabled: False makes every method do nothing, for all processes of a run but one.
 
         Raises:
           ValueError: `start_step` is negative, or metrics.jsonl has a broken line before its last.
+          StorageError: the object store cannot be read.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}; it must be at least 0")
         self._enabled = enabled
         if not enabled:
             return
-        import tensorboardX  # not above: it imports torch where torch is installed
-
-        workdir = pathlib.Path(workdir)
-        workdir.mkdir(parents=True, exist_ok=True)
-        path = workdir / METRICS_FILE
+        self._remote: AnyPath | None = None
+        self._uploads = 0
+        if is_remote(workdir):
+            self._remote = as_path(workdir)
+            self._folder = pathlib.Path(tempfile.mkdtemp(prefix="fasttta_jax_metrics_"))
+            with storage_errors(self._remote / METRICS_FILE, "read"):
+                if (self._remote / METRICS_FILE).exists():
+                    content = (self._remote / METRICS_FILE).read_bytes()
+                    (self._folder / METRICS_FILE).write_bytes(content)
+        else:
+            self._folder = pathlib.Path(workdir)
+            self._folder.mkdir(parents=True, exist_ok=True)
+        path = self._folder / METRICS_FILE
         _keep_until(path, start_step)
         self._file = path.open("a", encoding="utf-8", newline="\n")
-        self._events = tensorboardX.SummaryWriter(
-            str(workdir), purge_step=start_step + 1 if start_step else 0
+        self._events = self._event_writer(start_step + 1 if start_step else 0)
+
+    def _event_writer(self, purge_step: int | None = None) -> Any:
+        import tensorboardX  # not above: it imports torch where torch is installed
+
+        suffix = f".{self._uploads:06d}" if self._remote else ""
+        return tensorboardX.SummaryWriter(
+            str(self._folder), purge_step=purge_step, filename_suffix=suffix
         )
 
     def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
@@ -104,16 +130,47 @@ class MetricsWriter:
         self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
 
     def flush(self) -> None:
-        """Hands everything written so far to the operating system."""
-        if self._enabled:
-            self._file.flush()
+        """Hands everything written so far to the operating system, or to the object store.
+
+        A store that cannot be reached does not end the run: a warning says so, and the next flush
+        tries again.
+        """
+        if not self._enabled:
+            return
+        self._file.flush()
+        if self._remote is None:
             self._events.flush()
+            return
+        self._events.close()
+        self._upload(self._remote)
+        self._uploads += 1
+        self._events = self._event_writer()
+
+    def _upload(self, remote: AnyPath) -> bool:
+        """Uploads what is new; returns whether everything is there now."""
+        try:
+            (remote / METRICS_FILE).write_bytes((self._folder / METRICS_FILE).read_bytes())
+            for path in sorted(self._folder.glob(EVENT_FILES)):
+                (remote / path.name).write_bytes(path.read_bytes())
+                path.unlink()
+        except Exception as error:  # every store has errors of its own
+            logger.warning(
+                "metrics cannot be written to %s and are still in %s: %s",
+                remote,
+                self._folder,
+                error,
+            )
+            return False
+        return True
 
     def close(self) -> None:
         """Flushes and closes; closing twice is allowed."""
-        if self._enabled:
-            self._file.close()
-            self._events.close()
+        if not self._enabled or self._file.closed:
+            return
+        self._file.close()
+        self._events.close()
+        if self._remote is not None and self._upload(self._remote):
+            shutil.rmtree(self._folder, ignore_errors=True)
 
     def __enter__(self) -> MetricsWriter:
         return self
@@ -135,7 +192,7 @@ class MetricsWriter:
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Reads a metrics.jsonl, or that of the folder `path`.
+    """Reads a metrics.jsonl, or that of the folder `path`; either may be the URL of a store.
 
     A last line that is not finished (the run is alive, or was killed) is left out, and null becomes
     NaN.
@@ -143,7 +200,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     Raises:
       ValueError: another line is broken.
     """
-    path = pathlib.Path(path)
+    path = as_path(path)
     if path.is_dir():
         path = path / METRICS_FILE
     return [
@@ -152,23 +209,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
     ]
 
 
-def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file so that at any moment `path` is what it was, or holds all of `content`."""
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-
-
-def _rows(path: pathlib.Path) -> list[tuple[bytes, dict[str, Any]]]:
+def _rows(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
     """The finished lines of a file, raw and decoded."""
     lines = path.read_bytes().split(b"\n")[:-1]  # the last piece is empty, or a torn line
     rows = []

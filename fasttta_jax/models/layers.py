@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.models.attention import attention
+from fasttta_jax.parallel.sharding import constrain
 
 NORM_EPSILON = 1e-6
 embedding_init = nn.initializers.normal(stddev=0.02)
@@ -34,18 +35,18 @@ def project(
 ) -> Float[Array, "*out"]:
     """x @ kernel + bias over the last `num_in_axes` axes of x.
 
-    All other axes are flattened before the product, so that the gradient of the kernel is one
-    matrix product, which XLA on CPU runs faster.
+    On one device all other axes are flattened before the product, so that the gradient of the
+    kernel is one matrix product, which XLA on CPU runs faster. On several they are not: draws,
+    clips and tokens in one axis cannot stay split by clips, and every device would get them all.
     """
     split = x.ndim - num_in_axes
     leading, inside = x.shape[:split], x.shape[split:]
-    axes = tuple(range(num_in_axes))
-    product = jax.lax.dot_general(
-        x.reshape(-1, *inside).astype(dtype),
-        kernel.astype(dtype),
-        ((tuple(axis + 1 for axis in axes), axes), ((), ())),
-    )
-    return (product + bias.astype(dtype)[None]).reshape(*leading, *bias.shape)
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        x = x.reshape(-1, *inside)
+    contracted = tuple(range(x.ndim - num_in_axes, x.ndim)), tuple(range(num_in_axes))
+    product = jax.lax.dot_general(x.astype(dtype), kernel.astype(dtype), (contracted, ((), ())))
+    product += jnp.expand_dims(bias.astype(dtype), tuple(range(x.ndim - num_in_axes)))
+    return product.reshape(*leading, *bias.shape)
 
 
 def flattened(
@@ -169,11 +170,9 @@ class SelfAttention(nn.Module):
         positions: Positions | None = None,
         deterministic: bool,
     ) -> Float[Array, "B Q D"]:
-        query, key, value = QKV(self.num_heads, self.dtype, name="qkv")(x, positions)
+        qkv = QKV(self.num_heads, self.dtype, name="qkv")(x, positions)
         mixed = attention(
-            query,
-            key,
-            value,
+            *(constrain(rows, "batch", None, "head", None) for rows in qkv),
             key_mask=key_mask,
             dropout=nn.Dropout(self.attention_dropout, deterministic=deterministic),
         )
@@ -202,6 +201,7 @@ class Block(nn.Module):
         positions: Positions | None = None,
         deterministic: bool = True,
     ) -> Float[Array, "B Q D"]:
+        x = constrain(x, "batch", None, None)
         width = x.shape[-1]
         drop = nn.Dropout(self.projection_dropout, deterministic=deterministic)
         attend = SelfAttention(
@@ -217,11 +217,14 @@ class Block(nn.Module):
             positions=positions,
             deterministic=deterministic,
         )
-        x = take_positions(x, positions) + mixed
+        x = take_positions(x, positions) + constrain(mixed, "batch", None, None)
         hidden = layer_norm(name="norm_2")(x)
         hidden = linear(self.mlp_ratio * width, dtype=self.dtype, name="mlp_in")(hidden)
-        hidden = drop(jax.nn.gelu(hidden, approximate=False))
-        return x + drop(linear(width, dtype=self.dtype, name="mlp_out")(hidden))
+        hidden = drop(jax.nn.gelu(constrain(hidden, "batch", None, "hidden"), approximate=False))
+        out = constrain(
+            linear(width, dtype=self.dtype, name="mlp_out")(hidden), "batch", None, None
+        )
+        return x + drop(out)
 
 
 class ResidualBlock(nn.Module):

@@ -15,7 +15,9 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import BackboneConfig
-from fasttta_jax.models.layers import Block, embedding_init, layer_norm, linear
+from fasttta_jax.models.layers import embedding_init, layer_norm, linear
+from fasttta_jax.models.stacking import make_block, make_blocks, run_block, run_blocks
+from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.typing import Conditioning, Hidden, Masked, Tokens
 
 
@@ -42,7 +44,7 @@ class MAR(nn.Module):
     """The backbone of teacher and student.
 
     Attributes:
-      config: sizes and dropout.
+      config: sizes, dropout, and how blocks are kept and run (`models.stacking`).
       num_tokens: N.
       text_streams: name and number of positions of every stream, in the order of the prefix.
       dtype: type of the matrix products.
@@ -61,13 +63,6 @@ class MAR(nn.Module):
     def setup(self) -> None:
         config = self.config
         width, num_positions = config.width, self.num_text + self.num_tokens
-        blocks = {
-            "num_heads": config.num_heads,
-            "mlp_ratio": config.mlp_ratio,
-            "attention_dropout": config.attention_dropout,
-            "projection_dropout": config.projection_dropout,
-            "dtype": self.dtype,
-        }
         self.text_projections = [
             linear(width, dtype=self.dtype, name=f"text_{name}") for name, _ in self.text_streams
         ]
@@ -82,17 +77,15 @@ class MAR(nn.Module):
                 "encoder_positions", embedding_init, (num_positions, width)
             )
             self.token_norm = layer_norm(name="token_norm")
-            self.encoder_blocks = [
-                Block(**blocks, name=f"encoder_{index}") for index in range(config.encoder_depth)
-            ]
+            self.encoder_blocks = make_blocks(config, "encoder", config.encoder_depth, self.dtype)
             self.encoder_norm = layer_norm(name="encoder_norm")
             self.decoder_embedding = linear(width, dtype=self.dtype, name="decoder_embedding")
             self.head_positions = self.param(
                 "head_positions", embedding_init, (self.num_tokens, width)
             )
-        self.decoder_blocks = [
-            Block(**blocks, name=f"decoder_{index}") for index in range(config.decoder_depth)
-        ]
+        last = config.decoder_depth - 1
+        self.decoder_blocks = make_blocks(config, "decoder", last, self.dtype)
+        self.last_block = make_block(config, f"decoder_{last}", self.dtype)
         self.decoder_norm = layer_norm(name="decoder_norm")
 
     def text_prefix(self, conditioning: Conditioning) -> Float[Array, "B L D"]:
@@ -117,7 +110,7 @@ class MAR(nn.Module):
                 projected = projection(stream.embeddings).astype(jnp.float32)
                 null = jnp.where(stream.mask[..., None], projected, null)
             parts.append(null)
-        return jnp.concatenate(parts, axis=1)
+        return constrain(jnp.concatenate(parts, axis=1), "batch", None, None)
 
     def encode(
         self,
@@ -133,21 +126,30 @@ class MAR(nn.Module):
         positions, is_visible = visible_positions(masked, num_visible)
         visible = jnp.take_along_axis(tokens, positions[..., None], axis=1)
         x = self.token_projection(visible).astype(jnp.float32)
-        x = x + self.encoder_positions[self.num_text :][positions]
+        shape = (batch_size, self.num_tokens, self.config.width)
+        places = jnp.broadcast_to(self.encoder_positions[None, self.num_text :], shape)
+        x = x + jnp.take_along_axis(places, positions[..., None], axis=1)
         x = jnp.concatenate([text + self.encoder_positions[None, : self.num_text], x], axis=1)
         key_mask = jnp.concatenate(
             [jnp.ones((batch_size, self.num_text), jnp.bool_), is_visible], axis=1
         )
-        x = self.token_norm(x)
-        for block in self.encoder_blocks:
-            x = block(x, key_mask=key_mask, deterministic=deterministic)
-        x = self.decoder_embedding(self.encoder_norm(x)).astype(jnp.float32)
-        grid = jnp.broadcast_to(
-            self.mask_token[None], (batch_size, self.num_tokens, self.config.width)
+        x = self.token_norm(constrain(x, "batch", None, None))
+        x = run_blocks(
+            self.encoder_blocks,
+            x,
+            self.config,
+            depth=self.config.encoder_depth,
+            key_mask=key_mask,
+            deterministic=deterministic,
         )
-        rows = jnp.arange(batch_size)[:, None]
-        targets = jnp.where(is_visible, positions, self.num_tokens)
-        grid = grid.at[rows, targets].set(x[:, self.num_text :], mode="drop")
+        x = self.encoder_norm(constrain(x, "batch", None, None))
+        x = self.decoder_embedding(x).astype(jnp.float32)
+        x = constrain(x, "batch", None, None)
+        # Where each visible token stands among them. A gather by clips: XLA would split a scatter
+        # with indices of its own for the clips over no device.
+        slots = jnp.clip(jnp.cumsum(~masked, axis=1) - 1, 0, num_visible - 1)
+        grid = jnp.take_along_axis(x[:, self.num_text :], slots[..., None], axis=1)
+        grid = jnp.where(masked[..., None], self.mask_token[None], grid)
         return jnp.concatenate([x[:, : self.num_text], grid], axis=1)
 
     def embed(
@@ -191,11 +193,17 @@ class MAR(nn.Module):
         else:
             x = self.embed(tokens, masked, text)
         x = x + self.decoder_positions[None]
-        for block in self.decoder_blocks[:-1]:
-            x = block(x, deterministic=deterministic)
+        x = run_blocks(
+            self.decoder_blocks,
+            x,
+            self.config,
+            depth=self.config.decoder_depth - 1,
+            deterministic=deterministic,
+        )
+        x = constrain(x, "batch", None, None)
         asked = slice(self.num_text, None) if positions is None else self.num_text + positions
-        x = self.decoder_blocks[-1](x, positions=asked, deterministic=deterministic)
-        x = self.decoder_norm(x)
+        x = run_block(self.last_block, x, self.config, positions=asked, deterministic=deterministic)
+        x = constrain(self.decoder_norm(x), "batch", None, None)
         if not self.config.encoder_depth:
             return x
         if positions is None:

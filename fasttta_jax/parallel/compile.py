@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import jax
 from jax.sharding import Mesh
 
+from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import Rule, batch_sharding, infer_shardings, replicated
 
 T = TypeVar("T")
@@ -46,27 +48,33 @@ class Program(Generic[T]):
 
     Args:
       jitted: what `jax.jit` returned.
-      mesh: devices.
+      mesh: devices, or an abstract mesh, on which it can only be traced.
     """
 
-    def __init__(self, jitted: Any, mesh: Mesh) -> None:
+    def __init__(self, jitted: Any, mesh: AnyMesh) -> None:
         self.jitted = jitted
         self.mesh = mesh
         self._compiled: Callable[..., T] | None = None
 
     def __call__(self, *arguments: Any) -> T:
-        with jax.set_mesh(self.mesh):
+        with self._current():
             return (self._compiled or self.jitted)(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
         """As `jax.jit(...).lower`; arrays or their shapes."""
-        with jax.set_mesh(self.mesh):
+        with self._current():
             return self.jitted.lower(*arguments)
 
     def trace(self, *arguments: Any) -> Any:
         """As `jax.jit(...).trace`; arrays or their shapes."""
-        with jax.set_mesh(self.mesh):
+        with self._current():
             return self.jitted.trace(*arguments)
+
+    def _current(self) -> AbstractContextManager[Any]:
+        """A context in which the mesh is the current one."""
+        if isinstance(self.mesh, Mesh):
+            return jax.set_mesh(self.mesh)
+        return jax.sharding.use_abstract_mesh(self.mesh)
 
     def compile(self, *arguments: Any) -> CompileReport:
         """Compiles for arrays or shapes with shardings, ahead of the first call.
@@ -89,7 +97,7 @@ class Program(Generic[T]):
         )
 
 
-def abstract_state(init: Callable[..., T], mesh: Mesh, rules: Sequence[Rule] = ()) -> T:
+def abstract_state(init: Callable[..., T], mesh: AnyMesh, rules: Sequence[Rule] = ()) -> T:
     """Shapes, dtypes and shardings of what `init(key)` returns, without computing it."""
     shapes = jax.eval_shape(init, jax.random.key(0))
     return jax.tree.map(
@@ -104,18 +112,18 @@ def shardings_of(abstract: T) -> T:
     return jax.tree.map(lambda leaf: leaf.sharding, abstract)
 
 
-def on_every_device(function: Callable[[], T], mesh: Mesh) -> T:
+def on_every_device(function: Callable[[], T], mesh: AnyMesh) -> T:
     """What `function()` computes, as arrays of which every device of the mesh has a copy."""
     return Program(jax.jit(function, out_shardings=replicated(mesh)), mesh)()
 
 
-def compile_init(init: Callable[..., T], abstract: T, mesh: Mesh) -> Program[T]:
+def compile_init(init: Callable[..., T], abstract: T, mesh: AnyMesh) -> Program[T]:
     """`init` jitted so that its result is born sharded."""
     return Program(jax.jit(init, out_shardings=shardings_of(abstract)), mesh)
 
 
 def compile_train_step(
-    step: Callable[..., tuple[T, Any]], abstract: T, frozen: Any, mesh: Mesh
+    step: Callable[..., tuple[T, Any]], abstract: T, frozen: Any, mesh: AnyMesh
 ) -> Program[tuple[T, Any]]:
     """step(state, frozen, batch, key) -> (state, metrics), the old state donated.
 
@@ -143,12 +151,12 @@ def compile_train_step(
     )
 
 
-def compile_evaluate(evaluate: Callable[..., T], mesh: Mesh) -> Program[T]:
+def compile_evaluate(evaluate: Callable[..., T], mesh: AnyMesh) -> Program[T]:
     """evaluate(params, frozen, batch, key) -> numbers, the same on every device."""
     return Program(jax.jit(evaluate, out_shardings=replicated(mesh)), mesh)
 
 
-def compile_sampler(sample: Callable[..., T], mesh: Mesh) -> Program[T]:
+def compile_sampler(sample: Callable[..., T], mesh: AnyMesh) -> Program[T]:
     """sample(params, text, keys) -> rows; text, keys and result split like a batch."""
     rows = batch_sharding(mesh)
     return Program(jax.jit(sample, in_shardings=(None, rows, rows), out_shardings=rows), mesh)

@@ -5,8 +5,9 @@
     python -m fasttta_jax.tools.param_overview --config=configs/demo_teacher.py --all
 
 Nothing is allocated: the model is only traced for its shapes. Blocks of a stack share a row, such
-as backbone/encoder_*. A learned text encoder has an embedding for each vocabulary entry: those of
-the tokenizer in --config.data.path where there is one, else --vocabulary_size.
+as backbone/encoder_*, be they arrays of their own or, with scan_layers, parts of one. A learned
+text encoder has an embedding for each vocabulary entry: those of the tokenizer in
+--config.data.path where there is one, else --vocabulary_size.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ from fasttta_jax.text.learned import TOKENIZER_FILE
 from fasttta_jax.training.optim import decay_mask
 
 MIB = 2**20
-STACKED = re.compile(r"(?<=encoder_|decoder_)\d+|(?<=block_)\d+")
+STACKED = re.compile(r"(?<=encoder_|decoder_)(\d+|stack)\b|(?<=block_)\d+")
 COLUMNS = ("parameters", "arrays", "shape", "count", "share", "MiB", "decays")
 STATE_COPIES = 4
 """Parameters, their running average, and the two moments of Adam, all of one size."""
@@ -72,7 +73,9 @@ def list_parameters(model: TextToAudio) -> tuple[Parameter, ...]:
 
 
 def _reading_order(parameter: Parameter) -> list[tuple[str, int]]:
-    parts = (re.fullmatch(r"(.*?)(\d*)", part) for part in parameter.name.split("/"))
+    # The stacked blocks come before the last one, which stands alone.
+    name = parameter.name.replace("_stack/", "_0/")
+    parts = (re.fullmatch(r"(.*?)(\d*)", part) for part in name.split("/"))
     return [(part[1], int(part[2] or 0)) for part in parts if part]
 
 

@@ -2,15 +2,16 @@
 
 A student starts from and follows its teacher. A teacher may start from any run or from
 `python -m fasttta_jax.convert`. What was taken is logged and recorded in the workdir, and a restart
-insists on the same source.
+insists on the same source. Either side may keep its blocks apart or stacked (`models.stacking`);
+parameters are named as the run that starts has them.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import logging
-import pathlib
 from typing import Any
 
 import jax
@@ -19,12 +20,13 @@ from jax.sharding import Mesh
 from fasttta_jax.checkpoint import tree_hash
 from fasttta_jax.config import BackboneConfig, ConfigError, RunConfig, TextConfig
 from fasttta_jax.converted import is_converted, read_converted
-from fasttta_jax.files import write_json
+from fasttta_jax.files import as_path, write_json
 from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.models.energy_head import from_diffusion_head
+from fasttta_jax.models.stacking import arrange_layers
 from fasttta_jax.models.text_to_audio import Teacher, TextToAudio
 from fasttta_jax.restore import TrainedModel, load_trained
-from fasttta_jax.training.transfer import Layout, Report, plan, transfer
+from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
 from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files
 
@@ -32,6 +34,12 @@ logger = logging.getLogger(__name__)
 
 HEAD_TIME_SHARE = 0.997
 BACKBONE_SHAPE = ("width", "encoder_depth", "decoder_depth", "num_heads", "mlp_ratio")
+STUDENT_PARTS = {
+    "text": "backbone_from_teacher",
+    "backbone": "backbone_from_teacher",
+    "head": "head_from_teacher",
+}
+"""The field of `distillation` that decides whether a student starts with its teacher's part."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -39,7 +47,8 @@ class Source:
     """What `init_from` names.
 
     Attributes:
-      params: its parameters.
+      params: its parameters, as it keeps them: those of a run on the mesh, converted weights whole
+        on every host.
       layout: length of its sequence.
       report: what a teacher takes; None for a student, which takes what its config says.
       trained: the run, where it is one.
@@ -56,12 +65,14 @@ def open_source(
 ) -> Source | None:
     """Loads and checks what `init_from` names; None where the run needs nothing.
 
+    Every host calls this; the first one alone writes down what was found.
+
     Raises:
       ConfigError: a teacher is needed and not named, or the source does not fit.
       WorkdirError: the source is not the one that the run began with.
     """
     if config.stage == "student":
-        return _open_teacher(config, workdir, mesh)
+        return _open_teacher(config, workdir, mesh, model)
     if not config.init_from:
         return None
     layout = Layout(model.backbone.num_text, config.model.num_tokens)
@@ -72,7 +83,8 @@ def open_source(
         _check_backbone(config.model.backbone, metadata["backbone"], config.init_from)
         old = Layout(metadata["num_text"], metadata["num_tokens"])
         obstacle = _head_obstacle(config, metadata.get("diffusion", {}))
-        report = plan(weights.params, target, old, layout, same_words=False, head_obstacle=obstacle)
+        shapes = _shapes(weights.params, config.model.backbone)
+        report = plan(shapes, target, old, layout, same_words=False, head_obstacle=obstacle)
         origin = {"weights": config.init_from, "sha256": tree_hash(weights.params)}
         origin |= {"file": metadata["source"], "file_sha256": metadata["sha256"]}
         source = Source(weights.params, old, report, None)
@@ -82,11 +94,9 @@ def open_source(
         _check_backbone(config.model.backbone, backbone, config.init_from)
         old = Layout(trained.model.backbone.num_text, trained.config.model.num_tokens)
         same_words = trained.config.model.text.encoder == "learned" and same_files(
-            workdir.path / TEXT_FOLDER, pathlib.Path(config.init_from) / TEXT_FOLDER
+            workdir.path / TEXT_FOLDER, as_path(config.init_from) / TEXT_FOLDER
         )
-        if not same_files(
-            workdir.path / CODEC_FOLDER, pathlib.Path(config.init_from) / CODEC_FOLDER
-        ):
+        if not same_files(workdir.path / CODEC_FOLDER, as_path(config.init_from) / CODEC_FOLDER):
             logger.warning(
                 "%s was trained on tokens of another codec than those of %s; encode the data with "
                 "its codec (data.encode_latents --codec) to keep what it learned of them",
@@ -94,13 +104,13 @@ def open_source(
                 config.data.path,
             )
         obstacle = _head_obstacle(config, dataclasses.asdict(trained.config.diffusion))
-        report = plan(
-            trained.params, target, old, layout, same_words=same_words, head_obstacle=obstacle
-        )
+        shapes = _shapes(trained.params, config.model.backbone)
+        report = plan(shapes, target, old, layout, same_words=same_words, head_obstacle=obstacle)
         origin = trained.origin()
         source = Source(trained.params, old, report, trained)
     logger.info("starting from %s: %s", config.init_from, report)
-    _record(workdir, origin | {"parameters": dataclasses.asdict(report)}, config.init_from)
+    origin |= {"parameters": dataclasses.asdict(report)}
+    _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
     return source
 
 
@@ -119,6 +129,7 @@ def initial_params(
     params = model.init(key)
     if source is None:
         return params
+    given = arrange_layers(given, config.model.backbone)
     if source.report is not None:
         layout = Layout(model.backbone.num_text, config.model.num_tokens)
         return transfer(source.report, given, params, source.layout, layout)
@@ -132,6 +143,11 @@ def initial_params(
         head = from_diffusion_head(teacher.head, given["head"], time)
         params = params | {"head": head}
     return params
+
+
+def _shapes(params: Params, backbone: BackboneConfig) -> Params:
+    """Shapes of a source's parameters as a backbone of that config keeps them."""
+    return jax.eval_shape(functools.partial(arrange_layers, config=backbone), params)
 
 
 def _head_obstacle(config: RunConfig, theirs: dict[str, Any]) -> str:
@@ -152,7 +168,9 @@ def _check_backbone(ours: BackboneConfig, theirs: dict[str, Any], source: str) -
             )
 
 
-def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh) -> Source | None:
+def _open_teacher(
+    config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio
+) -> Source | None:
     distillation = config.distillation
     needs = distillation.weight > 0 or distillation.backbone_from_teacher
     if not (needs or distillation.head_from_teacher):
@@ -170,20 +188,25 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh) -> Source | N
     teacher = load_trained(config.init_from, mesh)
     _check_teacher(config, teacher)
     for name in (CODEC_FOLDER, TEXT_FOLDER):
-        if not same_files(workdir.path / name, pathlib.Path(config.init_from) / name):
+        if not same_files(workdir.path / name, as_path(config.init_from) / name):
             raise ConfigError(
                 f"data.path is {config.data.path!r}, whose {name}/ is not that of the teacher in "
                 f"{config.init_from}; allowed: the data that the teacher was trained on, so that "
                 "tokens and words mean the same to both"
             )
-    taken = {
-        "text, backbone": distillation.backbone_from_teacher,
-        "head": distillation.head_from_teacher,
-        "features to follow": distillation.weight > 0,
+    not_taken = {
+        part: f"distillation.{field} is false"
+        for part, field in STUDENT_PARTS.items()
+        if not getattr(distillation, field)
     }
-    shown = ", ".join(name for name, is_taken in taken.items() if is_taken)
-    logger.info("teacher: %s, step %d; takes %s", config.init_from, teacher.step, shown)
-    _record(workdir, teacher.origin() | {"parameters": taken}, config.init_from)
+    shapes = _shapes(teacher.params, config.model.backbone)
+    report = plan_parts(shapes, jax.eval_shape(model.init, jax.random.key(0)), not_taken)
+    follows = distillation.weight > 0
+    shown = "its features are followed; " if follows else ""
+    logger.info("teacher: %s, step %d; %s%s", config.init_from, teacher.step, shown, report)
+    origin = teacher.origin()
+    origin |= {"features_followed": follows, "parameters": dataclasses.asdict(report)}
+    _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
     layout = Layout(teacher.model.backbone.num_text, teacher.config.model.num_tokens)
     return Source(teacher.params, layout, None, teacher)
 
@@ -222,16 +245,26 @@ def _check_teacher(config: RunConfig, teacher: TrainedModel) -> None:
         )
 
 
-def _record(workdir: Workdir, origin: dict[str, Any], source: str) -> None:
-    """Writes down where the run started, or checks that it is the same place as before."""
+def _record(workdir: Workdir, origin: dict[str, Any], source: str, *, write: bool) -> None:
+    """Checks that the run began at the same place before; where it is new, writes the place down.
+
+    Args:
+      workdir: of the run.
+      origin: where its parameters come from, with their hash.
+      source: what `init_from` says.
+      write: whether this host may write; every host compares.
+    """
     path = workdir.path / ORIGIN_FILE
-    if not path.exists():
+    if path.exists():
+        _compare(workdir, json.loads(path.read_text()), origin, source)
+    elif write:
         write_json(path, origin)
-        return
-    before = json.loads(path.read_text())
-    if before["sha256"] != origin["sha256"]:
+
+
+def _compare(workdir: Workdir, before: dict[str, Any], now: dict[str, Any], source: str) -> None:
+    if before["sha256"] != now["sha256"]:
         raise WorkdirError(
             f"{workdir.path} began with {before.get('workdir', before.get('weights'))}, step "
             f"{before.get('step', 'unknown')}, whose parameters are not those now in {source}, "
-            f"step {origin.get('step', 'unknown')}"
+            f"step {now.get('step', 'unknown')}"
         )

@@ -1,72 +1,108 @@
-"""A training run from config to last checkpoint.
+"""A training run from config to last checkpoint, on one host or many.
 
-Order of things: data, mesh, model, teacher (for a student), state; then restore; then steps.
-Metrics are read one step late, so the loop never waits for the device except to save. The data
-position and every draw are functions of the step, so a restored state is all there is to resume.
+Order of things: data, mesh, agreement of the hosts, workdir, model, teacher (for a student), state;
+then restore; then steps. Every host runs the same lines; only files are the first one's business.
+Metrics are read one step late and batches are placed ahead, so the loop never waits for the device
+except to save. The data position and every draw are functions of the step, so a restored state is
+all there is to resume, on whatever mesh and number of hosts.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import math
-import pathlib
-from typing import Any
+import os
+from collections.abc import Callable
+from typing import NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
-import tqdm
 
-from fasttta_jax.audio import write_audio
 from fasttta_jax.checkpoint import Checkpoints
-from fasttta_jax.config import RunConfig
-from fasttta_jax.generation import TokenGenerator
-from fasttta_jax.input_pipeline import (
-    DatasetError,
-    evaluation_batches,
-    train_batches,
-)
-from fasttta_jax.metrics.pictures import mel_picture
+from fasttta_jax.config import ConfigError, RunConfig, to_config_dict
+from fasttta_jax.input_pipeline import DatasetError, TrainBatches, evaluation_batches
+from fasttta_jax.metrics import compilations
+from fasttta_jax.metrics.profiler import Profiler, ProfileWindow
+from fasttta_jax.metrics.throughput import Meter
 from fasttta_jax.metrics.writer import MetricsWriter
-from fasttta_jax.models.text_to_audio import Teacher, build_model
+from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.on_the_fly import open_dataset
+from fasttta_jax.parallel import distributed
 from fasttta_jax.parallel.compile import (
+    Program,
     abstract_state,
     compile_evaluate,
     compile_init,
     compile_train_step,
+    on_every_device,
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
+from fasttta_jax.parallel.preemption import Preempted, Preemption
+from fasttta_jax.parallel.sharding import check_rules, remarks
+from fasttta_jax.parallel.watchdog import Watchdog
+from fasttta_jax.training import programs
 from fasttta_jax.training.initialization import Source, initial_params, open_source
-from fasttta_jax.training.optim import make_optimizer
+from fasttta_jax.training.reporting import NonFiniteStep, StepReporter
+from fasttta_jax.training.samples import SampleSheet
 from fasttta_jax.training.state import TrainState, from_items, new_state, to_items
-from fasttta_jax.training.steps import (
-    StepContext,
-    student_loss,
-    student_step,
-    teacher_loss,
-    teacher_step,
-)
 from fasttta_jax.typing import Key, Metrics, Params
 from fasttta_jax.workdir import Workdir
 
 logger = logging.getLogger(__name__)
 
 VALIDATION_CLIPS = 512
-SAMPLE_SEED = 0
+HOSTS_FOLDER = "hosts"
+PROFILE_FOLDER = "profile"
+
+
+class _Session(NamedTuple):
+    """What is open while steps are done."""
+
+    checkpoints: Checkpoints
+    batches: TrainBatches
+    writer: MetricsWriter
+    meter: Meter
+    reporter: StepReporter
+    profiler: Profiler
+    watchdog: Watchdog
+    preemption: Preemption
+
+
+class _Start(NamedTuple):
+    """Where a run begins or goes on.
+
+    Attributes:
+      state: parameters and all.
+      step: steps done.
+      skipped: steps among them that were not finite.
+    """
+
+    state: TrainState
+    step: int
+    skipped: int
 
 
 class Trainer:
-    """Everything a run needs, built once; `run` trains to the end.
+    """Everything a run needs, built once; `run` trains to the end. Every host makes one.
 
     Args:
       config: the run.
-      workdir: its folder.
+      workdir: its folder, the same for all hosts; may be gs://.
+      profile: steps whose trace is written to the workdir.
+
+    Raises:
+      ConfigError, DatasetError, WorkdirError, HostsDisagree: before any training.
     """
 
-    def __init__(self, config: RunConfig, workdir: str | pathlib.Path) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        workdir: str | os.PathLike[str],
+        *,
+        profile: ProfileWindow | None = None,
+    ) -> None:
         self.config = config
-        self.workdir = Workdir(workdir)
+        self.profile = profile
+        self.workdir = Workdir(workdir, config.data.cache)
         self.dataset = open_dataset(config.data)
         self.dataset.check(config.model)
         for split in ("train", "validation"):
@@ -75,55 +111,64 @@ class Trainer:
                     f"data.path is {config.data.path!r}, whose {split} split is empty"
                 )
         self.mesh = make_mesh(config.mesh)
-        check_batch_size(config.data.batch_size, self.mesh)
-        self.workdir.prepare(config, self.dataset)
-        self.text = self.workdir.text()
+        check_batch_size(
+            config.data.batch_size, self.mesh, parts=config.optimizer.accumulation_steps
+        )
+        distributed.check_agreement(
+            {
+                "config": to_config_dict(config).to_dict(),
+                "workdir": str(workdir),
+                "data": self.dataset.fingerprint(),
+                "code": distributed.code_version(),
+            }
+        )
+        distributed.on_first_host(self.workdir.prepare, config, self.dataset)
+        self.text = self.workdir.text(self.dataset)
         self.model = build_model(config, self.text)
         self.source = self._open_source() if config.stage == "student" else None
-        freeze = config.stage == "student" and config.distillation.freeze_backbone
-        optimizer = make_optimizer(config.optimizer, config.num_steps, freeze_backbone=freeze)
-        teacher = None
-        if config.stage == "student" and self.source and config.distillation.weight > 0:
-            teacher = self.source.trained
-        self.context = StepContext(
+        trained = self.source.trained if self.source else None
+        teacher = trained if programs.follows_teacher(config) else None
+        self.context = programs.make_context(
             config,
             self.model,
-            optimizer,
             teacher.model if teacher else None,  # type: ignore[arg-type]
         )
         self.frozen: Params = teacher.params if teacher else {}
-        self.root_key, self.init_key, self.evaluation_key = jax.random.split(
-            jax.random.key(config.seed), 3
+        self.root_key, self.init_key, self.evaluation_key = on_every_device(
+            lambda: jax.random.split(jax.random.key(config.seed), 3), self.mesh
         )
-        self.abstract = abstract_state(self._fresh_state, self.mesh)
-        self.train_step = compile_train_step(self._step, self.abstract, self.frozen, self.mesh)
-        self.evaluate_step = compile_evaluate(self._evaluate, self.mesh)
-        self._generator: TokenGenerator | None = None
+        self.abstract = self._abstract_state()
+        self.train_step: Callable[..., tuple[TrainState, Metrics]] = compile_train_step(
+            programs.train_step(self.context), self.abstract, self.frozen, self.mesh
+        )
+        self.evaluate_step = compile_evaluate(programs.evaluate_step(self.context), self.mesh)
+        self.samples = SampleSheet(config, self.model, self.dataset.codec, self.mesh, self.workdir)
 
     def _open_source(self) -> Source | None:
         return open_source(self.config, self.workdir, self.mesh, self.model)
 
-    def _fresh_state(self, key: Key) -> TrainState:
-        return new_state(self.context.optimizer, self.model.init(key))
+    def _abstract_state(self) -> TrainState:
+        """Shapes and layout of the state; says what fsdp could not split."""
+        rules = self.config.mesh.rules
+        abstract = abstract_state(programs.fresh_state(self.context), self.mesh, rules)
+        check_rules(abstract.params, self.mesh, rules)
+        for name, remark in remarks(abstract.params, self.mesh, rules).items():
+            logger.info("mesh.fsdp: %s: %s", name, remark)
+        return abstract
 
     def _new_state(self, key: Key, given: Params) -> TrainState:
         params = initial_params(self.config, self.model, self.source, key, given)
         return new_state(self.context.optimizer, params)
 
-    def _step(
-        self, state: TrainState, frozen: Params, batch: Any, key: Key
-    ) -> tuple[TrainState, Metrics]:
-        if isinstance(self.model, Teacher):
-            return teacher_step(state, batch, key, context=self.context)
-        return student_step(state, frozen, batch, key, context=self.context)
+    def validate(
+        self, state: TrainState, beat: Callable[[], None] = lambda: None
+    ) -> dict[str, float]:
+        """Losses of the averaged parameters on the validation split, the same draws every time.
 
-    def _evaluate(self, params: Params, frozen: Params, batch: Any, key: Key) -> Metrics:
-        if isinstance(self.model, Teacher):
-            return teacher_loss(self.context, params, batch, key, train=False)[1]
-        return student_loss(self.context, params, frozen, batch, key, train=False)[1]
-
-    def validate(self, state: TrainState) -> dict[str, float]:
-        """Losses of the averaged parameters on the validation split, the same draws every time."""
+        Args:
+          state: whose averaged parameters are judged.
+          beat: called after every batch.
+        """
         totals: dict[str, float] = {}
         total_weight = 0.0
         batches = evaluation_batches(
@@ -137,136 +182,165 @@ class Trainer:
         )
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(self.evaluation_key, index)
-            metrics = self.evaluate_step(state.ema, self.frozen, batch, key)
-            weight = float(jnp.sum(batch["weight"]))
+            metrics = dict(self.evaluate_step(state.ema, self.frozen, batch, key))
+            weight = float(metrics.pop("weight"))
             total_weight += weight
             for name, value in metrics.items():
                 totals[name] = totals.get(name, 0.0) + weight * float(value)
+            beat()
         return {name: value / total_weight for name, value in totals.items()}
 
-    def write_samples(self, step: int, state: TrainState, writer: MetricsWriter) -> None:
-        """Generates the sample prompts and writes them as audio and pictures."""
-        prompts = [prompt for prompt in self.config.sample_prompts.split("|") if prompt.strip()]
-        if not prompts:
-            return
-        shards = self.mesh.shape["data"] * self.mesh.shape["fsdp"]
-        if self._generator is None:
-            batch_size = math.ceil(len(prompts) / shards) * shards
-            self._generator = TokenGenerator(self.model, self.config.decode, self.mesh, batch_size)
-        tokens = self._generator(state.ema, prompts, [SAMPLE_SEED] * len(prompts))
-        audio = np.asarray(self.dataset.codec.decode(jnp.asarray(tokens)))
-        rate = self.dataset.codec.sample_rate
-        folder = self.workdir.path / "samples" / f"{step:08d}"
-        if jax.process_index() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            for index, (prompt, clip) in enumerate(zip(prompts, audio, strict=True)):
-                if np.isfinite(clip).all():
-                    peak = max(1.0, float(np.abs(clip).max()))
-                    write_audio(folder / f"{index:02d}.wav", clip / peak, rate, "wav")
-                    picture = mel_picture(clip, rate, title=prompt)
-                    (folder / f"{index:02d}.png").write_bytes(picture)
-                    writer.write_audio(step, f"samples/{index:02d}", clip / peak, rate)
-                    writer.write_image(step, f"samples/{index:02d}", picture)
-
-    def _first_state(self, checkpoints: Checkpoints) -> TrainState:
-        """That of the last checkpoint, or a new one; the source's parameters are let go."""
-        items = checkpoints.restore_latest(to_items(self.abstract))
-        if items is None:
+    def _start(self, checkpoints: Checkpoints) -> _Start:
+        """The last checkpoint, or a new state; the source's parameters are let go."""
+        restored = checkpoints.restore_latest(to_items(self.abstract))
+        if restored is None:
             self.source = self.source or self._open_source()
             given = self.source.params if self.source else {}
             state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key, given)
-        else:
-            state = from_items(items)
-            logger.info("resuming %s after step %d", self.workdir.path, int(state.step))
+            self.source = None
+            return _Start(state, 0, 0)
         self.source = None
-        return state
+        state, progress = from_items(restored.items), restored.progress
+        step = int(state.step)
+        if progress.get("next_batch", step) != step:
+            raise ConfigError(
+                f"the checkpoint of step {restored.step} in {self.workdir.path} goes on with batch "
+                f"{progress['next_batch']}, not with {step}: it is of another program"
+            )
+        logger.info("resuming %s after step %d", self.workdir.path, step)
+        return _Start(state, step, progress.get("skipped", 0))
+
+    def _compile(self) -> None:
+        """Compiles the step before the first batch is asked for, and says what it needs."""
+        if not isinstance(self.train_step, Program):
+            return
+        before = compilations.count()
+        report = self.train_step.compile(
+            self.abstract,
+            self.frozen,
+            programs.abstract_batch(self.config, self.text, self.mesh),
+            self.root_key,
+        )
+        cache = compilations.count().since(before).describe_cache()
+        logger.info("the training step is %s; %s", report, cache)
 
     def run(self) -> TrainState:
         """Trains from the last checkpoint, or from the start, to `num_steps`.
 
         Raises:
-          FloatingPointError: the loss is not finite; names the step.
+          NonFiniteStep: a loss is not finite, and no more may be skipped; names the step.
           CheckpointError: a checkpoint cannot be written or none can be read.
+          Preempted: after SIGTERM on any host, when all of them have saved.
         """
         config = self.config
-        checkpoints = Checkpoints(self.workdir.path, keep=config.checkpoints_to_keep)
-        state = self._first_state(checkpoints)
-        first_step = int(state.step)
-        if first_step >= config.num_steps:
-            logger.info("%s is complete: %d steps", self.workdir.path, first_step)
-            checkpoints.close()
-            return state
-        is_first_host = jax.process_index() == 0
-        with MetricsWriter(
-            self.workdir.path, start_step=first_step, enabled=is_first_host
-        ) as writer:
-            state = self._train(state, first_step, checkpoints, writer)
+        checkpoints = Checkpoints(
+            self.workdir.path,
+            keep=config.checkpoints_to_keep,
+            keep_every=config.keep_every,
+            best_metric=config.best_metric,
+        )
+        start = self._start(checkpoints)
+        state = start.state
+        if start.step >= config.num_steps:
+            logger.info("%s is complete: %d steps", self.workdir.path, start.step)
+        else:
+            self._compile()
+            with contextlib.ExitStack() as stack:
+                session = self._open(start, checkpoints, stack)
+                try:
+                    state = self._train(start, session)
+                except NonFiniteStep as error:  # on all hosts alike
+                    checkpoints.wait()
+                    good = checkpoints.steps()
+                    left = f"step {good[-1]}" if good else "none: the run had not saved yet"
+                    raise NonFiniteStep(f"{error}. The last good checkpoint is {left}") from error
+        # Not where this host alone has failed: closing waits for the others.
         checkpoints.close()
         return state
 
-    def _train(
-        self, state: TrainState, first_step: int, checkpoints: Checkpoints, writer: MetricsWriter
-    ) -> TrainState:
-        config = self.config
-        batches = train_batches(
-            self.dataset,
-            self.text,
-            config.data,
-            num_tokens=config.model.num_tokens,
-            seed=config.seed,
-            first_step=first_step,
-            mesh=self.mesh,
+    def _open(
+        self, start: _Start, checkpoints: Checkpoints, stack: contextlib.ExitStack
+    ) -> _Session:
+        """Everything that the steps need; closed, last first, with the stack."""
+        config, path = self.config, self.workdir.path
+        codec = self.dataset.codec
+        columns = config.model.num_tokens // codec.tokens_per_column
+        meter = Meter(config, columns * codec.samples_per_column / codec.sample_rate)
+        watchdog = stack.enter_context(Watchdog(path / HOSTS_FOLDER, config.hang_timeout))
+        preemption = stack.enter_context(Preemption())
+        is_first_host = jax.process_index() == 0
+        writer = stack.enter_context(
+            MetricsWriter(path, start_step=start.step, enabled=is_first_host)
         )
-        progress = tqdm.tqdm(
-            desc=str(self.workdir.path),
-            initial=first_step,
-            total=config.num_steps,
-            unit="step",
-            mininterval=1.0,
-            disable=jax.process_index() != 0,
+        batches = stack.enter_context(
+            TrainBatches(
+                self.dataset,
+                self.text,
+                config.data,
+                num_tokens=config.model.num_tokens,
+                seed=config.seed,
+                mesh=self.mesh,
+                start=start.step,
+            )
         )
-        late: tuple[int, Metrics] | None = None
-        with progress:
-            for step in range(first_step + 1, config.num_steps + 1):
-                state, metrics = self.train_step(state, self.frozen, next(batches), self.root_key)
-                if late is not None:
-                    self._report(*late, checkpoints, writer, progress)
-                late = (step, metrics)
-                progress.update()
-                if step % config.evaluate_every == 0 or step == config.num_steps:
-                    self._report(*late, checkpoints, writer, progress)
-                    late = None
-                    self._evaluate_and_save(step, state, checkpoints, writer)
+        reporter = StepReporter(
+            config, writer, meter, name=str(path), first_step=start.step, skipped=start.skipped
+        )
+        stack.callback(reporter.close)
+        profiler = Profiler(self.profile, lambda: self.workdir.folder(PROFILE_FOLDER))
+        stack.callback(profiler.close)
+        return _Session(
+            checkpoints, batches, writer, meter, reporter, profiler, watchdog, preemption
+        )
+
+    def _train(self, start: _Start, session: _Session) -> TrainState:
+        config, batches, reporter = self.config, session.batches, session.reporter
+        beat, meter = session.watchdog.beat, session.meter
+        state = start.state
+        meter.resume()
+        for step in range(start.step + 1, config.num_steps + 1):
+            beat(step, "data")
+            batch = next(batches)
+            beat(step, "step")
+            with session.profiler.step(step):
+                state, metrics = self.train_step(state, self.frozen, batch, self.root_key)
+            session.profiler.after(step, state.step.block_until_ready)
+            reporter.step(step, metrics, batches.waited)
+            evaluates = step % config.evaluate_every == 0 or step == config.num_steps
+            saves = config.checkpoint_every and step % config.checkpoint_every == 0
+            stops = session.preemption.reached(step)
+            if not (evaluates or saves or stops):
+                continue
+            reporter.finish(batches.waited)
+            meter.pause()
+            if evaluates:
+                self._evaluate(step, state, session)
+            else:
+                self._save(step, state, session, None)
+            if stops and step < config.num_steps:
+                session.checkpoints.wait()
+                raise Preempted(step)
+            meter.resume()
+        beat(config.num_steps, "save")
+        session.checkpoints.wait()
         return state
 
-    def _report(
-        self,
-        step: int,
-        metrics: Metrics,
-        checkpoints: Checkpoints,
-        writer: MetricsWriter,
-        progress: tqdm.tqdm,
-    ) -> None:
-        values = {name: float(value) for name, value in metrics.items()}
-        if not math.isfinite(values["loss"]) or not math.isfinite(values["gradient_norm"]):
-            checkpoints.wait()
-            good = checkpoints.steps()
-            shown = ", ".join(f"{name} {value:g}" for name, value in values.items())
-            raise FloatingPointError(
-                f"training stopped at step {step}: {shown}. The last good checkpoint is "
-                + (f"step {good[-1]}" if good else "none: the run had not saved yet")
-            )
-        if step % self.config.log_every == 0 or step == self.config.num_steps:
-            writer.write_scalars(step, {f"train/{name}": value for name, value in values.items()})
-            progress.set_postfix({"loss": f"{values['loss']:.3f}"}, refresh=False)
-
-    def _evaluate_and_save(
-        self, step: int, state: TrainState, checkpoints: Checkpoints, writer: MetricsWriter
-    ) -> None:
-        validation = self.validate(state)
+    def _evaluate(self, step: int, state: TrainState, session: _Session) -> None:
+        beat, writer = session.watchdog.beat, session.writer
+        beat(step, "evaluation")
+        validation = self.validate(state, lambda: beat(step, "evaluation"))
         writer.write_scalars(
             step, {f"validation/{name}": value for name, value in validation.items()}
         )
+        self._save(step, state, session, validation)
+        beat(step, "samples")
+        self.samples.write(step, state.ema, writer)
         writer.flush()
-        checkpoints.save(step, to_items(state), validation)
-        self.write_samples(step, state, writer)
+
+    def _save(
+        self, step: int, state: TrainState, session: _Session, metrics: dict[str, float] | None
+    ) -> None:
+        session.watchdog.beat(step, "save")
+        session.writer.flush()  # a checkpoint never is ahead of its metrics
+        progress = session.batches.state() | {"skipped": session.reporter.skipped}
+        session.checkpoints.save(step, to_items(state), metrics, progress)

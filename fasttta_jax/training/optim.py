@@ -10,6 +10,7 @@ import optax
 from jax.typing import ArrayLike
 
 from fasttta_jax.config import OptimizerConfig
+from fasttta_jax.models.stacking import STACKS
 
 FROZEN_WITH_BACKBONE = ("text", "backbone")
 
@@ -33,11 +34,15 @@ def _names(path: tuple[Any, ...]) -> list[str]:
 
 
 def _is_matrix(names: list[str], leaf: jax.Array) -> bool:
-    return names[-1] not in ("bias", "scale") and leaf.ndim >= 2
+    own_axes = leaf.ndim - any(name in STACKS for name in names)
+    return names[-1] not in ("bias", "scale") and own_axes >= 2
 
 
 def decay_mask(params: Any) -> Any:
-    """True for matrices and embeddings of backbone and text; never for biases, norms, the head."""
+    """True for matrices and embeddings of backbone and text; never for biases, norms, the head.
+
+    A stack's leading axis does not make a matrix: stacked blocks decay as blocks apart do.
+    """
     return jax.tree_util.tree_map_with_path(
         lambda path, leaf: _names(path)[0] != "head" and _is_matrix(_names(path), leaf), params
     )

@@ -75,6 +75,7 @@ def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -
     masked = sample_masks(
         keys.mask, batch_size, num_tokens, minimum=law.minimum, mean=law.mean, std=law.std
     )
+    masked = constrain(masked, "batch", None)
     if not train:
         return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
     text = config.model.text
@@ -101,6 +102,14 @@ def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
+def for_head(x: Float[Array, "M B N ..."]) -> Float[Array, "M B N ..."]:
+    """Draws of tokens or contexts as a head takes them: clips and token positions split.
+
+    A head's parameters are not split over the tensor axis; its tokens are.
+    """
+    return constrain(x, None, "batch", "token", *[None] * (x.ndim - 3))
+
+
 def teacher_loss(
     context: StepContext, params: Params, batch: Batch, key: Key, *, train: bool
 ) -> tuple[jax.Array, Metrics]:
@@ -121,10 +130,11 @@ def teacher_loss(
     time_key, noise_key = jax.random.split(keys.head)
     shape = (config.diffusion.batch_multiplier, *batch["tokens"].shape)
     time = jax.random.randint(time_key, shape[:-1], 0, schedule.num_steps)
-    noise = constrain(jax.random.normal(noise_key, shape, jnp.float32), None, "batch", None, None)
-    clean = jnp.broadcast_to(batch["tokens"][None], shape)
+    noise = for_head(jax.random.normal(noise_key, shape, jnp.float32))
+    clean = for_head(jnp.broadcast_to(batch["tokens"][None], shape))
     noisy = corrupt(clean, time, noise, schedule)
-    output = model.denoise(params, noisy, time, hidden[None])  # one projection for all draws
+    # One projection of the context for all draws.
+    output = model.denoise(params, noisy, time, for_head(hidden[None]))
     terms = diffusion_loss(
         output, clean, noisy, time, noise, schedule=schedule, prediction=config.diffusion.prediction
     )
@@ -159,8 +169,8 @@ def student_loss(
         hidden = jax.lax.stop_gradient(hidden)
     draws = config.energy.num_draws
     shape = (draws, *batch["tokens"].shape[:-1], config.model.head.noise_dim)
-    noise = sample_noise(keys.head, shape, config.model.head)
-    samples = model.draw(params, constrain(noise, None, "batch", None, None), hidden)
+    noise = for_head(sample_noise(keys.head, shape, config.model.head))
+    samples = model.draw(params, noise, for_head(hidden[None])[0])
     energy = energy_score(
         samples,
         batch["tokens"],
@@ -224,6 +234,7 @@ def accumulated_gradients(
 def _update(
     context: StepContext, state: TrainState, batch: Batch, key: Key, loss: Loss
 ) -> tuple[TrainState, Metrics]:
+    """One update; where loss or gradients are not finite, nothing but the step count changes."""
     config = context.config.optimizer
     gradients, metrics = accumulated_gradients(
         loss,
@@ -235,15 +246,15 @@ def _update(
     updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
-    return (
-        TrainState(
-            step=state.step + 1,
-            params=params,
-            ema=update_ema(config, state.ema, params, state.step),
-            opt_state=opt_state,
-        ),
-        metrics,
+    finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    new = TrainState(
+        step=state.step + 1,
+        params=params,
+        ema=update_ema(config, state.ema, params, state.step),
+        opt_state=opt_state,
     )
+    kept = dataclasses.replace(state, step=new.step)  # data and draws move on all the same
+    return jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, kept), metrics
 
 
 def teacher_step(

@@ -8,6 +8,7 @@ Dimensions: D backbone width.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -40,7 +41,7 @@ class Report:
     """Names of parameters, "backbone/encoder_0/norm_1/scale", by what became of them.
 
     Attributes:
-      taken: copied.
+      taken: copied, or for a student's head computed from the source's.
       resized: position tables of another length, interpolated.
       fresh: initialised anew, with the reason.
       unused: in the source only.
@@ -135,6 +136,27 @@ def plan(
             report.resized.append(name)
         else:
             report.fresh[name] = f"shape {old[name].shape} became {leaf.shape}"
+    return report
+
+
+def plan_parts(source: Params, target: Params, obstacles: Mapping[str, str]) -> Report:
+    """What becomes of the parameters where whole parts are taken, as a student does.
+
+    Args:
+      source: parameters, or their shapes, with the parts text, backbone and head.
+      target: those of the model that starts.
+      obstacles: why a part is not taken, for those that are not.
+    """
+
+    def obstacle(name: str) -> str | None:
+        return obstacles.get(name.partition(SEPARATOR)[0])
+
+    report = Report(unused=[name for name in flatten_dict(source, sep=SEPARATOR) if obstacle(name)])
+    for name in flatten_dict(target, sep=SEPARATOR):
+        if reason := obstacle(name):
+            report.fresh[name] = reason
+        else:
+            report.taken.append(name)
     return report
 
 

@@ -1,0 +1,73 @@
+"""The sound of a run on its way: the config's sample prompts as audio and pictures."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from fasttta_jax.audio import write_audio
+from fasttta_jax.codecs import Codec
+from fasttta_jax.config import RunConfig
+from fasttta_jax.generation import TokenGenerator
+from fasttta_jax.metrics.pictures import mel_picture
+from fasttta_jax.metrics.writer import MetricsWriter
+from fasttta_jax.models.text_to_audio import Student, Teacher
+from fasttta_jax.parallel.mesh import batch_shards
+from fasttta_jax.workdir import Workdir
+
+SAMPLE_SEED = 0
+
+
+class SampleSheet:
+    """Generates the same prompts with the same seed each time; all hosts take part.
+
+    Args:
+      config: prompts and decoding.
+      model: teacher or student.
+      codec: tokens to audio.
+      mesh: devices.
+      workdir: the sheets go to its samples/.
+    """
+
+    def __init__(
+        self,
+        config: RunConfig,
+        model: Teacher | Student,
+        codec: Codec,
+        mesh: Mesh,
+        workdir: Workdir,
+    ) -> None:
+        self._config, self._model, self._codec = config, model, codec
+        self._mesh, self._workdir = mesh, workdir
+        self._prompts = [part for part in config.sample_prompts.split("|") if part.strip()]
+        self._generator: TokenGenerator | None = None
+
+    def write(self, step: int, params: Any, writer: MetricsWriter) -> None:
+        """Samples with `params`; the first host decodes and writes. Nothing without prompts."""
+        prompts = self._prompts
+        if not prompts:
+            return
+        if self._generator is None:
+            shards = batch_shards(self._mesh)
+            batch_size = math.ceil(len(prompts) / shards) * shards
+            self._generator = TokenGenerator(
+                self._model, self._config.decode, self._mesh, batch_size
+            )
+        tokens = self._generator(params, prompts, [SAMPLE_SEED] * len(prompts))
+        if jax.process_index() != 0:
+            return
+        audio, rate = np.asarray(self._codec.decode(jnp.asarray(tokens))), self._codec.sample_rate
+        with self._workdir.folder(f"samples/{step:08d}") as folder:
+            for index, (prompt, clip) in enumerate(zip(prompts, audio, strict=True)):
+                if np.isfinite(clip).all():
+                    peak = max(1.0, float(np.abs(clip).max()))
+                    write_audio(folder / f"{index:02d}.wav", clip / peak, rate, "wav")
+                    picture = mel_picture(clip, rate, title=prompt)
+                    (folder / f"{index:02d}.png").write_bytes(picture)
+                    writer.write_audio(step, f"samples/{index:02d}", clip / peak, rate)
+                    writer.write_image(step, f"samples/{index:02d}", picture)

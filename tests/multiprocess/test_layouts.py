@@ -1,0 +1,135 @@
+"""A student's run and its sounds are the same on one device, eight of one host, and two hosts.
+
+The student's step includes its frozen teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from fasttta_jax.config import MeshConfig, OptimizerConfig, RunConfig
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.restore import load_trained
+from fasttta_jax.training.loop import Trainer
+from tests import helpers
+from tests.multiprocess import launch, sample_program
+
+LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
+BIAS_OF_KEYS = "qkv/bias"
+
+
+def student_config(encoded: pathlib.Path, teacher: pathlib.Path) -> RunConfig:
+    """Three steps at full rate."""
+    return helpers.tiny_student_config(
+        encoded,
+        teacher,
+        num_steps=3,
+        sample_prompts="a loud tone",
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9),
+    )
+
+
+@pytest.fixture(scope="module")
+def devices() -> list[Any]:
+    return jax.devices()
+
+
+@pytest.fixture(scope="module")
+def one_device(
+    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """Folder with `teacher` and `student`, trained on one device."""
+    folder = tmp_path_factory.mktemp("layouts")
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: first)
+        Trainer(helpers.tiny_teacher_config(encoded_dataset), folder / "teacher").run()
+        Trainer(student_config(encoded_dataset, folder / "teacher"), folder / "student").run()
+    return folder
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """The averaged parameters by name; biases of keys, whose gradient is rounding, left out."""
+    params = load_trained(str(workdir), make_mesh(MeshConfig())).params
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(entry.key for entry in path)
+        value = np.asarray(leaf)
+        found[name] = np.delete(value, 1, axis=0) if name.endswith(BIAS_OF_KEYS) else value
+    return found
+
+
+def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    """Losses to float32 rounding of sums in another order; parameters to a hundredth of a step.
+
+    Adam divides by the gradient's own size, which turns rounding into a share of the learning rate
+    (1e-3) where a gradient is all but zero.
+    """
+    rows = zip(helpers.rows_of(workdir), helpers.rows_of(expected), strict=True)
+    for found, wanted in rows:
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=5e-6, atol=1e-9, err_msg=name)
+    theirs = parameters(expected)
+    for name, value in parameters(workdir).items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_the_same(
+    encoded_dataset: pathlib.Path, one_device: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    config = student_config(encoded_dataset, one_device / "teacher")
+    config = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2))
+    file = helpers.run_config_file(config, tmp_path / "run.py")
+    command = helpers.train_command(file, tmp_path / "student")
+    launch.run(command, num_processes=2, devices_per_process=4, timeout=300)
+    assert_same_run(tmp_path / "student", one_device / "student")
+    assert list((tmp_path / "student" / "samples" / "00000003").glob("*.wav"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_eight_devices_train_the_same(
+    layout: tuple[int, int, int],
+    encoded_dataset: pathlib.Path,
+    one_device: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
+    config = student_config(encoded_dataset, one_device / "teacher")
+    config = dataclasses.replace(config, mesh=MeshConfig(*layout), sample_prompts="")
+    state = Trainer(config, tmp_path / "student").run()
+    assert_same_run(tmp_path / "student", one_device / "student")
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
+    assert any(split) == (layout != (8, 1, 1))
+
+
+@pytest.mark.slow
+def test_every_layout_makes_the_same_sound(
+    one_device: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Tokens to float32 rounding of the network; audio to the last of 16 bits."""
+    student = one_device / "student"
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: first)
+        expected = sample_program.sample(student, MeshConfig())
+    found = {layout: sample_program.sample(student, MeshConfig(*layout)) for layout in LAYOUTS}
+    out = tmp_path / "two_hosts.npz"
+    program = ["-m", "tests.multiprocess.sample_program", str(student), str(out), "2", "2", "2"]
+    launch.run(program, num_processes=2, devices_per_process=4, timeout=300)
+    with np.load(out) as two_hosts:
+        results = [*found.values(), dict(two_hosts)]
+    assert np.abs(expected["tokens"]).max() > 0.1
+    assert np.abs(expected["audio"]).max() > 1e-3
+    for result in results:
+        np.testing.assert_allclose(result["tokens"], expected["tokens"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result["audio"], expected["audio"], atol=1 / 2**15)
