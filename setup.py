@@ -62,6 +62,8 @@ setup(
             "diffusers>=0.35; python_version < '3.12'",
             "torch==2.13.0; python_version < '3.12'",
         ],
+        # libtpu of the version that goes with jax; compiles for TPUs on any x86 machine.
+        "aot": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
         # For gs:// datasets and workdirs.
         "gcs": ["gcsfs>=2025.3"],

@@ -30,6 +30,7 @@ from typing import Any
 
 import jax
 import numpy as np
+import tqdm
 from absl import flags
 
 from benchmarks import measure, scaling_cells, scaling_tables
@@ -203,7 +204,7 @@ def study(arguments: Sequence[str], devices: Sequence[int]) -> dict[str, Any]:
     """
     found: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as folder:
-        for num_devices in devices:
+        for num_devices in tqdm.tqdm(devices, desc="numbers of devices"):
             target = pathlib.Path(folder) / f"{num_devices}.json"
             command = [sys.executable, "-m", "benchmarks.scaling", f"--worker={num_devices}"]
             done = subprocess.run(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import math
 import pathlib
 import subprocess
 import sys
@@ -25,6 +24,7 @@ logger = logging.getLogger("fasttta_jax.scaling")
 
 CONFIGS = ("configs/audiodear_base.py", "configs/audiodear_large.py")
 TOPOLOGIES = ("v5e:4x4", "v5e:8x8", "v5e:16x16")
+MOST_CHIPS = 256
 TIMEOUT = 3600.0
 """Seconds for a cell; one takes minutes."""
 
@@ -54,13 +54,14 @@ class Cell(NamedTuple):
 def meshes(num_chips: int) -> dict[tuple[int, int, int], tuple[ProgramName, ...]]:
     """The layouts that are compared on so many chips, and which programs on each.
 
-    Whole copies of the parameters; parts of them on four and on sixteen chips; and tensor
-    parallelism on two. Sampling is compared with whole copies and parts on four.
+    Whole copies of the parameters, and parts of them on four chips. On the largest slice also parts
+    on sixteen, tensor parallelism on two, and sampling, which knows no other chips than a clip's.
     """
-    both: tuple[ProgramName, ...] = ("train", "sampler")
+    if num_chips < MOST_CHIPS:
+        return {(num_chips, 1, 1): ("train",), (num_chips // 4, 4, 1): ("train",)}
     return {
-        (num_chips, 1, 1): both,
-        (num_chips // 4, 4, 1): both,
+        (num_chips, 1, 1): ("train", "sampler"),
+        (num_chips // 4, 4, 1): ("train", "sampler"),
         (num_chips // 16, 16, 1): ("train",),
         (num_chips // 4, 2, 2): ("train",),
     }
@@ -75,10 +76,8 @@ def cells(configs: Sequence[str] = CONFIGS, topologies: Sequence[str] = TOPOLOGI
     found = []
     for config in configs:
         for topology in topologies:
-            num_chips = parse_topology(topology).num_chips
-            for mesh, programs in meshes(num_chips).items():
-                if math.prod(mesh) == num_chips:
-                    found.append(Cell(config, topology, mesh, programs))
+            for mesh, programs in meshes(parse_topology(topology).num_chips).items():
+                found.append(Cell(config, topology, mesh, programs))
     return found
 
 

@@ -194,9 +194,16 @@ def conclusions(reports: Sequence[Report]) -> list[str]:
         found.append(
             f"* {model} on {topology}, {best['batch_size'] / best['chips']:g} clips a chip: "
             f"fastest on paper is {_mesh(best)}, limited by {fastest.largest}; operations are "
-            f"{share:.0%} of its time if nothing overlaps. Least memory has {_mesh(smallest)}: "
-            f"{_mib(smallest['memory']['peak'])} MiB."
+            f"{share:.0%} of its time if nothing overlaps, and it takes "
+            f"{best['memory']['peak'] / best['hbm_bytes']:.0%} of the memory. Least memory has "
+            f"{_mesh(smallest)}: {smallest['memory']['peak'] / smallest['hbm_bytes']:.0%}."
         )
+    refused = [one for one in reports if one["program"] == "train" and not one["fits"]]
+    found += [
+        f"* {one['model']} on {one['topology']} does not fit as {_mesh(one)}: it would take "
+        f"{one['memory']['peak'] / one['hbm_bytes']:.0%} of the memory."
+        for one in refused
+    ]
     return found
 
 

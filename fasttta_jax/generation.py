@@ -59,6 +59,9 @@ class TokenGenerator:
       batch_size: clips computed together; must divide over the mesh.
       num_known: tokens of every clip that will be given.
 
+    Attributes:
+      program: the jitted sampler of (parameters, text, start).
+
     Raises:
       ValueError: more iterations than tokens to generate, or a batch that cannot be split.
     """
@@ -100,7 +103,7 @@ class TokenGenerator:
             # The first axis is the one that is split over the mesh.
             return tokens, jax.tree.map(lambda rows: jnp.moveaxis(rows, 0, 1), states)
 
-        self._sample = compile_sampler(sample, mesh)
+        self.program = compile_sampler(sample, mesh)
         self._trace = compile_sampler(trace, mesh)
 
     def inputs(
@@ -151,7 +154,7 @@ class TokenGenerator:
 
     def sample(self, params: Params, text: TextBatch, start: Start) -> Tokens:
         """The compiled program alone: tokens [batch_size, N, C] on the devices, not waited for."""
-        return self._sample(params, text, start)
+        return self.program(params, text, start)
 
     def __call__(
         self,

@@ -159,7 +159,7 @@ def test_one_program_gives_known_tokens_back(sampler):
         found = generator(params, prompts, [seed] * len(prompts), known)
         assert found.shape == known.tokens.shape
         np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
-    assert generator._sample.__wrapped__._cache_size() == 1
+    assert generator.program.jitted._cache_size() == 1
 
 
 def test_states_are_those_of_the_same_decoding(sampler):

@@ -24,6 +24,7 @@ from fasttta_jax.parallel.sharding import (
     batch_sharding,
     check_rules,
     constrain,
+    describe_remarks,
     infer_shardings,
     path_name,
     place,
@@ -179,6 +180,8 @@ def test_fsdp_fills_the_tiles_of_a_tpu_where_it_can():
     assert whole.remark == "no axis of (1021, 1021) is a multiple of mesh.fsdp = 8"
     found = remarks({"a": jnp.zeros((1021, 1021)), "b": jnp.zeros((1024, 256))}, eight)
     assert found == {"a": whole.remark}
+    layers = {"encoder_0/x": "why", "encoder_11/x": "why", "y": "why", "z": "because"}
+    assert describe_remarks(layers) == ["why: encoder_*/x, y", "because: z"]
 
 
 def test_small_arrays_and_meshes_without_fsdp_keep_copies():

@@ -29,7 +29,7 @@ class Accelerator:
         matrix units have no such type.
       float32: the same for float32 operands at jax's default precision: one bfloat16 pass on a TPU,
         TF32 on NVIDIA's Ampere and later, true float32 before.
-      memory_bytes: what a program may allocate, about.
+      memory_bytes: that it has, or as much of it as a program gets.
       memory_bandwidth: bytes a second.
       link_bandwidth: bytes a second that a TPU sends over one of its links, in one direction; None
         for a GPU, whose links depend on the server.
@@ -68,13 +68,14 @@ def _gpu(
 
 ACCELERATORS: tuple[Accelerator, ...] = (
     # A chip's "interchip interconnect bandwidth" is the sum over its links: 4 in two dimensions
-    # (v2, v3, v5e, v6e), 6 in three (v4, v5p, 7x).
+    # (v2, v3, v5e, v6e), 6 in three (v4, v5p, 7x). Memory of v4, v5e, v5p and v6e is what libtpu
+    # 0.0.42 lets a program have.
     _tpu("v2", r"TPU v2", 23, 8, 350, 62),
     _tpu("v3", r"TPU v3", 61.5, 16, 450, 82),
-    _tpu("v4", r"TPU v4", 275, 32, 1228, 50),
-    _tpu("v5e", r"TPU v5 ?lite|TPU v5e", 197, 16, 819, 50),
-    _tpu("v5p", r"TPU v5p?", 459, 95, 2765, 100),
-    _tpu("v6e", r"TPU v6 ?lite|TPU v6e", 918, 32, 1640, 100),
+    _tpu("v4", r"TPU v4", 275, 30.75, 1228, 50),
+    _tpu("v5e", r"TPU v5 ?lite|TPU v5e", 197, 15.75, 819, 50),
+    _tpu("v5p", r"TPU v5p?", 459, 95.74, 2765, 100),
+    _tpu("v6e", r"TPU v6 ?lite|TPU v6e", 918, 31.25, 1640, 100),
     _tpu("7x", r"TPU ?v?7x?", 1153.5, 96, 3690, 100),
     _gpu("V100", r"(NVIDIA |Tesla )?V100.*", None, 15.7, 16, 900),
     _gpu("T4", r"(NVIDIA |Tesla )?T4", None, 8.1, 16, 300),

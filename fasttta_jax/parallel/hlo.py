@@ -29,6 +29,7 @@ from fasttta_jax.parallel.mesh import AnyMesh
 KINDS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 FUSED_SCATTER = "all-reduce-scatter"
 """XLA for TPUs writes a reduce-scatter as an all-reduce inside a computation of this name."""
+HIDDEN_CHAIN = re.compile(r'\bchain_id="[^"]*"')
 EXPLICIT_GROUPS = re.compile(r"\breplica_groups=\{((?:\{[\d,]*\},?)*)\}")
 IOTA_GROUPS = re.compile(r"\breplica_groups=\[([\d,]+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?")
 MESH_GROUPS = re.compile(
@@ -222,10 +223,13 @@ def find_collectives(text: str, mesh: AnyMesh) -> tuple[Collective, ...]:
     found: dict[str, Collective] = {}
 
     def add(one: Collective, computation: str, attributes: str) -> None:
-        # A fusion that hides a collective behind other work repeats it, with its channel, in each
-        # of its parts; a computation may also be called from several places.
+        # A collective that TPUs hide behind other work is repeated in each step of that work, under
+        # one chain and channel. A computation may also be called from several places.
+        chain = HIDDEN_CHAIN.search(attributes)
         channel = re.search(r"\bchannel_id=\d+", attributes)
-        key = channel[0] if channel else f"{computation}/{one.name}"
+        key = f"{computation}/{one.name}"
+        if chain and channel:
+            key = f"{chain[0]} {channel[0]}"
         first = found.setdefault(key, one)
         if first is not one and first.name == one.name:
             found[key] = dataclasses.replace(first, times=_sum(first.times, one.times))

@@ -210,6 +210,14 @@ def remarks(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> dict[str, s
     return {name: placement.remark for name, placement in found.items() if placement.remark}
 
 
+def describe_remarks(found: dict[str, str]) -> list[str]:
+    """What `remarks` found in a line for each reason; "encoder_*" stands for every layer."""
+    names: dict[str, list[str]] = {}
+    for name, remark in found.items():
+        names.setdefault(remark, []).append(re.sub(r"_\d+(?=/)", "_*", name))
+    return [f"{remark}: {', '.join(dict.fromkeys(these))}" for remark, these in names.items()]
+
+
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:
     """First axis split over data and fsdp."""
     return NamedSharding(mesh, PartitionSpec(BATCH_AXES))

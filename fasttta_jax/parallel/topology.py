@@ -30,10 +30,13 @@ FLAT = ((2, 2), (2, 4), (4, 4), (4, 8), (8, 8), (8, 16), (16, 16))
 SMALL_TORUS = ((2, 2, 1), (2, 2, 2), (2, 2, 4), (2, 4, 4))
 LIBRARY = "TPU_LIBRARY_PATH"
 COMPILE_ONLY = {
-    # No question to the metadata server of a TPU VM, and no lock on a TPU: none is used.
-    "TPU_SKIP_MDS_QUERY": "1",
+    # No TPU is used: no lock on one, and no question to a metadata server what machine this is.
+    # The kind of machine has no effect on the topologies that can be asked for.
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+    "TPU_ACCELERATOR_TYPE": "v5litepod-4",
+    "TPU_SKIP_MDS_QUERY": "1",
     "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_WORKER_ID": "0",
 }
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import inspect
 import math
 import re
 import time
@@ -20,9 +21,10 @@ from jax.sharding import AbstractMesh, AxisType, Mesh
 from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.generation import Start, TokenGenerator
 from fasttta_jax.metrics.flops import sampling_flops, training_step_flops
+from fasttta_jax.parallel import hlo, hlo_text
 from fasttta_jax.parallel import topology as topologies
 from fasttta_jax.parallel.compile import Program, abstract_state, compile_train_step
-from fasttta_jax.parallel.hlo import Traffic, find_collectives, summarize
+from fasttta_jax.parallel.hlo import Collective, find_collectives, summarize
 from fasttta_jax.parallel.mesh import AXES, AnyMesh, check_batch_size, mesh_sizes
 from fasttta_jax.parallel.sharding import batch_sharding, check_rules, remarks, replicated
 from fasttta_jax.parallel.topology import Topology
@@ -34,20 +36,21 @@ Effort = Literal["full", "low"]
 PROGRAMS: tuple[ProgramName, ...] = ("train", "sampler")
 EFFORTS: dict[Effort, float] = {"full": 0.0, "low": -1.0}
 """XLA's effort on speed: "low" compiles many times faster, and overlaps and fuses less."""
-OUT_OF_MEMORY = re.compile(r"Used ([\d.]+)([KMGT]?) of ([\d.]+)([KMGT]?) hbm")
+OUT_OF_MEMORY = re.compile(
+    r"RESOURCE_EXHAUSTED.*(?:required for HLO temporaries \(|Used )([\d.]+)([KMGT]?)", re.DOTALL
+)
 COMPILED = (
     "compile_seconds",
     "memory",
     "fits",
-    "collectives",
     "instructions",
     "fingerprint",
     "effort",
     "libtpu",
 )
 """Of a report, what only the compiler knows; None where nothing is compiled. A program that does
-not fit has no collectives, and of its memory only "peak", what it would need. "collectives" are by
-kind and axes, "instructions" one by one."""
+not fit has no "instructions", which are its collectives one by one, and of its memory only "peak",
+what it would need."""
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
@@ -108,7 +111,7 @@ def build(case: Case, text: TextEncoder, mesh: AnyMesh) -> tuple[Program[Any], d
     size = config.data.batch_size
     generator = TokenGenerator(context.model, config.decode, mesh, size)  # type: ignore[arg-type]
     start = Start(_key((size,), batch_sharding(mesh)), None)
-    return generator._sample, {"params": state.ema, "text": batch["text"], "start": start}
+    return generator.program, {"params": state.ema, "text": batch["text"], "start": start}
 
 
 def _key(shape: tuple[int, ...], sharding: Any) -> Any:
@@ -164,10 +167,19 @@ def _memory(compiled: Any) -> dict[str, int]:
     }
 
 
-def _traffic(rows: tuple[Traffic, ...], topology: Topology, mesh: Mesh) -> list[dict[str, Any]]:
-    """Collectives with the time that their bytes take on the links between the chips."""
+def traffic(
+    instructions: Sequence[Mapping[str, Any]], topology: Topology, mesh: Mesh
+) -> list[dict[str, Any]]:
+    """Collectives by kind and axes, with the time that their bytes take between the chips.
+
+    Args:
+      instructions: as a report has them.
+      topology: of the devices.
+      mesh: over all of them.
+    """
+    single = [Collective(**{**one, "axes": tuple(one["axes"])}) for one in instructions]
     found = []
-    for row in rows:
+    for row in summarize(single):
         rate = topologies.axis_bandwidth(topology, mesh, row.axes)
         seconds = None if rate is None else row.sent_bytes / rate
         found.append({**row._asdict(), "axes": list(row.axes), "seconds": seconds})
@@ -195,21 +207,21 @@ def _compile(lowered: Any, case: Case, mesh: Mesh) -> dict[str, Any]:
             "fits": False,
         }
     seconds = time.perf_counter() - start
-    single = find_collectives(compiled.as_text(), mesh)
+    found = find_collectives(compiled.as_text(), mesh)
     return {
         "compile_seconds": seconds,
         "memory": _memory(compiled),
         "fits": True,
-        "collectives": _traffic(summarize(single), case.topology, mesh),
-        "instructions": [dataclasses.asdict(one) for one in single],
+        "instructions": [{**dataclasses.asdict(one), "axes": list(one.axes)} for one in found],
     }
 
 
 def _fingerprint(lowered: Any, case: Case, mesh: AnyMesh) -> str:
-    """Equal where the compiler would be asked for the same again."""
+    """Equal where the same would be compiled again, and read in the same way."""
     parts = (lowered.as_text(), case.topology, dict(mesh.shape), case.effort)
     versions = jax.__version__, topologies.libtpu_version()
-    return hashlib.sha256(repr((*parts, *versions)).encode()).hexdigest()
+    readers = inspect.getsource(hlo), inspect.getsource(hlo_text)
+    return hashlib.sha256(repr((*parts, *versions, *readers)).encode()).hexdigest()
 
 
 def report(
@@ -244,6 +256,9 @@ def report(
             compiled |= _compile(lowered, case, mesh)
             compiled |= {"fingerprint": fingerprint, "effort": case.effort}
             compiled["libtpu"] = topologies.libtpu_version()
+    collectives = None
+    if isinstance(mesh, Mesh) and compiled["instructions"] is not None:
+        collectives = traffic(compiled["instructions"], topology, mesh)
     return {
         "stage": config.stage,
         "program": case.program,
@@ -265,6 +280,7 @@ def report(
         "peak_flops": getattr(topology.accelerator, config.model.dtype),
         "flops_per_chip": flops_per_chip(case),
         "remarks": remarks(params, mesh, config.mesh.rules),
+        "collectives": collectives,
         "lower_seconds": seconds,
         "jax": jax.__version__,
         **compiled,

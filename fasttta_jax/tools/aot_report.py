@@ -58,12 +58,12 @@ def _memory_lines(found: Mapping[str, Any]) -> list[str]:
     if memory is None:
         parts = ", ".join(f"{name} {_mib(size)}" for name, size in found["argument_bytes"].items())
         return [
-            f"memory of a chip   arguments alone: {parts}; a chip has {hbm / GIB:.0f} GiB",
+            f"memory of a chip   arguments alone: {parts}; a chip has {hbm / GIB:.2f} GiB",
             "not known without libtpu: temporaries, peak memory, collectives, compile time",
         ]
     verdict = "fits" if found["fits"] else "DOES NOT FIT"
     share = memory["peak"] / hbm
-    lines = [f"memory of a chip   {_mib(memory['peak'])}, {share:.0%} of {hbm / GIB:.0f} GiB"]
+    lines = [f"memory of a chip   {_mib(memory['peak'])}, {share:.0%} of {hbm / GIB:.2f} GiB"]
     lines[0] += f": {verdict}"
     if found["fits"]:
         parts = ("arguments", "outputs", "aliased", "temporaries", "program")

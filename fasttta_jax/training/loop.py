@@ -37,7 +37,7 @@ from fasttta_jax.parallel.compile import (
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.preemption import Preempted, Preemption
-from fasttta_jax.parallel.sharding import check_rules, remarks
+from fasttta_jax.parallel.sharding import check_rules, describe_remarks, remarks
 from fasttta_jax.parallel.watchdog import Watchdog
 from fasttta_jax.training import programs
 from fasttta_jax.training.initialization import Source, initial_params, open_source
@@ -152,8 +152,8 @@ class Trainer:
         rules = self.config.mesh.rules
         abstract = abstract_state(programs.fresh_state(self.context), self.mesh, rules)
         check_rules(abstract.params, self.mesh, rules)
-        for name, remark in remarks(abstract.params, self.mesh, rules).items():
-            logger.info("mesh.fsdp: %s: %s", name, remark)
+        for line in describe_remarks(remarks(abstract.params, self.mesh, rules)):
+            logger.info("mesh.fsdp: %s", line)
         return abstract
 
     def _new_state(self, key: Key, given: Params) -> TrainState:
