@@ -112,16 +112,23 @@ def test_fsdp_steps_gather_every_split_kernel_once_a_pass() -> None:
 
 
 def test_three_axes_add_only_what_each_of_them_needs() -> None:
-    """Tensor parallelism: a sum of activations after attention and MLP, forward and backward."""
+    """Tensor parallelism: a sum of activations after attention and MLP, forward and backward, and
+    the gradients of the states gathered from the head's tokens.
+
+    The one kernel of the backbone that is not split over the tensor axis, decoder_embedding's, is
+    gathered by way of it: XLA moves parts to where that axis gathers them.
+    """
     *_, found = step_collectives("student", 2, 2, 2)
-    by_kind = kinds(found)
-    assert {kind for kind, _ in by_kind} == {"all-gather", "all-reduce"}
-    gathers = {axes for kind, axes in by_kind if kind == "all-gather"}
-    assert gathers == {("fsdp",), ("tensor",)}
-    hidden = BATCH // 4 * 32 * WIDTH * FLOAT32  # gradients of the states, from the head's tokens
-    tensor_gathers = [one for one in found if one.kind == "all-gather" and one.axes == ("tensor",)]
-    assert [one.array_bytes for one in tensor_gathers] == [hidden]
-    sums = [one for one in found if one.kind == "all-reduce" and one.axes == ("tensor",)]
+    detour = [one for one in found if "decoder_embedding" in one.source and "tensor" in one.axes]
+    assert sum(one.kind == "collective-permute" for one in detour) <= 3
+    assert max(one.array_bytes for one in detour) <= WIDTH * WIDTH * FLOAT32
+    rest = [one for one in found if one not in detour]
+    assert {one.kind for one in rest} == {"all-gather", "all-reduce"}
+    gathers = [one for one in rest if one.kind == "all-gather"]
+    assert {one.axes for one in gathers} == {("fsdp",), ("tensor",)}
+    hidden = BATCH // 4 * 32 * WIDTH * FLOAT32
+    assert [one.array_bytes for one in gathers if one.axes == ("tensor",)] == [hidden]
+    sums = [one for one in rest if one.kind == "all-reduce" and one.axes == ("tensor",)]
     forward, backward = 2 * 2 * BLOCKS, 2 * BLOCKS
     assert len(sums) <= forward + backward + 3
 

@@ -136,8 +136,10 @@ EXAMPLES = [
     ("ema/backbone/encoder_0/attention/projection/kernel", (4, 32, 512), ("tensor", None, "fsdp")),
     ("opt_state/1/0/mu/backbone/encoder_11/mlp_in/kernel", (64, 256), ("fsdp", "tensor")),
     ("backbone/encoder_0/mlp_in/bias", (256,), ("tensor",)),
-    ("backbone/decoder_0/mlp_out/kernel", (256, 64), (("tensor", "fsdp"), None)),
-    ("backbone/decoder_stack/mlp_out/kernel", (4, 256, 64), (None, ("tensor", "fsdp"), None)),
+    ("backbone/decoder_0/mlp_out/kernel", (256, 512), ("tensor", "fsdp")),
+    ("backbone/decoder_stack/mlp_out/kernel", (4, 256, 512), (None, "tensor", "fsdp")),
+    # no other axis divides: both of them on one
+    ("backbone/decoder_1/mlp_out/kernel", (8192, 7), (("tensor", "fsdp"), None)),
     ("nu/backbone/encoder_stack/mlp_in/bias", (4, 256), (None, "tensor")),
 ]
 

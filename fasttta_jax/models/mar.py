@@ -142,9 +142,8 @@ class MAR(nn.Module):
             key_mask=key_mask,
             deterministic=deterministic,
         )
-        x = self.encoder_norm(constrain(x, "batch", None, None))
-        x = self.decoder_embedding(x).astype(jnp.float32)
-        x = constrain(x, "batch", None, None)
+        x = constrain(self.encoder_norm(x), "batch", None, None)
+        x = constrain(self.decoder_embedding(x), "batch", None, None).astype(jnp.float32)
         # Where each visible token stands among them. A gather by clips: XLA would split a scatter
         # with indices of its own for the clips over no device.
         slots = jnp.clip(jnp.cumsum(~masked, axis=1) - 1, 0, num_visible - 1)

@@ -94,7 +94,10 @@ def _is_aligned(shape: Sequence[int], axis: int, size: int) -> bool:
 
 
 def _with_fsdp(shape: Sequence[int], spec: list[Entry], mesh: AnyMesh) -> tuple[list[Entry], str]:
-    """`spec` with fsdp on the axis that suits it best, and a remark where none does."""
+    """`spec` with fsdp on the axis that suits it best, and a remark where none does.
+
+    An axis that is split already comes last: XLA gathers one that two mesh axes share over both.
+    """
     shards = mesh.shape["fsdp"]
     if shards == 1 or math.prod(shape) < MIN_FSDP_SIZE:
         return spec, ""
@@ -106,7 +109,8 @@ def _with_fsdp(shape: Sequence[int], spec: list[Entry], mesh: AnyMesh) -> tuple[
     if not sizes:
         return spec, f"no axis of {tuple(shape)} is a multiple of mesh.fsdp = {shards}"
     aligned = {axis for axis, size in sizes.items() if _is_aligned(shape, axis, size)}
-    best = max(sizes, key=lambda axis: (axis in aligned, sizes[axis], -axis))
+    free = {axis for axis in sizes if _parts(spec[axis], mesh) == 1}
+    best = max(sizes, key=lambda axis: (axis in free, axis in aligned, sizes[axis], -axis))
     placed = list(spec)
     placed[best] = (*_axes(spec[best]), "fsdp") if spec[best] else "fsdp"
     if best in aligned:
