@@ -19,7 +19,7 @@ from fasttta_jax.training.loop import Trainer
 from tests import helpers
 from tests.multiprocess import launch
 
-NUM_STEPS = 400
+NUM_STEPS = 160
 EVERY = 20
 
 
@@ -41,7 +41,7 @@ def finished_steps(workdir: pathlib.Path) -> list[int]:
     return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
 
 
-def wait_for_step(job: launch.Job, workdir: pathlib.Path, step: int, timeout: float = 120) -> None:
+def wait_for_step(job: launch.Job, workdir: pathlib.Path, step: int, timeout: float = 400) -> None:
     """Returns when a checkpoint of `step` or a later one is there."""
     deadline = time.monotonic() + timeout
     while max(finished_steps(workdir), default=0) < step:
@@ -87,7 +87,7 @@ def test_a_run_survives_its_hosts(
     with launch.start(command, num_processes=2, devices_per_process=4) as job:
         wait_for_step(job, workdir, 2 * EVERY)
         job.signal(1, signal.SIGKILL)
-        killed = job.wait(timeout=180)
+        killed = job.wait(timeout=400)
     assert killed[1].returncode == -signal.SIGKILL
     assert killed[0].returncode in (exit_codes.LOST, -signal.SIGABRT), job.outputs()
     assert "host 1 of 2" in killed[0].stderr
@@ -95,7 +95,7 @@ def test_a_run_survives_its_hosts(
     with launch.start(command, num_processes=1, devices_per_process=8) as job:
         wait_for_step(job, workdir, finished_steps(workdir)[-1] + EVERY)
         job.signal(0, signal.SIGTERM)
-        (alone,) = job.wait(timeout=120)
+        (alone,) = job.wait(timeout=400)
     assert alone.returncode == exit_codes.PREEMPTED, alone.stderr
     assert f"resuming {workdir} after step" in alone.stderr
     stopped = finished_steps(workdir)[-1]
@@ -104,14 +104,14 @@ def test_a_run_survives_its_hosts(
     with launch.start(command, num_processes=2, devices_per_process=4) as job:
         wait_for_step(job, workdir, stopped + EVERY)
         job.signal(1, signal.SIGTERM)
-        both = job.wait(timeout=120)
+        both = job.wait(timeout=400)
     assert [result.returncode for result in both] == [exit_codes.PREEMPTED] * 2, job.outputs()
     assert f"resuming {workdir} after step {stopped}" in both[0].stderr
     stopped = finished_steps(workdir)[-1]
     assert f"SIGTERM after step {stopped}" in both[0].stderr
     assert stopped < NUM_STEPS, "the run ended before it could be stopped"
 
-    launch.run(command, num_processes=2, devices_per_process=4, timeout=240)
+    launch.run(command, num_processes=2, devices_per_process=4, timeout=600)
     expected = Trainer(config, tmp_path / "whole").run()
     assert int(expected.step) == NUM_STEPS
     rows = helpers.rows_of(workdir), helpers.rows_of(tmp_path / "whole")
