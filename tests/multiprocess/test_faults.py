@@ -157,6 +157,8 @@ def test_a_run_survives_a_full_disk(
         nonlocal calls
         calls += 1
         if calls == 4:
+            while 3 not in finished_steps(tmp_path / "run"):  # a thread still writes it
+                time.sleep(0.02)
             disk(20_000)
         return step(*arguments)
 
