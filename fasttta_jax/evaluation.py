@@ -26,7 +26,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from fasttta_jax.config import to_config_dict
+from fasttta_jax.config import flatten, to_config_dict
 from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
 from fasttta_jax.files import as_path, write_json
 from fasttta_jax.generation import TokenGenerator, generate
@@ -43,7 +43,6 @@ from fasttta_jax.metrics.timing import SamplingTime, time_samplers
 from fasttta_jax.metrics.writer import METRICS_FILE, read_metrics
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import BATCH_AXES
-from fasttta_jax.workdir import flatten
 
 logger = logging.getLogger(__name__)
 

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
-from fasttta_jax.config import ConfigError, RunConfig, from_config_dict, to_config_dict
+from fasttta_jax.config import ConfigError, RunConfig, flatten, from_config_dict, to_config_dict
 from fasttta_jax.converted import copy_folder
 from fasttta_jax.files import (
     AnyPath,
@@ -64,17 +64,6 @@ FREE_PATHS = (
 
 class WorkdirError(StorageError):
     """A workdir that cannot be used for what is asked."""
-
-
-def flatten(values: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested dict as {"a.b.c": value}."""
-    flat: dict[str, Any] = {}
-    for name, value in values.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat
 
 
 def same_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:

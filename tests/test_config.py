@@ -26,12 +26,12 @@ from fasttta_jax.config import (
     OptimizerConfig,
     RunConfig,
     TextConfig,
+    flatten,
     from_config_dict,
     to_config_dict,
 )
 from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.text import abstract_text_encoder
-from fasttta_jax.workdir import flatten
 from tests import helpers
 
 CONFIGS = sorted((pathlib.Path(__file__).parents[1] / "configs").glob("*.py"))

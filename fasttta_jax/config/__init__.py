@@ -5,7 +5,7 @@ and `from_config_dict` turns it back. Library code only ever sees the dataclasse
 """
 
 from fasttta_jax.config.checks import ConfigError
-from fasttta_jax.config.mapping import from_config_dict, to_config_dict
+from fasttta_jax.config.mapping import flatten, from_config_dict, to_config_dict
 from fasttta_jax.config.model import (
     BackboneConfig,
     ComputeDtype,
@@ -43,6 +43,7 @@ __all__ = [
     "OptimizerConfig",
     "RunConfig",
     "TextConfig",
+    "flatten",
     "from_config_dict",
     "to_config_dict",
 ]

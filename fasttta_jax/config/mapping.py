@@ -23,6 +23,17 @@ def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
     return ml_collections.ConfigDict(dataclasses.asdict(config))
 
 
+def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested mappings as one, with keys such as "optimizer.learning_rate"."""
+    flat: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, Mapping):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
 def _as_tuple(value: Any) -> Any:
     """Lists, which is what JSON makes of tuples, as tuples, at every depth."""
     return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value

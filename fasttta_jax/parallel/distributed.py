@@ -26,6 +26,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 
 import fasttta_jax
+from fasttta_jax.config import flatten
 from fasttta_jax.parallel import coordination, failures
 from fasttta_jax.parallel.startup import StartError, initialize
 
@@ -174,17 +175,6 @@ def _named(hosts: Sequence[int]) -> str:
     for run in runs:
         parts += [f"{run[0]} to {run[-1]}"] if len(run) > 2 else [str(host) for host in run]
     return ("host " if len(hosts) == 1 else "hosts ") + ", ".join(parts)
-
-
-def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mappings as one, with keys such as "config.optimizer.learning_rate"."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        if isinstance(value, Mapping):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[f"{prefix}{key}"] = value
-    return flat
 
 
 def check_agreement(values: Mapping[str, Any]) -> None:
