@@ -178,6 +178,15 @@ REJECTED = [
     (RunConfig, {"keep_every": -1}, r"keep_every is -1; allowed: 0 or more"),
     (RunConfig, {"hang_timeout": -1.0}, r"hang_timeout is -1\.0; allowed: 0 or more"),
     (RunConfig, {"best_metric": "energy"}, r"best_metric is 'energy'; allowed: one of \('loss', "),
+    (
+        RunConfig,
+        {
+            "stage": "student",
+            "best_metric": "align",
+            "distillation": DistillationConfig(weight=0.0),
+        },
+        r"best_metric is 'align'; allowed: one of \('loss', 'energy'\)",
+    ),
     (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),
     (
         RunConfig,

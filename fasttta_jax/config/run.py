@@ -233,7 +233,9 @@ class RunConfig:
             self, "", POSITIVE, "num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"
         )
         check_fields(self, "", NOT_NEGATIVE, "checkpoint_every", "keep_every", "hang_timeout")
-        metrics = ("loss", "mse", "vb") if self.stage == "teacher" else ("loss", "energy", "align")
+        metrics = ("loss", "mse", "vb") if self.stage == "teacher" else ("loss", "energy")
+        if self.stage == "student" and self.distillation.weight > 0:
+            metrics = (*metrics, "align")
         check(self.best_metric in metrics, "best_metric", self.best_metric, f"one of {metrics}")
         check(
             self.decode.num_iterations <= self.model.num_tokens,

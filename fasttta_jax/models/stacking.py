@@ -30,7 +30,7 @@ BLOCK_NAME = re.compile(r"(encoder|decoder)_(\d+|stack)")
 REMAT_POLICIES = {
     "full": jax.checkpoint_policies.nothing_saveable,
     "dots": jax.checkpoint_policies.dots_saveable,
-    # Layers with parameters flatten their leading axes; attention's two products have batch axes.
+    # Products with parameters have no batch axes; attention's two have.
     "projections": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
 }
 
