@@ -114,27 +114,22 @@ def _list_into(found: dict[str, int], folder: AnyPath, prefix: str) -> None:
 
 
 def write_json(path: AnyPath, values: Any) -> None:
-    """Writes JSON atomically; several processes may write the same file at once."""
+    """`write_atomically` for JSON."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-    if is_remote(path):
-        path.write_bytes(text.encode())
-        return
-    temporary = pathlib.Path(path).with_name(f"{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        temporary.write_text(text, encoding="utf-8")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    write_atomically(path, text.encode())
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file so that at any moment `path` is what it was, or holds all of `content`."""
+    """Writes a file so that at any moment `path` is what it was, or holds all of `content`.
+
+    Several processes, of several hosts, may write the same file at once. Makes the folder.
+    """
     if is_remote(path):
         as_path(path).write_bytes(content)
         return
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
     try:
         with temporary.open("wb") as file:
             file.write(content)
