@@ -183,7 +183,10 @@ class TaggerNetwork(nn.Module):
         for width in self.widths[1:]:
             x = nn.Conv(width, kernel_size=(3, 3), strides=(2, 2))(x)
             x = nn.relu(nn.GroupNorm(num_groups=8)(x))
-        pooled = jnp.concatenate([x.mean(axis=1), x.max(axis=1)], axis=-1)
+        # Not `x.max`, whose gradient compares x with its maximum: XLA may compute x twice, rounded
+        # once in one way and once in another, and where no element is the maximum it divides by 0.
+        highest = nn.max_pool(x, (x.shape[1], 1))[:, 0]
+        pooled = jnp.concatenate([x.mean(axis=1), highest], axis=-1)
         embeddings = nn.relu(nn.Dense(EMBEDDING_DIM)(pooled.reshape(len(pooled), -1)))
         event_logits = nn.Dense(self.num_events)(embeddings)
         axis_logits = tuple(nn.Dense(size)(embeddings) for size in self.axis_sizes)
