@@ -335,6 +335,15 @@ class Checkpoints(StoredCheckpoints):
         for old in finish.old_steps:
             self._metrics.pop(old, None)
 
+    def settle(self) -> None:
+        """On one host: returns when a write that was started has ended, however it did.
+
+        For a run that ends in an error, so that the next one in this process finds it whole. With
+        several hosts it returns at once: the others may never do their part of the write.
+        """
+        if self._finish is not None and coordination.count() == 1:
+            self._finish.join()
+
     def _write_error(self, step: int, cause: Exception) -> CheckpointError:
         good = self.steps()
         left = f"the last good one is step {good[-1]}" if good else "there is no earlier one"

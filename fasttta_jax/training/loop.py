@@ -246,6 +246,7 @@ class Trainer:
         else:
             self._compile()
             with contextlib.ExitStack() as stack:
+                stack.callback(checkpoints.settle)
                 session = self._open(start, checkpoints, stack)
                 try:
                     state = self._train(start, session)

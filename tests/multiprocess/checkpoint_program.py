@@ -123,6 +123,7 @@ def save(workdir: str) -> dict[str, Any]:
     checkpoints = Checkpoints(workdir, keep=3)
     for step, metrics in ((1, {"loss": 1.0}), (2, None), (3, {"loss": 2.0})):
         checkpoints.save(step, arrays(mesh, step), metrics, {"next_batch": 10 * step})
+    checkpoints.wait()
     fourth = arrays(mesh, 4)
     full = [save_with_full_disk(checkpoints, fourth, host) for host in (1, 0)]
     names = sorted(path.name for path in checkpoints.folder.path.iterdir())
