@@ -18,8 +18,6 @@ from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import TextStream
 
 EPSILON = float(np.finfo(np.float32).eps)
-QUICK_COMPILE = {"xla_backend_optimization_level": 0}
-"""Programs that run once: compiling them is all the time they take."""
 
 
 def config(**changes) -> DecodeConfig:
@@ -89,8 +87,7 @@ def record(
             known=known,
             num_known=num_known,
             return_states=True,
-        ),
-        compiler_options=QUICK_COMPILE,
+        )
     )
     known = given_tokens(num_known, num_tokens, 5, batch_size)
     return jax.tree.map(np.asarray, decode(text, keys, known))

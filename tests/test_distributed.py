@@ -28,10 +28,14 @@ def _outside_any_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
 
 class TestOneHost:
     def test_start_and_finish_do_nothing(self) -> None:
-        distributed.start()
-        distributed.finish()
-        assert not coordination.is_running()
-        assert (coordination.index(), coordination.count()) == (0, 1)
+        program = (
+            "from fasttta_jax.parallel import coordination, distributed\n"
+            "distributed.start()\n"
+            "print(coordination.is_running(), coordination.index(), coordination.count())\n"
+            "distributed.finish()\n"
+        )
+        (result,) = launch.run(["-c", program], num_processes=1)  # before jax's first computation
+        assert result.stdout.split() == ["False", "0", "1"]
 
     def test_exchanges_are_trivial(self) -> None:
         assert distributed.gather({"a": (1, 2)}) == [{"a": [1, 2]}]

@@ -84,7 +84,7 @@ def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
     optimizer = make_optimizer(config.optimizer, config.num_steps)
     checkpoints = Checkpoints(workdir)
     checkpoints.save(
-        3, to_items(new_state(optimizer, model.init(jax.random.key(0)))), {"loss": 1.0}
+        3, to_items(new_state(optimizer, jax.jit(model.init)(jax.random.key(0)))), {"loss": 1.0}
     )
     checkpoints.close()
     loss = "mse" if config.stage == "teacher" else "energy"

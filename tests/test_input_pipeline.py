@@ -298,7 +298,8 @@ if __name__ == "__main__":
         seed=0,
         mesh=make_mesh(MeshConfig()),
     )
-    next(batches)
+    for _ in range(2):  # one of each process: both have begun
+        next(batches)
     print(*(child.pid for child in multiprocessing.active_children()), flush=True)
     for line in sys.stdin:
         for _ in range(8):

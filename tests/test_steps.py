@@ -3,23 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax.traverse_util import flatten_dict
 
 from fasttta_jax.config import (
     DistillationConfig,
     EnergyConfig,
     HeadConfig,
+    MeshConfig,
     OptimizerConfig,
     RunConfig,
 )
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.models.energy_head import sample_noise
 from fasttta_jax.models.text_to_audio import build_model
+from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.parallel.sharding import batch_sharding
+from fasttta_jax.training import programs
 from fasttta_jax.training.optim import make_optimizer
 from fasttta_jax.training.state import new_state
 from fasttta_jax.training.steps import (
@@ -98,12 +105,49 @@ def test_parts_draw_independent_randomness():
     np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=1e-6)
 
 
+def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same three losses and parameters; students are in `multiprocess/test_layouts`.
+
+    Sums over the batch are taken in another order, so float32 rounding may differ; Adam divides by
+    the gradient's own size, which turns that into a share of the learning rate where a gradient is
+    all but zero: hence 1e-5 absolute at a rate of 1e-3 on parameters.
+    """
+    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
+    config = helpers.tiny_teacher_config("unused", num_steps=3, optimizer=optimizer)
+    context = context_of(config)
+    losses, params = [], []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+        fresh = programs.fresh_state(context)
+        abstract = abstract_state(fresh, mesh)
+        split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract)]
+        assert any(split) == (mesh.size > 1)
+        state = compile_init(fresh, abstract, mesh)(jax.random.key(0))
+        step = compile_train_step(programs.train_step(context), abstract, {}, mesh)
+        rows = jax.device_put(batch(), batch_sharding(mesh))
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, {}, rows, jax.random.key(1))
+            found.append(float(metrics["loss"]))
+        losses.append(found)
+        params.append(flatten_dict(jax.tree.map(np.asarray, state.params), sep="/"))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-6)
+    for name, expected in params[0].items():
+        value = params[1][name]
+        if name.endswith("qkv/bias"):
+            # A key bias shifts all logits of a query alike: its gradient is zero but for
+            # rounding, which Adam blows up to full steps.
+            value, expected = np.delete(value, 1, axis=0), np.delete(expected, 1, axis=0)
+        np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
 @pytest.mark.parametrize("stage", ["teacher", "student"])
 def test_an_accumulating_step_moves_and_counts_once(stage):
     config = student_config() if stage == "student" else helpers.tiny_teacher_config("unused")
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, accumulation_steps=4)
     context = context_of(dataclasses.replace(config, optimizer=optimizer))
-    state = new_state(context.optimizer, context.model.init(jax.random.key(0)))
+    state = new_state(context.optimizer, jax.jit(context.model.init)(jax.random.key(0)))
     if stage == "teacher":
         step = jax.jit(
             lambda state: teacher_step(state, batch(), jax.random.key(1), context=context)

@@ -2,7 +2,6 @@
 
 import dataclasses
 import json
-import math
 import pathlib
 import shutil
 import signal
@@ -22,7 +21,6 @@ from fasttta_jax.config import (
     DataConfig,
     DistillationConfig,
     HeadConfig,
-    MeshConfig,
     OptimizerConfig,
     TextConfig,
 )
@@ -61,12 +59,6 @@ def one_device() -> Iterator[None]:
 
 def losses(workdir: pathlib.Path, name: str = "train/loss") -> list[float]:
     return [row[name] for row in read_metrics(workdir / "metrics.jsonl") if name in row]
-
-
-def leaf_at(tree: Any, path: tuple[Any, ...]) -> Any:
-    for entry in path:
-        tree = tree[entry.key]
-    return tree
 
 
 def assert_bitwise_equal(first: Any, second: Any) -> None:
@@ -179,7 +171,7 @@ def test_interrupted_run_equals_uninterrupted(
 def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A killed process, started again, ends where one that was left alone ends."""
     config = tiny_teacher_config(
-        encoded_dataset, num_steps=120, evaluate_every=10, checkpoints_to_keep=1
+        encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
     )
     file = run_config_file(config, tmp_path / "run.py")
     command = [sys.executable, *train_command(file, tmp_path / "killed")]
@@ -188,7 +180,7 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     deadline = time.time() + 240
     while time.time() < deadline and process.poll() is None:
         finished = [path for path in checkpoints.glob("*") if path.name.isdigit()]
-        if any(int(path.name) >= 30 for path in finished):
+        if any(int(path.name) >= 15 for path in finished):
             break
         time.sleep(0.02)
     assert process.poll() is None, "the run ended before it could be killed"
@@ -202,37 +194,7 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     subprocess.run(left_alone, check=True, capture_output=True, timeout=300)
     rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
     assert rows[0] == rows[1]
-    assert max(row["step"] for row in rows[0]) == 120
-
-
-def test_a_teacher_on_one_device_equals_one_on_eight(
-    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The same three losses and parameters; students are in `multiprocess/test_layouts`.
-
-    Sums over the batch are taken in another order, so float32 rounding may differ; Adam divides by
-    the gradient's own size, which turns that into a share of the learning rate where a gradient is
-    all but zero: hence 1e-5 absolute at a rate of 1e-3 on parameters.
-    """
-    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
-    results = {}
-    for name, sizes in {"one": (1, 1, 1), "eight": (2, 2, 2)}.items():
-        config = tiny_teacher_config(encoded_dataset, mesh=MeshConfig(*sizes), **THREE_STEPS)
-        devices = ALL_DEVICES[: math.prod(sizes)]
-        monkeypatch.setattr(jax, "devices", lambda devices=devices: devices)
-        state = Trainer(config, tmp_path / name).run()
-        results[name] = jax.tree.map(np.asarray, state.params), losses(tmp_path / name)
-        split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
-        assert any(split) == (name == "eight")
-    np.testing.assert_allclose(results["eight"][1], results["one"][1], rtol=2e-6)
-    for path, value in jax.tree_util.tree_leaves_with_path(results["eight"][0]):
-        where = jax.tree_util.keystr(path)
-        expected = leaf_at(results["one"][0], path)
-        if where.endswith("['qkv']['bias']"):
-            # A key bias shifts all logits of a query alike: its gradient is zero but for
-            # rounding, which Adam blows up to full steps.
-            value, expected = np.delete(value, 1, axis=0), np.delete(expected, 1, axis=0)
-        np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5, err_msg=where)
+    assert max(row["step"] for row in rows[0]) == 60
 
 
 def test_frozen_backbone_moves_only_the_head(
@@ -249,28 +211,6 @@ def test_frozen_backbone_moves_only_the_head(
     for name in ("text", "backbone"):
         assert_bitwise_equal(state.params[name], teacher[1].ema[name])
     assert tree_hash(state.params["head"]) != tree_hash(state.ema["head"])
-
-
-def test_nan_stops_the_run_and_keeps_the_checkpoint(
-    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    trainer = Trainer(tiny_teacher_config(encoded_dataset, num_steps=9), tmp_path)
-    step = trainer.train_step
-    calls = 0
-
-    def poisoned(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
-        nonlocal calls
-        calls += 1
-        if calls == 5:
-            batch = batch | {"tokens": batch["tokens"] * np.nan}
-        return step(state, frozen, batch, key)
-
-    monkeypatch.setattr(trainer, "train_step", poisoned)
-    with pytest.raises(FloatingPointError, match=r"stopped at step 5: .*good checkpoint is step 3"):
-        trainer.run()
-    assert Checkpoints(tmp_path).steps() == [3]
-    resumed = Trainer(tiny_teacher_config(encoded_dataset, num_steps=9), tmp_path).run()
-    assert int(resumed.step) == 9
 
 
 def test_no_recompilation_after_the_first_step(

@@ -20,7 +20,7 @@ from fasttta_jax.training.loop import Trainer
 from tests import helpers
 from tests.multiprocess import launch
 
-NUM_STEPS = 160
+NUM_STEPS = 200
 EVERY = 20
 
 
@@ -33,6 +33,7 @@ def long_config(encoded: pathlib.Path) -> RunConfig:
         evaluate_every=EVERY,
         checkpoints_to_keep=3,
         mesh=MeshConfig(data=2, fsdp=-1),
+        hang_timeout=45.0,  # where the other host is gone, Gloo would wait for jax's 100 s
     )
 
 
@@ -61,6 +62,8 @@ def test_a_run_survives_its_hosts(
     Only the order of sums differs between one process and two: rounding, which Adam does not blow
     up once its moments are those of twenty steps, and a low rate does not add up.
     """
+    four = jax.devices()[:4]
+    monkeypatch.setattr(jax, "devices", lambda: four)
     config = long_config(encoded_dataset)
     workdir = tmp_path / "run"
     file = helpers.run_config_file(config, tmp_path / "run.py")
@@ -82,18 +85,20 @@ def test_a_run_survives_its_hosts(
     monkeypatch.setattr(trainer, "train_step", dies)
     with pytest.raises(Killed):
         trainer.run()
-    while finished_steps(workdir) != [EVERY]:  # a thread of this process still writes it
-        time.sleep(0.02)
+    assert finished_steps(workdir) == [EVERY]
 
-    with launch.start(command, num_processes=2, devices_per_process=4) as job:
+    with launch.start(command, num_processes=2, devices_per_process=2) as job:
         wait_for_step(job, workdir, 2 * EVERY)
         job.signal(1, signal.SIGKILL)
         killed = job.wait(timeout=400)
     assert killed[1].returncode == -signal.SIGKILL
-    assert killed[0].returncode in (exit_codes.LOST, -signal.SIGABRT), job.outputs()
-    assert "host 1 of 2" in killed[0].stderr
+    # Gloo, of the CPU alone, at times aborts the other process in C++, where nothing can speak.
+    found = killed[0].returncode
+    assert found in (exit_codes.LOST, exit_codes.HUNG, -signal.SIGABRT), job.outputs()
+    if found > 0:
+        assert "host 1 of 2" in killed[0].stderr
 
-    with launch.start(command, num_processes=1, devices_per_process=8) as job:
+    with launch.start(command, num_processes=1, devices_per_process=4) as job:
         wait_for_step(job, workdir, finished_steps(workdir)[-1] + EVERY)
         job.signal(0, signal.SIGTERM)
         (alone,) = job.wait(timeout=400)
@@ -102,7 +107,7 @@ def test_a_run_survives_its_hosts(
     stopped = finished_steps(workdir)[-1]
     assert f"SIGTERM after step {stopped}" in alone.stderr
 
-    with launch.start(command, num_processes=2, devices_per_process=4) as job:
+    with launch.start(command, num_processes=2, devices_per_process=2) as job:
         wait_for_step(job, workdir, stopped + EVERY)
         job.signal(1, signal.SIGTERM)
         both = job.wait(timeout=400)
@@ -112,7 +117,7 @@ def test_a_run_survives_its_hosts(
     assert f"SIGTERM after step {stopped}" in both[0].stderr
     assert stopped < NUM_STEPS, "the run ended before it could be stopped"
 
-    launch.run(command, num_processes=2, devices_per_process=4, timeout=600)
+    launch.run(command, num_processes=2, devices_per_process=2, timeout=600)
     expected = Trainer(config, tmp_path / "whole").run()
     assert int(expected.step) == NUM_STEPS
     rows = helpers.rows_of(workdir), helpers.rows_of(tmp_path / "whole")
@@ -205,11 +210,13 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
 
     with caplog.at_level("WARNING"), pytest.raises(KeyboardInterrupt):
         train({2}, num_calls=4)
-    while 3 not in finished_steps(tmp_path):  # a thread of this process still writes it
-        time.sleep(0.02)
     assert re.search(r"step 2 is skipped: .*loss nan", caplog.text)
-    with pytest.raises(FloatingPointError, match=r"stopped at step 6: .* 2 steps had been skipped"):
+    with pytest.raises(
+        FloatingPointError,
+        match=r"stopped at step 6: .* 2 steps had been skipped.* good checkpoint is step 3",
+    ):
         train({5, 6})
+    assert finished_steps(tmp_path) == [3]
     state = train({5})
     assert int(state.step) == 6
     assert all(np.isfinite(np.asarray(leaf)).all() for leaf in jax.tree.leaves(state.params))
