@@ -55,7 +55,7 @@ setup(
             "chex>=0.1.90",
             "basedpyright==1.40.2",
             "pytest>=8",
-            "pytest-xdist>=3.6",
+            "pytest-xdist>=3.7",
             "ruff>=0.9",
             "sentencepiece>=0.2",
             # For parity tests; they skip where these are not installed.

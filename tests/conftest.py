@@ -14,7 +14,7 @@ from absl import flags
 
 from tests import helpers
 
-# Most of the time of these tests is compiling; without LLVM's optimisations it is a third.
+# Most of the time of these tests is compiling, which takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 jax.config.update("jax_num_cpu_devices", 8)

@@ -1,4 +1,4 @@
-"""A step's gradient: parts of a batch add up, and every option of the loss reaches it."""
+"""A step: parts of a batch add up, options of the loss reach it, a mesh does not change it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run from config to checkpoint: it learns, resumes bit for bit, and is the same on any mesh."""
+"""A run from config to checkpoint: it learns, resumes bit for bit, and stops where it must."""
 
 import dataclasses
 import json
@@ -211,6 +211,29 @@ def test_frozen_backbone_moves_only_the_head(
     for name in ("text", "backbone"):
         assert_bitwise_equal(state.params[name], teacher[1].ema[name])
     assert tree_hash(state.params["head"]) != tree_hash(state.ema["head"])
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a config allows for some; that is in `multiprocess/test_faults`."""
+    config = tiny_teacher_config(encoded_dataset)
+    trainer = Trainer(config, tmp_path)
+    step = trainer.train_step
+    calls = 0
+
+    def poisoned(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            batch = batch | {"tokens": batch["tokens"] * np.nan}
+        return step(state, frozen, batch, key)
+
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    with pytest.raises(FloatingPointError, match=r"stopped at step 5: .*good checkpoint is step 3"):
+        trainer.run()
+    assert Checkpoints(tmp_path).steps() == [3]
+    assert int(Trainer(config, tmp_path).run().step) == 6
 
 
 def test_no_recompilation_after_the_first_step(

@@ -179,6 +179,19 @@ def _define_flags() -> None:
     )
 
 
+def _without_stack_limit() -> None:
+    """Starts this program anew without a limit on its stack, where it has one and may lift it.
+
+    libtpu 0.0.42 was seen to end in a segmentation fault while it compiled the large model's
+    training step in processes that began with a limit, of 8 MiB or of 1 GB, and in none without.
+    """
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    unlimited = resource.RLIM_INFINITY
+    if soft != unlimited and hard == unlimited:
+        resource.setrlimit(resource.RLIMIT_STACK, (unlimited, hard))
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 def main() -> None:
     """Reports on the programs that the flags name."""
     values = flags.FLAGS
@@ -195,6 +208,8 @@ def main() -> None:
     cases = [Case(config, topology, name, values.effort) for name in values.program]
     for case in cases:
         case.check()
+    if topologies.find_libtpu() is not None:
+        _without_stack_limit()
     if values.out is not None:
         pathlib.Path(values.out).parent.mkdir(parents=True, exist_ok=True)
     text = text_encoder(config, values.vocabulary_size)
@@ -211,20 +226,6 @@ def main() -> None:
             write_json(pathlib.Path(values.out), [*reports, *rest])
 
 
-def _without_stack_limit() -> None:
-    """Starts this program anew without a limit on its stack, where it has one and may lift it.
-
-    libtpu 0.0.42 ends in a segmentation fault while it compiles the large model's training step in
-    a process that began with a limit, of 8 MiB or of 1 GB, and never in one that began with none.
-    """
-    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
-    unlimited = resource.RLIM_INFINITY
-    if soft != unlimited and hard == unlimited:
-        resource.setrlimit(resource.RLIMIT_STACK, (unlimited, hard))
-        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
-
-
 if __name__ == "__main__":
-    _without_stack_limit()
     _define_flags()
     cli.run(main)
