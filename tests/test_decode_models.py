@@ -18,7 +18,7 @@ from fasttta_jax.masking import sample_orders
 from fasttta_jax.models.mar import unconditional
 from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
 from tests import helpers
-from tests.test_decode import QUICK_COMPILE, config, given_tokens
+from tests.test_decode import config, given_tokens
 
 CAPTIONS = ["a loud tone", "", "clicks that is quiet", "a quiet noise"]
 
@@ -36,11 +36,7 @@ def clip_keys() -> jax.Array:
     return jax.random.split(jax.random.key(9), len(CAPTIONS))
 
 
-@functools.partial(
-    jax.jit,
-    static_argnames=("stage", "decode_config", "num_known"),
-    compiler_options=QUICK_COMPILE,
-)
+@functools.partial(jax.jit, static_argnames=("stage", "decode_config", "num_known"))
 def _decode(params, text, keys, known, stage, decode_config, num_known):
     model, _ = system(stage)
     return parallel_decode(
@@ -97,10 +93,7 @@ def plain_loop(stage: str, decode_config: DecodeConfig, known: Known | None = No
         tokens[~masked] = np.asarray(known.tokens)[~masked]
     every_order = np.asarray(sample_orders(order_keys, num_tokens))
     order = np.stack([row[hidden[row]] for row, hidden in zip(every_order, masked, strict=True)])
-    hidden_of, sample = (
-        jax.jit(function, compiler_options=QUICK_COMPILE)
-        for function in (model.hidden, model.sample_tokens)
-    )
+    hidden_of, sample = jax.jit(model.hidden), jax.jit(model.sample_tokens)
     num_unknown = remaining = order.shape[1]
     for iteration in range(num_iterations):
         before = remaining
@@ -185,7 +178,7 @@ def test_latents_are_float32_whatever_the_model_computes_in():
         token_dim=helpers.TOKEN_DIM,
         num_known=4,
     )
-    program = jax.jit(decode, compiler_options=QUICK_COMPILE)
+    program = jax.jit(decode)
     found = program(params, conditioning, clip_keys(), known=known)
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
