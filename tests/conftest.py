@@ -19,11 +19,13 @@ jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Every run builds its own jitted functions; equal programs are compiled once a session.
-_cache = tempfile.TemporaryDirectory(prefix="fasttta_jax_compilation_")
-jax.config.update("jax_compilation_cache_dir", _cache.name)
+# Every run builds its own jitted functions; equal programs are compiled once a session: the workers
+# of pytest-xdist and the processes that tests start share the folder of the first process.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    _cache = tempfile.TemporaryDirectory(prefix="fasttta_jax_compilation_")
+    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
-os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name  # for the processes that tests start
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
 
 

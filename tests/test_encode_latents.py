@@ -182,15 +182,17 @@ def test_a_killed_run_goes_on_where_it_was(encoded_dataset, uninterrupted, tmp_p
     audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
     process = command(audio, out, encoded_dataset)
     deadline = time.monotonic() + 120
-    while len(notes := list(out.rglob("shards/*.json"))) < 3 and time.monotonic() < deadline:
+    # not the whole of `out`: folders that are renamed meanwhile
+    incomplete = out / "records.incomplete"
+    while len(list(incomplete.glob("*/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
         assert process.poll() is None, process.stdout.read()
         time.sleep(0.002)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert not (out / RECORDS_FOLDER).exists()
-    notes = [path.relative_to(out / "records.incomplete") for path in out.rglob("shards/*.json")]
+    notes = [path.relative_to(incomplete) for path in incomplete.glob("*/*/shards/*.json")]
     assert 3 <= len(notes) < sum(helpers.NUM_CLIPS.values())
-    finished = {path: (out / "records.incomplete" / path).stat().st_mtime_ns for path in notes}
+    finished = {path: (incomplete / path).stat().st_mtime_ns for path in notes}
     with pytest.raises(ValueError, match="clips_per_shard is 1 there and 3 here"):
         encode_latents.encode(audio, out, encoded_dataset, clips_per_shard=3)
 

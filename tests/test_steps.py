@@ -23,7 +23,7 @@ from fasttta_jax.config import (
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.models.energy_head import sample_noise
 from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
+from fasttta_jax.parallel.compile import abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.training import programs
@@ -116,14 +116,17 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
     config = helpers.tiny_teacher_config("unused", num_steps=3, optimizer=optimizer)
     context = context_of(config)
+    fresh = programs.fresh_state(context)
+    start = jax.tree.map(np.asarray, jax.jit(fresh)(jax.random.key(0)))
     losses, params = [], []
     for sizes in ((1, 1, 1), (2, 2, 2)):
         mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
-        fresh = programs.fresh_state(context)
         abstract = abstract_state(fresh, mesh)
         split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract)]
         assert any(split) == (mesh.size > 1)
-        state = compile_init(fresh, abstract, mesh)(jax.random.key(0))
+        state = jax.tree.map(
+            lambda value, leaf: jax.device_put(value, leaf.sharding), start, abstract
+        )
         step = compile_train_step(programs.train_step(context), abstract, {}, mesh)
         rows = jax.device_put(batch(), batch_sharding(mesh))
         found = []

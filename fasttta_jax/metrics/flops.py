@@ -13,9 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from typing import Literal, NamedTuple
-
-import scipy.stats
 
 from fasttta_jax.config import BackboneConfig, MaskingConfig, ModelConfig, RunConfig
 from fasttta_jax.decode import plan_segments
@@ -140,11 +139,13 @@ def student_head_flops(config: ModelConfig) -> HeadFlops:
 
 def mean_visible(law: MaskingConfig, num_tokens: int) -> float:
     """Expected number of visible tokens in training, before padding: N - E[ceil(N rate)]."""
-    rate = scipy.stats.truncnorm(
-        (law.minimum - law.mean) / law.std, (1.0 - law.mean) / law.std, law.mean, law.std
-    )
+    if law.minimum == 1.0:
+        return 0.0
+    share_below = statistics.NormalDist(law.mean, law.std).cdf
+    lowest, highest = share_below(law.minimum), share_below(1.0)
     # E[ceil(x)] of a positive x is the sum of P(x > k) over k = 0, 1, ...
-    return num_tokens - math.fsum(float(rate.sf(k / num_tokens)) for k in range(num_tokens))
+    tails = (highest - max(lowest, share_below(k / num_tokens)) for k in range(num_tokens))
+    return num_tokens - math.fsum(tails) / (highest - lowest)
 
 
 @dataclasses.dataclass(frozen=True)
