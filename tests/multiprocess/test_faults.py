@@ -20,7 +20,7 @@ from fasttta_jax.training.loop import Trainer
 from tests import helpers
 from tests.multiprocess import launch
 
-NUM_STEPS = 140
+NUM_STEPS = 200
 EVERY = 20
 
 
