@@ -30,7 +30,7 @@ from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.training import programs
 
-BLOCKS = 2
+BLOCKS = 4
 BATCH, LENGTH, WIDTH = 16, 24 + 32, 128
 FLOAT32 = 4
 SCALARS = 2**10
@@ -46,7 +46,7 @@ def run_config(**changes: Any) -> RunConfig:
         "model": ModelConfig(
             num_tokens=32,
             token_dim=64,
-            backbone=BackboneConfig(width=WIDTH, encoder_depth=1, decoder_depth=1, num_heads=4),
+            backbone=BackboneConfig(width=WIDTH, encoder_depth=2, decoder_depth=2, num_heads=4),
             head=HeadConfig(width=128, depth=1, noise_dim=64),
             text=TextConfig(num_positions=24, width=64),
         ),

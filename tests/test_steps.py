@@ -23,7 +23,7 @@ from fasttta_jax.config import (
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.models.energy_head import sample_noise
 from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.parallel.compile import abstract_state, compile_train_step
+from fasttta_jax.parallel.compile import abstract_state, compile_train_step, shardings_of
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.training import programs
@@ -124,9 +124,7 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
         abstract = abstract_state(fresh, mesh)
         split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract)]
         assert any(split) == (mesh.size > 1)
-        state = jax.tree.map(
-            lambda value, leaf: jax.device_put(value, leaf.sharding), start, abstract
-        )
+        state = jax.device_put(start, shardings_of(abstract))
         step = compile_train_step(programs.train_step(context), abstract, {}, mesh)
         rows = jax.device_put(batch(), batch_sharding(mesh))
         found = []

@@ -4,6 +4,10 @@ import dataclasses
 import json
 import pathlib
 import shutil
+import signal
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -29,9 +33,11 @@ from fasttta_jax.training.state import TrainState
 from fasttta_jax.workdir import ORIGIN_FILE, WorkdirError
 from tests.helpers import (
     rows_of,
+    run_config_file,
     tiny_model_config,
     tiny_student_config,
     tiny_teacher_config,
+    train_command,
 )
 
 ALL_DEVICES = jax.devices()
@@ -159,6 +165,36 @@ def test_interrupted_run_equals_uninterrupted(
         trainer.run()
     assert_bitwise_equal(whole, Trainer(config, tmp_path / "parts").run())
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A killed process, started again, ends where one that was left alone ends."""
+    config = tiny_teacher_config(
+        encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
+    )
+    file = run_config_file(config, tmp_path / "run.py")
+    command = [sys.executable, *train_command(file, tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        finished = [path for path in checkpoints.glob("*") if path.name.isdigit()]
+        if any(int(path.name) >= 15 for path in finished):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stderr
+    left_alone = [sys.executable, *train_command(file, tmp_path / "whole")]
+    subprocess.run(left_alone, check=True, capture_output=True, timeout=300)
+    rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
+    assert rows[0] == rows[1]
+    assert max(row["step"] for row in rows[0]) == 60
 
 
 def test_frozen_backbone_moves_only_the_head(

@@ -143,9 +143,9 @@ def mean_visible(law: MaskingConfig, num_tokens: int) -> float:
         return 0.0
     share_below = statistics.NormalDist(law.mean, law.std).cdf
     lowest, highest = share_below(law.minimum), share_below(1.0)
-    # E[ceil(x)] of a positive x is the sum of P(x > k) over k = 0, 1, ...
-    tails = (highest - max(lowest, share_below(k / num_tokens)) for k in range(num_tokens))
-    return num_tokens - math.fsum(tails) / (highest - lowest)
+    # N - ceil(N r) is how many of 0, 1, ..., N - 1 are at least N r
+    shares = (max(0.0, share_below(k / num_tokens) - lowest) for k in range(num_tokens))
+    return math.fsum(shares) / (highest - lowest)
 
 
 @dataclasses.dataclass(frozen=True)
