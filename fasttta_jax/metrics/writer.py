@@ -21,6 +21,7 @@ import math
 import os
 import pathlib
 import shutil
+import sys
 import tempfile
 from collections.abc import Mapping
 from types import TracebackType
@@ -83,10 +84,8 @@ class MetricsWriter:
         self._events = self._event_writer(start_step + 1 if start_step else 0)
 
     def _event_writer(self, purge_step: int | None = None) -> Any:
-        import tensorboardX  # not above: it imports torch where torch is installed
-
         suffix = f".{self._uploads:06d}" if self._remote else ""
-        return tensorboardX.SummaryWriter(
+        return _tensorboard().SummaryWriter(
             str(self._folder), purge_step=purge_step, filename_suffix=suffix
         )
 
@@ -207,6 +206,19 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         {name: math.nan if value is None else value for name, value in row.items()}
         for _, row in _rows(path)
     ]
+
+
+def _tensorboard() -> Any:
+    """tensorboardX, without the torch that it would import, for seconds, wherever it finds one."""
+    hidden = "torch" not in sys.modules
+    if hidden:
+        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # "not installed"
+    try:
+        import tensorboardX
+    finally:
+        if hidden:
+            del sys.modules["torch"]
+    return tensorboardX
 
 
 def _rows(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:
