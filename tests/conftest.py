@@ -12,6 +12,7 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
 
 import pathlib
 import tempfile
+from collections.abc import Iterator
 
 import jax
 import pytest
@@ -40,6 +41,18 @@ def _flags_are_parsed() -> None:
     flags.FLAGS.mark_as_parsed()
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _settings_of_jax_stay() -> Iterator[None]:
+    """What one file left changed would change, or slow down, the tests of every later one."""
+    before = dict(jax.config.values)
+    yield
+    after = dict(jax.config.values)
+    changed = {
+        name: (before.get(name), after[name]) for name in after if after[name] != before.get(name)
+    }
+    assert not changed, f"settings of jax left changed (before, after): {changed}"
+
+
 @pytest.fixture(scope="session")
 def encoded_dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """`data.path` of a dataset with 24 training clips of 8 tokens."""
@@ -55,3 +68,9 @@ def datasets() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not at {folder}; FASTTTA_DATASETS names its folder")
     return folder
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files with slow tests come first, so that no worker begins one when the other is done."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)

@@ -25,7 +25,7 @@ from fasttta_jax.tools import aot_cases
 from fasttta_jax.tools.aot_cases import COMPILED, PROGRAMS, Case, report
 from fasttta_jax.tools.aot_report import describe, earlier_reports, group_remarks
 from fasttta_jax.training.state import TrainState
-from tests import helpers
+from tests import commands, helpers
 
 REPOSITORY = pathlib.Path(__file__).parents[1]
 HAS_LIBTPU = topologies.find_libtpu() is not None
@@ -128,10 +128,7 @@ def test_rules_that_match_nothing_are_refused():
 
 
 def run_command(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "fasttta_jax.tools.aot_report", *arguments]
-    return subprocess.run(
-        command, cwd=REPOSITORY, capture_output=True, text=True, check=False, timeout=120
-    )
+    return commands.run("-m", "fasttta_jax.tools.aot_report", *arguments, timeout=120)
 
 
 def test_the_command_names_the_topologies_that_there_are():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-from collections.abc import Iterator
 
 import jax
 import jax.numpy as jnp
@@ -28,14 +27,6 @@ EPSILON = float(np.finfo(np.float32).eps)
 # Other programs add in another order; tokens feed back through the iterations, and the teacher's
 # chain multiplies an error by far less than 1 / alpha_bar because it predicts v.
 TOLERANCE = {"student": 2e-5, "teacher": 2e-4}
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Nothing here depends on how fast a program is; most of the time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 def run_config(stage: str) -> RunConfig:
@@ -229,6 +220,7 @@ def test_sampler_writes_what_it_prints(sampling, tmp_path, capsys):
 # ------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.slow
 def test_train_step_runs_the_real_step_over_the_mesh(tmp_path, capsys):
     """The student's, which holds a teacher's forward pass as well."""
     run = run_config("student")

@@ -1,23 +1,16 @@
 """train.py from the command line: wrong fields and values are answered with the right ones."""
 
 import pathlib
-import subprocess
-import sys
 
 import pytest
 
 from fasttta_jax import exit_codes
+from tests import commands
 from tests.multiprocess import launch
 
 
 def train(*arguments: str) -> tuple[int, str]:
-    result = subprocess.run(
-        [sys.executable, "train.py", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=120,
-    )
+    result = commands.run("train.py", *arguments, timeout=120)
     return result.returncode, result.stdout + result.stderr
 
 

@@ -6,8 +6,6 @@ import hashlib
 import json
 import os
 import pathlib
-import subprocess
-import sys
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,7 @@ from fasttta_jax.convert import mar
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.convert.write import Conversion, write_conversion
 from fasttta_jax.converted import ConvertedError, is_converted, read_converted
-from tests import conversions
+from tests import commands, conversions
 
 WIDTH, HEAD_WIDTH, TOKEN_DIM, NUM_TOKENS, NOISE_DIM = 24, 16, 4, 9, 5
 POSITIONS = 64 + NUM_TOKENS
@@ -69,12 +67,7 @@ def saved(folder: pathlib.Path, state: dict[str, np.ndarray]) -> pathlib.Path:
 
 def run(*arguments: object, code: int = 0) -> str:
     """The command; its output, after its exit code is checked."""
-    done = subprocess.run(
-        [sys.executable, "-m", "fasttta_jax.convert", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
+    done = commands.run("-m", "fasttta_jax.convert", *arguments)
     assert done.returncode == code, done.stdout + done.stderr
     assert "Traceback" not in done.stderr
     return done.stdout + done.stderr

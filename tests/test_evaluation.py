@@ -2,11 +2,9 @@
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -32,9 +30,8 @@ from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.training.optim import make_optimizer
 from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir import Workdir, WorkdirError
-from tests import helpers
+from tests import commands, helpers
 
-ROOT = pathlib.Path(__file__).parents[1]
 EVENTS = ("clicks", "noise", "tone")
 NUM_CLIPS = {"train": 36, "validation": 8, "test": 20}
 LENGTHS = (helpers.CLIP_SAMPLES, helpers.CLIP_SAMPLES - 2000, helpers.CLIP_SAMPLES + 3000)
@@ -127,8 +124,7 @@ def world(tmp_path_factory) -> World:
 def evaluated(world) -> tuple[subprocess.CompletedProcess, dict, str]:
     """What `eval.py --gates=demo` says, and metrics.json and report.html."""
     out = world.root / "report"
-    command = [
-        sys.executable,
+    done = commands.run(
         "eval.py",
         *(f"--run={name}={path}" for name, path in world.runs.items()),
         f"--audio_data={world.audio}",
@@ -139,19 +135,13 @@ def evaluated(world) -> tuple[subprocess.CompletedProcess, dict, str]:
         "--num_iterations=1",
         "--tagger_steps=20",
         "--gates=demo",
-    ]
-    done = subprocess.run(
-        command,
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
         timeout=240,
     )
     assert (out / "metrics.json").is_file(), done.stderr
     return done, json.loads((out / "metrics.json").read_text()), (out / "report.html").read_text()
 
 
+@pytest.mark.slow
 def test_every_row_has_its_figures_and_counts(evaluated):
     rows = evaluated[1]["rows"]
     assert list(rows) == ["real", "codec", "teacher", "student"]

@@ -3,8 +3,6 @@
 import collections
 import json
 import pathlib
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -12,9 +10,9 @@ import soundfile
 import tensorflow_datasets as tfds
 
 from data import folder, recordings
+from tests import commands
 
 RATE = 16_000
-REPOSITORY = pathlib.Path(__file__).parents[1]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -344,15 +342,15 @@ def test_settings_are_checked(tmp_path, changes, message):
 
 def test_command_line(tmp_path):
     audio_dir = make(tmp_path / "audio", "a.wav")
-    command = [sys.executable, "-m", "data.folder", "--audio_dir", str(audio_dir)]
-    command += ["--out", str(tmp_path), "--name", "sounds", "--no-level"]
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    command = ["-m", "data.folder", "--audio_dir", audio_dir]
+    command += ["--out", tmp_path, "--name", "sounds", "--no-level"]
+    run = commands.run(*command)
     assert run.returncode == 1
     message = run.stderr.strip().splitlines()[-1]
     assert message.startswith(f"error: {audio_dir}: holds neither")
     assert "--without_captions" in message
     (audio_dir / "metadata.csv").write_text("file,caption,split\na.wav,x,train\n")
-    run = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    run = commands.run(*command)
     assert run.returncode == 0, run.stderr
     assert "1/1" in run.stderr
     assert kept_metadata(tmp_path / "sounds" / "1.0.0")["made_from"]["level"] is False

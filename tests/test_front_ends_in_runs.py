@@ -7,11 +7,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
 import shutil
 import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -26,10 +24,9 @@ from fasttta_jax.config import DataConfig, DecodeConfig, TextConfig
 from fasttta_jax.input_pipeline import EncodedDataset
 from fasttta_jax.metrics.writer import read_metrics
 from fasttta_jax.training.loop import Trainer
-from tests import conversions, helpers
+from tests import commands, conversions, helpers
 from tests.test_evaluation import NUM_CLIPS, write_audio_data
 
-ROOT = pathlib.Path(__file__).parents[1]
 TEXT = TextConfig(
     encoder="frozen", streams=(("clap", 1, 6), ("t5", 24, 12)), token_dropout=0.0, drop_rate=0.1
 )
@@ -87,15 +84,7 @@ def config(root: pathlib.Path, stage: str):
 
 
 def run(*command: object) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run(
-        [sys.executable, *map(str, command)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env=os.environ | {"JAX_PLATFORMS": "cpu"},
-        timeout=400,
-        check=False,
-    )
+    done = commands.run(*command, timeout=400)
     assert done.returncode == 0, done.stderr
     return done
 
@@ -146,6 +135,7 @@ def test_a_workdir_is_all_that_generation_needs(world, tmp_path):
         np.testing.assert_allclose(first.astype(int), second.astype(int), atol=1)
 
 
+@pytest.mark.slow
 def test_both_runs_are_evaluated(world):
     out = world / "report"
     run(

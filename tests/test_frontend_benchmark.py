@@ -6,7 +6,6 @@ import importlib.util
 import itertools
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -20,14 +19,6 @@ SMALL, PUBLISHED = SIZES["small"], SIZES["published"]
 BATCH_SIZE, TEXT_LENGTHS = 2, (5, 9)
 HAS_TORCH = all(map(importlib.util.find_spec, frontend.TORCH_PACKAGES))
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="needs torch, diffusers and transformers")
-
-
-@pytest.fixture(autouse=True, scope="module")
-def _compile_quickly() -> Iterator[None]:
-    """Nothing here depends on how fast a program is; most of the time is compiling."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
 
 
 @pytest.fixture(scope="module")

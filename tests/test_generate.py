@@ -2,8 +2,6 @@
 
 import json
 import pathlib
-import subprocess
-import sys
 
 import jax
 import numpy as np
@@ -12,6 +10,7 @@ import soundfile
 
 from fasttta_jax.prompts import PromptError, read_prompts, slug
 from fasttta_jax.training.loop import Trainer
+from tests import commands
 from tests.helpers import (
     CLIP_SAMPLES,
     SAMPLE_RATE,
@@ -37,13 +36,7 @@ def runs(
 
 
 def generate(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> tuple[int, str]:
-    result = subprocess.run(
-        [sys.executable, "generate.py", f"--workdir={workdir}", f"--out={out}", *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-        timeout=300,
-    )
+    result = commands.run("generate.py", f"--workdir={workdir}", f"--out={out}", *arguments)
     return result.returncode, result.stderr
 
 
@@ -54,6 +47,7 @@ def sounds(out: pathlib.Path) -> dict[str, np.ndarray]:
 PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
 
 
+@pytest.mark.slow
 def test_same_seed_same_files_whatever_the_batch(
     runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import pathlib
-import subprocess
-import sys
 
 import jax
 import pytest
@@ -18,9 +15,7 @@ from fasttta_jax.text.learned import LearnedTextEncoder
 from fasttta_jax.tools import param_overview
 from fasttta_jax.tools.param_overview import group_parameters, list_parameters, overview
 from fasttta_jax.training.optim import decay_mask
-from tests import helpers
-
-REPOSITORY = pathlib.Path(__file__).parents[1]
+from tests import commands, helpers
 
 
 def model_of(run: RunConfig, vocabulary_size: int = 300):
@@ -143,15 +138,9 @@ def test_tables_are_aligned():
 
 
 def test_the_command_prints_the_table():
-    done = subprocess.run(
-        [
-            *(sys.executable, "-m", "fasttta_jax.tools.param_overview"),
-            *("--config=configs/demo_teacher.py", "--depth=1", "--config.data.path="),
-        ],
-        cwd=REPOSITORY,
-        capture_output=True,
-        text=True,
-        check=False,
+    done = commands.run(
+        *("-m", "fasttta_jax.tools.param_overview"),
+        *("--config=configs/demo_teacher.py", "--depth=1", "--config.data.path="),
     )
     assert done.returncode == 0, done.stderr
     rows = [line.split()[0] for line in done.stdout.splitlines() if line]

@@ -7,10 +7,8 @@ import json
 import math
 import pathlib
 import sys
-from collections.abc import Iterator
 from typing import Any
 
-import jax
 import pytest
 
 from benchmarks import scaling, scaling_cells, scaling_tables
@@ -47,15 +45,6 @@ def test_weak_scaling_keeps_the_clips_of_a_device_and_strong_those_of_the_batch(
     assert [kind for kind, _ in scaling.study_cases(run, 1).values()] == ["strong"]
 
 
-@pytest.fixture
-def _compile_quickly() -> Iterator[None]:
-    """The numbers of this test are times of a program that nobody reads."""
-    jax.config.update("jax_disable_most_optimizations", True)
-    yield
-    jax.config.update("jax_disable_most_optimizations", False)
-
-
-@pytest.mark.usefixtures("_compile_quickly")
 def test_the_study_times_steps_and_counts_their_collectives(monkeypatch):
     monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
     monkeypatch.setattr(scaling, "layouts", lambda num_devices: ((1, num_devices, 1),))

@@ -105,6 +105,7 @@ def test_parts_draw_independent_randomness():
     np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same three losses and parameters; students are in `multiprocess/test_layouts`.
 

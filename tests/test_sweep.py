@@ -198,6 +198,7 @@ def test_an_interrupted_run_took_its_last_part_in_proportion(world, trained, tmp
     assert seconds_of(tmp_path / "run") == pytest.approx(12)
 
 
+@pytest.mark.slow
 def test_a_sweep_writes_its_table_and_judges_nothing_twice(world, trained, monkeypatch):
     student = helpers.tiny_student_config(world / "encoded", world / "teacher")
     students = {STUDENT: student, "lambda_1": student, "lambda_10": student}
