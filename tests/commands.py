@@ -33,6 +33,7 @@ def _command(arguments: list[str], folder: str) -> None:
         os.dup2(os.open(os.path.join(folder, name), os.O_WRONLY | os.O_CREAT), number)
     os.chdir(REPOSITORY)
     sys.path[:0] = [str(REPOSITORY)]
+    sys.orig_argv = [sys.executable, *arguments]  # for a command that starts itself anew
     if arguments[0] == "-m":
         sys.argv = arguments[1:]
         runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)

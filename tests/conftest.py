@@ -4,8 +4,8 @@ import importlib.metadata
 import os
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# XLA's MLIR emitters take two fifths of the CPU time of a tiny run, most of which is compiling. The
-# flag is gone from jaxlib 0.11, which refuses to start with a flag that it does not know.
+# Most of the time of these tests is compiling, and much of that is XLA's MLIR emitters. The flag is
+# gone from jaxlib 0.11, which refuses to start with a flag that it does not know.
 if importlib.metadata.version("jaxlib").startswith("0.10."):
     _flags = os.environ.get("XLA_FLAGS", "").split()
     os.environ["XLA_FLAGS"] = " ".join(["--xla_cpu_use_fusion_emitters=false", *_flags])
@@ -21,7 +21,7 @@ from absl import flags
 
 from tests import helpers
 
-# Most of the time of these tests is compiling, which takes far less without LLVM's optimisations.
+# Compiling also takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 jax.config.update("jax_num_cpu_devices", 8)

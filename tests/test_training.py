@@ -170,7 +170,7 @@ def test_interrupted_run_equals_uninterrupted(
 def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
     """A killed process, started again, ends where one that was left alone ends.
 
-    The latter also traces two steps, which changes nothing.
+    The latter also traces two steps, which changes no number and compiles nothing.
     """
     config = tiny_teacher_config(
         encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
@@ -198,6 +198,12 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     assert rows[0] == rows[1]
     assert max(row["step"] for row in rows[0]) == 60
     assert len(list((tmp_path / "whole" / "profile").glob("**/*.xplane.pb"))) == 1
+    compiled = {
+        row["step"]: row["throughput/compilations"]
+        for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")
+        if "throughput/compilations" in row
+    }
+    assert [compiled[step] for step in (31, 32, 33)] == [0, 0, 0]
 
 
 def test_frozen_backbone_moves_only_the_head(

@@ -209,7 +209,7 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
 
 
 def _tensorboard() -> Any:
-    """tensorboardX, without the torch that it would import, for seconds, wherever it finds one."""
+    """tensorboardX, kept from importing torch, which takes seconds, where torch is installed."""
     hidden = "torch" not in sys.modules
     if hidden:
         sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # "not installed"
