@@ -41,6 +41,7 @@ from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
 from fasttta_jax.parallel.hlo import find_collectives, summarize
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
+from fasttta_jax.parallel.topology import require_libtpu
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.tools.aot_cases import EFFORTS
 from fasttta_jax.tools.aot_report import describe_axes
@@ -368,6 +369,8 @@ def main() -> None:
         return
     if not values.table and not values.study:
         raise ValueError("nothing to do; allowed: --table, --study or both")
+    if values.table:
+        require_libtpu("--table")
     results = pathlib.Path(values.results)
     if values.study:
         _study(results)

@@ -191,8 +191,9 @@ def conclusions(reports: Sequence[Report]) -> list[str]:
         fastest, best = min(members, key=lambda pair: pair[0].in_turn)
         smallest = min((report for _, report in members), key=lambda one: one["memory"]["peak"])
         share = fastest.compute / fastest.in_turn
+        clips = best["batch_size"] / best["chips"]
         found.append(
-            f"* {model} on {topology}, {best['batch_size'] / best['chips']:g} clips a chip: "
+            f"* {model} on {topology}, {clips:g} clip{'' if clips == 1 else 's'} a chip: "
             f"fastest on paper is {_mesh(best)}, limited by {fastest.largest}; operations are "
             f"{share:.0%} of its time if nothing overlaps, and it takes "
             f"{best['memory']['peak'] / best['hbm_bytes']:.0%} of the memory. Least memory has "

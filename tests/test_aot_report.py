@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from benchmarks import scaling_cells
 from fasttta_jax.config import ConfigError, DataConfig, MeshConfig, RunConfig
 from fasttta_jax.metrics.flops import sampling_flops, training_step_flops
 from fasttta_jax.parallel import topology as topologies
@@ -135,6 +136,21 @@ def test_the_command_names_the_topologies_that_there_are():
     done = run_command("--config=configs/tiny.py:student", "--topology=v5e:3x3")
     assert done.returncode == 1
     assert "error: topology is 'v5e:3x3', which does not exist; allowed: v5e:2x2" in done.stderr
+
+
+@pytest.mark.skipif(HAS_LIBTPU, reason="libtpu is installed")
+def test_without_libtpu_no_report_of_a_compiled_program_is_lost(tmp_path):
+    cell = next(iter(scaling_cells.cells()))
+    target = tmp_path / "cells" / f"{cell.name}.json"
+    target.parent.mkdir()
+    target.write_text("[]")
+    report_of_cell = scaling_cells.command(cell, target, "low")[1:]
+    table = ["-m", "benchmarks.scaling", "--table", f"--results={tmp_path}", "--docs="]
+    for command, flag in ((report_of_cell, "--reuse"), (table, "--table")):
+        done = commands.run(*command, timeout=120)
+        assert done.returncode == 1
+        assert f"error: {flag} takes libtpu: pip install 'fasttta_jax[aot]'" in done.stderr
+    assert target.read_text() == "[]"
 
 
 # ----------------------------------------------------------------------------------- compiling

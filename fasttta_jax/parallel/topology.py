@@ -176,6 +176,25 @@ def find_libtpu() -> pathlib.Path | None:
     return None
 
 
+def require_libtpu(purpose: str) -> pathlib.Path:
+    """Where libtpu.so lies.
+
+    Args:
+      purpose: what takes it, as the error says it.
+
+    Raises:
+      RuntimeError: it is not installed.
+      ConfigError: TPU_LIBRARY_PATH names no file.
+    """
+    library = find_libtpu()
+    if library is None:
+        raise RuntimeError(
+            f"{purpose} takes libtpu: pip install 'fasttta_jax[aot]', or let {LIBRARY} name a "
+            "libtpu.so"
+        )
+    return library
+
+
 def libtpu_version() -> str | None:
     """Of the library that `find_libtpu` finds; None where that is not known."""
     library = find_libtpu()
@@ -203,12 +222,7 @@ def devices(topology: Topology) -> list[Any]:
     Raises:
       RuntimeError: libtpu is not installed, or does not know the topology.
     """
-    library = find_libtpu()
-    if library is None:
-        raise RuntimeError(
-            f"compiling for {topology} takes libtpu: pip install 'fasttta_jax[aot]', or let "
-            f"{LIBRARY} name a libtpu.so"
-        )
+    library = require_libtpu(f"compiling for {topology}")
     spec = GENERATIONS[topology.generation]
     slice_name = str(dataclasses.replace(topology, num_slices=1))
     options: dict[str, Any] = {"chip_config_name": spec.chip_config}

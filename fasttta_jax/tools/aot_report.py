@@ -208,14 +208,17 @@ def main() -> None:
     cases = [Case(config, topology, name, values.effort) for name in values.program]
     for case in cases:
         case.check()
+    if values.reuse:
+        if values.out is None:
+            raise ValueError("--reuse takes an --out to reuse")
+        # Programs that are only lowered would take the place of reports of compiled ones.
+        topologies.require_libtpu("--reuse")
     if topologies.find_libtpu() is not None:
         _without_stack_limit()
     if values.out is not None:
         pathlib.Path(values.out).parent.mkdir(parents=True, exist_ok=True)
     text = text_encoder(config, values.vocabulary_size)
     mesh = mesh_for(topology, config)
-    if values.reuse and values.out is None:
-        raise ValueError("--reuse takes an --out to reuse")
     known = earlier_reports(values.out) if values.reuse else []
     reports: list[dict[str, Any]] = []
     for case in cases:
