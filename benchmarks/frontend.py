@@ -284,7 +284,7 @@ def benchmark(
     """
     conditions: dict[str, Any] = {"num_threads": num_threads, "torch_versions": {}}
     if with_torch:
-        import torch
+        import torch  # pyright: ignore[reportMissingImports]
 
         from benchmarks.frontend_torch import versions
 

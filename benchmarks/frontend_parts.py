@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 
 from benchmarks import measure
 from fasttta_jax.codecs.hifigan import Hifigan, HifiganConfig
@@ -232,12 +233,12 @@ def _no_params(*arguments: Any) -> dict[str, Any]:
     return {}
 
 
-def _mel(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _mel(sizes: Sizes, dtype: DTypeLike) -> Built:
     del dtype  # always float32
     return _no_params, lambda params, audio: log_mel(audio, sizes.mel)
 
 
-def _vae_encode(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _vae_encode(sizes: Sizes, dtype: DTypeLike) -> Built:
     vae = Vae(sizes.vae, dtype)
 
     def encode(params: Any, pictures: jax.Array) -> Any:
@@ -247,7 +248,7 @@ def _vae_encode(sizes: Sizes, dtype: jnp.dtype) -> Built:
     return lambda key, pictures: vae.init(key, pictures, method=Vae.encode), encode
 
 
-def _vae_decode(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _vae_decode(sizes: Sizes, dtype: DTypeLike) -> Built:
     vae = Vae(sizes.vae, dtype)
 
     def decode(params: Any, latents: jax.Array) -> Any:
@@ -256,12 +257,12 @@ def _vae_decode(sizes: Sizes, dtype: jnp.dtype) -> Built:
     return lambda key, latents: vae.init(key, latents, method=Vae.decode), decode
 
 
-def _vocoder(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _vocoder(sizes: Sizes, dtype: DTypeLike) -> Built:
     vocoder = Hifigan(sizes.vocoder, dtype)
     return vocoder.init, vocoder.apply
 
 
-def _codec_encode(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _codec_encode(sizes: Sizes, dtype: DTypeLike) -> Built:
     init, encode = _vae_encode(sizes, dtype)
     scale = sizes.vae.scaling_factor
 
@@ -278,7 +279,7 @@ def _codec_encode(sizes: Sizes, dtype: jnp.dtype) -> Built:
     return lambda key, audio: init(key, pictures(audio)), to_posterior
 
 
-def _codec_decode(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _codec_decode(sizes: Sizes, dtype: DTypeLike) -> Built:
     init_vae, decode = _vae_decode(sizes, dtype)
     init_vocoder, vocode = _vocoder(sizes, dtype)
 
@@ -295,27 +296,27 @@ def _codec_decode(sizes: Sizes, dtype: jnp.dtype) -> Built:
     return init, to_audio
 
 
-def _t5(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _t5(sizes: Sizes, dtype: DTypeLike) -> Built:
     encoder = T5Encoder(sizes.t5, dtype)
     return encoder.init, encoder.apply
 
 
-def _clap_text(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _clap_text(sizes: Sizes, dtype: DTypeLike) -> Built:
     encoder = ClapText(sizes.clap_text, dtype)
     return encoder.init, encoder.apply
 
 
-def _clap_mel(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _clap_mel(sizes: Sizes, dtype: DTypeLike) -> Built:
     del sizes, dtype  # the grid of every published network, always float32
     return _no_params, lambda params, audio, lengths: clap_mel(audio, lengths, CLAP_MEL).features
 
 
-def _clap_audio(sizes: Sizes, dtype: jnp.dtype) -> Built:
+def _clap_audio(sizes: Sizes, dtype: DTypeLike) -> Built:
     encoder = ClapAudio(sizes.clap_audio, dtype)
     return encoder.init, encoder.apply
 
 
-_FUNCTIONS: dict[str, Callable[[Sizes, jnp.dtype], Built]] = {
+_FUNCTIONS: dict[str, Callable[[Sizes, DTypeLike], Built]] = {
     "mel": _mel,
     "vae_encode": _vae_encode,
     "vae_decode": _vae_decode,

@@ -18,6 +18,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasttta_jax.converted import as_tuples, read_kind
@@ -154,7 +155,7 @@ class Conv(nn.Module):
 
     features: int
     kernel_size: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     dilation: int = 1
 
     @nn.compact
@@ -177,7 +178,7 @@ class Upsample(nn.Module):
     features: int
     kernel_size: int
     rate: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T I"]) -> Float[Array, "B U O"]:
@@ -210,7 +211,7 @@ def _convolve(
     kernel: Float[Array, "K I O"],
     padding: int,
     dilation: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "B U O"]:
     products = jax.lax.conv_general_dilated(
         x[:, None].astype(dtype),
@@ -236,7 +237,7 @@ class ResidualBlock(nn.Module):
     kernel_size: int
     dilations: tuple[int, ...]
     slope: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B T C"]:
@@ -258,7 +259,7 @@ class Stage(nn.Module):
 
     config: HifiganConfig
     index: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U C/2"]:
@@ -290,7 +291,7 @@ class Hifigan(nn.Module):
     """
 
     config: HifiganConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def __call__(self, log_mel: Float[Array, "B T F"]) -> Audio:
         """Waveforms [B, T * stride] in [-1, 1]: the first samples of `untrimmed`."""

@@ -22,6 +22,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasttta_jax.codecs.vae_blocks import Conv3x3, Middle, ResidualBlock, Upsample, group_norm
@@ -134,7 +135,7 @@ class Encoder(nn.Module):
     """Pictures to 2C channels on the latent grid."""
 
     config: VaeConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B F T 1"]) -> Float[Array, "B f t 2C"]:
@@ -156,7 +157,7 @@ class Decoder(nn.Module):
     """C channels on the latent grid to pictures; level 0 is the coarsest."""
 
     config: VaeConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B f t C"]) -> Float[Array, "B F T 1"]:
@@ -185,7 +186,7 @@ class Vae(nn.Module):
     """
 
     config: VaeConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         channels = self.config.latent_channels

@@ -11,6 +11,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 NORM_EPSILON = 1e-6
@@ -23,7 +24,7 @@ class Conv3x3(nn.Module):
     """
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     halve: bool = False
 
     @nn.compact
@@ -45,7 +46,7 @@ class Upsample(nn.Module):
     added up: 4 products where the large picture takes 9.
     """
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B 2H 2W D"]:
@@ -77,7 +78,7 @@ def _convolve(
     kernel: Float[Array, "K K I O"],
     padding: tuple[int, int],
     stride: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "B h w O"]:
     products = jax.lax.conv_general_dilated(
         x.astype(dtype),
@@ -125,7 +126,7 @@ class ResidualBlock(nn.Module):
 
     features: int
     num_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W features"]:
@@ -142,7 +143,7 @@ class SelfAttention(nn.Module):
     """x + attention over all H W places, one head of D channels; softmax in float32."""
 
     num_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:
@@ -160,7 +161,7 @@ class Middle(nn.Module):
     """Residual block, self-attention, residual block, on the smallest picture."""
 
     num_groups: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W D"]:

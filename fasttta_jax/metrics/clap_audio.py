@@ -23,6 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.converted import as_tuples, read_kind
@@ -200,7 +201,7 @@ class ClapAudio(nn.Module):
     """
 
     config: ClapAudioConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(

@@ -17,6 +17,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.metrics.clap_swin import NORM_EPSILON, layer_norm
@@ -72,7 +73,7 @@ class FusionWeights(nn.Module):
     """Two linear layers over the channels, each with a batch norm."""
 
     hidden_width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y X D"]:
@@ -86,7 +87,7 @@ class AttentionalFusion(nn.Module):
     """A mean of two maps, weighted per place and channel by what both hold, there and overall."""
 
     hidden_width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -113,7 +114,7 @@ class PatchEmbedding(nn.Module):
     width: int
     patch_size: int
     fusion_width: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

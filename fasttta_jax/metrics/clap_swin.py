@@ -15,6 +15,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasttta_jax.models.layers import linear, linear_init
@@ -82,7 +83,7 @@ class WindowAttention(nn.Module):
 
     num_heads: int
     window_size: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -129,7 +130,7 @@ class SwinBlock(nn.Module):
     shift: int
     mlp_width: int
     norm_epsilon: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y X D"]:
@@ -153,7 +154,7 @@ class SwinBlock(nn.Module):
 class PatchMerging(nn.Module):
     """Every square of two by two tokens becomes one of twice the width."""
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 2*D"]:
@@ -181,7 +182,7 @@ class SwinStage(nn.Module):
     mlp_ratio: float
     norm_epsilon: float
     merging: bool
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y2 X2 D2"]:

@@ -10,6 +10,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fasttta_jax.config import HeadConfig
@@ -33,7 +34,7 @@ class DiffusionHead(nn.Module):
 
     config: HeadConfig
     token_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         width = self.config.width

@@ -14,6 +14,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
 from fasttta_jax.config import HeadConfig
@@ -34,7 +35,7 @@ class EnergyHead(nn.Module):
 
     config: HeadConfig
     token_dim: int
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     def setup(self) -> None:
         width = self.config.width

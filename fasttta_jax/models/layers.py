@@ -14,6 +14,7 @@ import math
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.models.attention import attention
@@ -31,7 +32,7 @@ def project(
     bias: Float[Array, "*features"],
     *,
     num_in_axes: int,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
 ) -> Float[Array, "*out"]:
     """x @ kernel + bias over the last `num_in_axes` axes of x.
 
@@ -54,7 +55,7 @@ def flattened(
 ) -> nn.initializers.Initializer:
     """An initializer of shape (*inside, *features) with the bound of the flattened matrix."""
 
-    def init(key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype = jnp.float32) -> jax.Array:
+    def init(key: jax.Array, shape: tuple[int, ...], dtype: DTypeLike = jnp.float32) -> jax.Array:
         return kernel_init(key, (math.prod(inside), math.prod(features)), dtype).reshape(shape)
 
     return init
@@ -72,7 +73,7 @@ class Linear(nn.Module):
 
     features: tuple[int, ...]
     num_in_axes: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
     kernel_init: nn.initializers.Initializer
 
     @nn.compact
@@ -87,7 +88,7 @@ class Linear(nn.Module):
 def linear(
     features: int | tuple[int, ...],
     *,
-    dtype: jnp.dtype,
+    dtype: DTypeLike,
     name: str,
     kernel_init: nn.initializers.Initializer = linear_init,
     num_in_axes: int = 1,
@@ -133,7 +134,7 @@ class QKV(nn.Module):
     """Queries, keys and values from one matrix, stored [D, 3, heads, head width]."""
 
     num_heads: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -159,7 +160,7 @@ class SelfAttention(nn.Module):
     num_heads: int
     attention_dropout: float
     projection_dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -190,7 +191,7 @@ class Block(nn.Module):
     mlp_ratio: int
     attention_dropout: float
     projection_dropout: float
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -233,7 +234,7 @@ class ResidualBlock(nn.Module):
     `shift_scale` is a factor on the shift alone (EAR's temperature).
     """
 
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -264,7 +265,7 @@ class ModulatedMLP(nn.Module):
     width: int
     depth: int
     out_dim: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import BackboneConfig
@@ -53,7 +54,7 @@ class MAR(nn.Module):
     config: BackboneConfig
     num_tokens: int
     text_streams: tuple[tuple[str, int], ...]
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @property
     def num_text(self) -> int:

@@ -17,6 +17,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config import BackboneConfig
@@ -35,7 +36,7 @@ REMAT_POLICIES = {
 }
 
 
-def make_block(config: BackboneConfig, name: str, dtype: jnp.dtype) -> Block:
+def make_block(config: BackboneConfig, name: str, dtype: DTypeLike) -> Block:
     """A block of the config's sizes and dropout."""
     return Block(
         num_heads=config.num_heads,
@@ -47,7 +48,7 @@ def make_block(config: BackboneConfig, name: str, dtype: jnp.dtype) -> Block:
     )
 
 
-def make_blocks(config: BackboneConfig, stage: str, depth: int, dtype: jnp.dtype) -> list[Block]:
+def make_blocks(config: BackboneConfig, stage: str, depth: int, dtype: DTypeLike) -> list[Block]:
     """The modules of a stack: one for each block, or with `scan_layers` one that stands for all.
 
     Args:

@@ -16,6 +16,7 @@ from typing import Any
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.converted import read_kind
@@ -137,7 +138,7 @@ class ClapTextLayer(nn.Module):
     """Post-norm transformer layer: self-attention, then an exact-GELU MLP; float32 residuals."""
 
     config: ClapTextConfig
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L D"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
@@ -165,7 +166,7 @@ class ClapText(nn.Module):
     """
 
     config: ClapTextConfig
-    dtype: jnp.dtype = jnp.float32
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: TokenIds, mask: Bool[Array, "B L"]) -> Float[Array, "B E"]:

@@ -24,6 +24,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import ComputeDtype
@@ -158,7 +159,7 @@ class Projection(nn.Module):
     """A linear layer without bias; factors in `dtype`, sums and result in float32."""
 
     features: int
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(self, x: Float[Array, "B L in"]) -> Float[Array, "B L out"]:
@@ -173,7 +174,7 @@ class Block(nn.Module):
     """Pre-norm self-attention and gated GELU."""
 
     config: T5Config
-    dtype: jnp.dtype
+    dtype: DTypeLike
 
     @nn.compact
     def __call__(
@@ -210,7 +211,7 @@ class T5Encoder(nn.Module):
     """
 
     config: T5Config
-    dtype: jnp.dtype = jnp.dtype(jnp.float32)
+    dtype: DTypeLike = jnp.dtype(jnp.float32)
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
