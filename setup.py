@@ -72,7 +72,6 @@ setup(
         "tpu": ["jax[tpu]"],
     },
     classifiers=[
-        "License :: OSI Approved :: Apache Software License",
         "Programming Language :: Python :: 3.11",
         "Programming Language :: Python :: 3.12",
     ],
