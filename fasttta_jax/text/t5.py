@@ -211,7 +211,7 @@ class T5Encoder(nn.Module):
     """
 
     config: T5Config
-    dtype: DTypeLike = jnp.dtype(jnp.float32)
+    dtype: DTypeLike = jnp.float32
 
     @nn.compact
     def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
