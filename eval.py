@@ -13,10 +13,10 @@ import sys
 from absl import flags
 
 from fasttta_jax import cli
-from fasttta_jax.evaluation import evaluate
-from fasttta_jax.evaluation_setup import EvaluationConfig, parse_runs
-from fasttta_jax.metrics.evaluation_report import as_text
-from fasttta_jax.metrics.gates import GATES
+from fasttta_jax.evaluation.evaluator import evaluate
+from fasttta_jax.evaluation.gates import GATES
+from fasttta_jax.evaluation.setup import EvaluationConfig, parse_runs
+from fasttta_jax.evaluation.tables import as_text
 
 RUN = flags.DEFINE_multi_string(
     "run", [], "NAME=WORKDIR of a trained run; may be given several times."

@@ -30,16 +30,28 @@ import tqdm
 from absl import flags
 
 from fasttta_jax import cli
-from fasttta_jax.audio import AudioFormat, playback_level, write_audio
+from fasttta_jax.audio.files import (
+    AudioFormat,
+    playback_level,
+    write_audio,
+)
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known
-from fasttta_jax.generation import TokenGenerator, generate, generate_with_states
-from fasttta_jax.inpainting import Ranges, parse_ranges, read_known
-from fasttta_jax.metrics.decoding_picture import decoding_picture
-from fasttta_jax.metrics.pictures import mel_picture
+from fasttta_jax.generation.decoding_figure import decoding_picture
+from fasttta_jax.generation.edits import (
+    Ranges,
+    parse_ranges,
+    read_known,
+)
+from fasttta_jax.generation.prompts import read_prompts, slug
+from fasttta_jax.generation.sampler import (
+    TokenGenerator,
+    generate,
+    generate_with_states,
+)
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.prompts import read_prompts, slug
-from fasttta_jax.restore import TrainedModel, load_trained
+from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger("fasttta_jax.generate")
 

@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fasttta_jax", "fasttta_jax.*"]),
-    package_data={"fasttta_jax.metrics": ["*.j2"]},
+    package_data={"fasttta_jax.report": ["*.j2"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.7",

@@ -17,7 +17,7 @@ from ml_collections import config_flags
 
 from fasttta_jax import cli
 from fasttta_jax.config import from_config_dict
-from fasttta_jax.metrics.profiler import parse_window
+from fasttta_jax.performance.profiler import parse_window
 from fasttta_jax.training.loop import Trainer
 
 CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)

@@ -33,8 +33,12 @@ from fasttta_jax.decode import (
 )
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
-from fasttta_jax.models.text_to_audio import Student, Teacher, TextToAudio
 from fasttta_jax.randomness import fold_in_each
+from fasttta_jax.systems import (
+    Student,
+    Teacher,
+    TextToAudio,
+)
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 

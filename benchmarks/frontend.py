@@ -33,7 +33,7 @@ from benchmarks.frontend_parts import (
     draw_inputs,
 )
 from fasttta_jax import cli
-from fasttta_jax.metrics.text_table import format_table
+from fasttta_jax.report.text_table import format_table
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers")
 MOST_REPEATS = 50

@@ -17,14 +17,19 @@ import numpy as np
 from jax.typing import DTypeLike
 
 from benchmarks import measure
-from fasttta_jax.codecs.hifigan import Hifigan, HifiganConfig
-from fasttta_jax.codecs.mel import MelConfig, log_mel
-from fasttta_jax.codecs.vae import Vae, VaeConfig
+from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.vae_codec import from_tokens, to_tokens
-from fasttta_jax.metrics.clap_audio import ClapAudio, ClapAudioConfig
-from fasttta_jax.metrics.clap_mel import GRID, NUM_SAMPLES, ClapMelConfig, clap_mel
-from fasttta_jax.text.clap import ClapText, ClapTextConfig
-from fasttta_jax.text.t5 import T5Config, T5Encoder
+from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
+from fasttta_jax.pretrained.clap_mel import (
+    GRID,
+    NUM_SAMPLES,
+    ClapMelConfig,
+    clap_mel,
+)
+from fasttta_jax.pretrained.clap_text import ClapText, ClapTextConfig
+from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
+from fasttta_jax.pretrained.t5 import T5Config, T5Encoder
+from fasttta_jax.pretrained.vae import Vae, VaeConfig
 
 PARTS = (
     "mel",

@@ -17,8 +17,8 @@ import torch
 import transformers
 
 from benchmarks.frontend_parts import CLAP_MEL, Arrays, Sizes
-from fasttta_jax.codecs.mel import MelConfig, mel_matrix
-from fasttta_jax.metrics import clap_mel
+from fasttta_jax.audio.mel import MelConfig, mel_matrix
+from fasttta_jax.pretrained import clap_mel
 
 Tensors = tuple[torch.Tensor, ...]
 

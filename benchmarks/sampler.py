@@ -25,9 +25,13 @@ from benchmarks.baselines import HostLoop, full_length
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
 from fasttta_jax.decode import parallel_decode
-from fasttta_jax.metrics.flops import DecodeKind, sampling_flops
-from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
+from fasttta_jax.performance.flops import DecodeKind, sampling_flops
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.systems import (
+    Student,
+    Teacher,
+    build_model,
+)
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params, Tokens

@@ -36,12 +36,12 @@ from absl import flags
 from benchmarks import measure, scaling_cells, scaling_tables
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
-from fasttta_jax.files import write_json
-from fasttta_jax.metrics.text_table import format_table
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
-from fasttta_jax.parallel.hlo import find_collectives, summarize
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
-from fasttta_jax.parallel.topology import require_libtpu
+from fasttta_jax.performance.hlo import find_collectives, summarize
+from fasttta_jax.performance.topology import require_libtpu
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.storage.files import write_json
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.tools.aot_cases import EFFORTS
 from fasttta_jax.tools.aot_report import describe_axes

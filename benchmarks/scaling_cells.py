@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import tqdm
 
 from benchmarks.measure import model_label
-from fasttta_jax.parallel.topology import parse_topology
+from fasttta_jax.performance.topology import parse_topology
 from fasttta_jax.tools.aot_cases import ProgramName
 
 logger = logging.getLogger("fasttta_jax.scaling")

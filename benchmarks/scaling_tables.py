@@ -11,7 +11,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fasttta_jax.metrics.text_table import format_table
+from fasttta_jax.report.text_table import format_table
 from fasttta_jax.tools.aot_report import describe_axes
 
 MIB, GIB = 2**20, 2**30

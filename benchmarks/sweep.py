@@ -34,19 +34,23 @@ from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, distinct_runs, plan
 from benchmarks.sweep_table import to_markdown
 from configs import demo_student
 from fasttta_jax import cli
-from fasttta_jax.checkpoint import StoredCheckpoints
 from fasttta_jax.config import RunConfig, from_config_dict
-from fasttta_jax.evaluation import Evaluator, environment
-from fasttta_jax.evaluation_setup import EvaluationConfig, EvaluationSetup, load_setup
-from fasttta_jax.files import write_json
-from fasttta_jax.input_pipeline import EncodedDataset
-from fasttta_jax.metrics.evaluation_report import RowResult
-from fasttta_jax.metrics.tagger_cache import DESCRIPTION_FILE
-from fasttta_jax.models.text_to_audio import build_model
+from fasttta_jax.evaluation.evaluator import Evaluator, environment
+from fasttta_jax.evaluation.setup import (
+    EvaluationConfig,
+    EvaluationSetup,
+    load_setup,
+)
+from fasttta_jax.evaluation.tables import RowResult
+from fasttta_jax.evaluation.tagger_cache import DESCRIPTION_FILE
+from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.restore import TrainedModel, load_trained
+from fasttta_jax.storage.files import write_json
+from fasttta_jax.systems import build_model
 from fasttta_jax.training.loop import Trainer
-from fasttta_jax.workdir import Workdir
+from fasttta_jax.workdir.checkpoint import StoredCheckpoints
+from fasttta_jax.workdir.folder import Workdir
+from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger("fasttta_jax.sweep")
 

@@ -5,7 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from fasttta_jax.metrics.report import Measured, Value, format_value
+from fasttta_jax.report.page import (
+    Measured,
+    Value,
+    format_value,
+)
 
 COLUMNS = (
     "variant",

@@ -26,15 +26,24 @@ from benchmarks import measure
 from benchmarks.baselines import full_length, full_length_teacher
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
-from fasttta_jax.metrics.flops import StepFlops, mean_visible, training_step_flops
-from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.models.text_to_audio import Teacher
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
+from fasttta_jax.performance.flops import (
+    StepFlops,
+    mean_visible,
+    training_step_flops,
+)
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.systems import Teacher
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
 from fasttta_jax.training import programs
-from fasttta_jax.training.steps import Batch, StepContext, student_loss, teacher_loss
+from fasttta_jax.training.step import (
+    Batch,
+    StepContext,
+    student_loss,
+    teacher_loss,
+)
 from fasttta_jax.typing import Key, Metrics, Params
 
 Encoder = Literal["gathered", "full_length"]

@@ -38,7 +38,7 @@ from absl import flags
 
 from fasttta_jax import cli
 from fasttta_jax.config import TextConfig
-from fasttta_jax.input_pipeline import RECORDS_FOLDER, EncodedDataset, find_records
+from fasttta_jax.input_pipeline.records import RECORDS_FOLDER, EncodedDataset, find_records
 from fasttta_jax.text.learned import LearnedTextEncoder
 from fasttta_jax.text.networks import DTYPES, Networks, open_network, save_networks
 from fasttta_jax.text.table import (

@@ -6,8 +6,8 @@
     python -m data.encode_latents --data audiocaps --out shared/encoded --codec codecs/audioldm \\
         --posterior=moments --host_index=3 --num_hosts=8
 
---data is a dataset of `data.builder`, another TFDS dataset kept as ArrayRecord, or a folder of
-audio files with a table (`data.folder` describes it). Fits the spectrogram codec's statistics on
+--data is a dataset of `data.common.records`, another TFDS dataset kept as ArrayRecord, or a folder
+of audio files with a table (`data.folder` describes it). Fits the spectrogram codec's statistics on
 the training split, then writes
 
     out/records            a TFDS dataset of tokens, captions and labels; it appears when complete
@@ -18,10 +18,10 @@ With --codec, an existing codec encodes instead, so that the data of several sta
 tokens. Clips keep their whole length; training cuts windows out of them. What cannot be used is
 skipped, counted by reason, shown at the end and listed in skipped.jsonl beside the records.
 
-The work is cut into shards (`data.shards`): start the same command again after a kill, and only
-what is missing is done. Hosts that share a file system run it with their own --host_index each;
-whichever ends last completes the dataset. Run `python -m data.embed_text` on the same folder next,
-unless the clips have no captions.
+The work is cut into shards (`data.common.shards`): start the same command again after a kill, and
+only what is missing is done. Hosts that share a file system run it with their own --host_index
+each; whichever ends last completes the dataset. Run `python -m data.embed_text` on the same folder
+next, unless the clips have no captions.
 Dimensions: P token columns in time, G tokens per column, C channels.
 """
 
@@ -41,18 +41,23 @@ import tensorflow_datasets as tfds
 import tqdm
 from absl import flags
 
-from data import batches, codecs
-from data.builder import Clip
+from data.common import batches
+from data.common import codec_fit as codecs
+from data.common.moments import Moments
+from data.common.records import Clip
+from data.common.shards import (
+    ShardedDataset,
+    Summary,
+    write_whole,
+)
+from data.common.sources import Source, open_source
+from data.common.tables import Skipped
 from data.folder import report
-from data.metadata import Skipped
-from data.moments import Moments
-from data.shards import ShardedDataset, Summary, write_whole
-from data.sources import Source, open_source
 from fasttta_jax import cli
+from fasttta_jax.audio.mel import MelConfig
 from fasttta_jax.codecs import Codec, load_codec
-from fasttta_jax.codecs.mel import MelConfig
 from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig
-from fasttta_jax.input_pipeline import CODEC_FOLDER, RECORDS_FOLDER, find_records
+from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, find_records
 
 Stored = Literal["mean", "moments"]
 
@@ -87,7 +92,7 @@ def encode(
     """Writes the encoded dataset, or this host's part; says so and stops where it is already there.
 
     Args:
-      data: audio, as `data.sources.open_source` takes it.
+      data: audio, as `data.common.sources.open_source` takes it.
       out: folder to write.
       codec: settings of a codec to fit on the training split, or the folder of an existing one.
       posterior: "mean" keeps the tokens; "moments" keeps the log-variance of the codec's posterior

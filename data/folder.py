@@ -38,8 +38,9 @@ from typing import Any
 import tensorflow_datasets as tfds
 import tqdm
 
-from data import builder, recordings
-from data.metadata import Skipped
+from data.common import recordings
+from data.common import records as builder
+from data.common.tables import Skipped
 
 SHOWN_PER_REASON = 20
 
@@ -71,7 +72,7 @@ def build(
       audio_dir: folder of the audio files.
       out: parent folder of the dataset.
       name: dataset name, in snake case.
-      metadata: the table (`data.metadata`); looked for in `audio_dir` when None.
+      metadata: the table (`data.common.tables`); looked for in `audio_dir` when None.
       sample_rate: samples per second to store.
       min_seconds: shorter files are skipped.
       max_seconds: longer files are cut into equal pieces of at most this length.

@@ -18,8 +18,8 @@ from typing import get_args
 from absl import flags
 
 from fasttta_jax import cli
+from fasttta_jax.audio.mel import Framing, MelConfig
 from fasttta_jax.codecs.base import CONFIG_FILE
-from fasttta_jax.codecs.mel import Framing, MelConfig
 from fasttta_jax.codecs.vae_codec import DTYPES, VaeCodec, VaeCodecConfig
 
 

@@ -11,10 +11,14 @@ import ml_collections
 from absl import app, flags
 from absl import logging as absl_logging
 
-from fasttta_jax import exit_codes
-from fasttta_jax.parallel import coordination, distributed, failures
-from fasttta_jax.parallel.preemption import Preempted
-from fasttta_jax.parallel.watchdog import HostLost
+from fasttta_jax.multihost import (
+    coordination,
+    distributed,
+    exit_codes,
+    failures,
+)
+from fasttta_jax.multihost.preemption import Preempted
+from fasttta_jax.multihost.watchdog import HostLost
 
 # An error of jax may come from another host's, which this host learns of a poll later.
 BLAME_SECONDS = 3.0

@@ -22,9 +22,8 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
-from fasttta_jax.models.mar import unconditional
 from fasttta_jax.randomness import fold_in_each
-from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens
+from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens, unconditional
 
 
 class Decodable(Protocol):

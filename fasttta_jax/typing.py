@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 Params = Mapping[str, Any]
@@ -28,6 +29,15 @@ class TextStream(NamedTuple):
 
 Conditioning = Mapping[str, TextStream]
 """Streams by name; the backbone projects each to D and lays them side by side."""
+
+
+def unconditional(conditioning: Conditioning) -> Conditioning:
+    """The same shapes with every text position empty: the backbone reads its null text."""
+    return {
+        name: stream._replace(mask=jnp.zeros_like(stream.mask))
+        for name, stream in conditioning.items()
+    }
+
 
 Audio = Float[Array, "B S"]
 Tokens = Float[Array, "B N C"]

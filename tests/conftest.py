@@ -19,7 +19,7 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
-from tests import helpers
+from tests.support import helpers
 
 # Compiling also takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)

@@ -16,9 +16,13 @@ import pytest
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import Known, parallel_decode
 from fasttta_jax.masking import sample_orders
-from fasttta_jax.models.mar import unconditional
-from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
-from tests import helpers
+from fasttta_jax.systems import (
+    Student,
+    Teacher,
+    build_model,
+)
+from fasttta_jax.typing import unconditional
+from tests.support import helpers
 from tests.test_decode import config, given_tokens
 
 CAPTIONS = ["a loud tone", "", "clicks that is quiet", "a quiet noise"]

@@ -22,8 +22,14 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from fasttta_jax.audio.mel import (
+    MelConfig,
+    inverse_stft,
+    log_mel,
+    mel_matrix,
+    stft,
+)
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
-from fasttta_jax.codecs.mel import MelConfig, inverse_stft, log_mel, mel_matrix, stft
 from fasttta_jax.typing import Audio, Tokens
 
 STATISTICS_FILE = "statistics.npz"

@@ -24,17 +24,17 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
+from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
 from fasttta_jax.codecs.chunks import Chunks, in_chunks
-from fasttta_jax.codecs.hifigan import Hifigan, HifiganConfig
-from fasttta_jax.codecs.hifigan import load as load_hifigan
-from fasttta_jax.codecs.mel import MelConfig, log_mel
-from fasttta_jax.codecs.vae import Vae, VaeConfig
-from fasttta_jax.codecs.vae import load as load_vae
 from fasttta_jax.config import ComputeDtype
-from fasttta_jax.converted import copy_folder, read_metadata
-from fasttta_jax.files import write_json
 from fasttta_jax.parallel.local import local_copies, spread
+from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
+from fasttta_jax.pretrained.hifigan import load as load_hifigan
+from fasttta_jax.pretrained.vae import Vae, VaeConfig
+from fasttta_jax.pretrained.vae import load as load_vae
+from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.weights import copy_folder, read_metadata
 from fasttta_jax.typing import Audio, Params, Tokens
 
 KIND = "vae"

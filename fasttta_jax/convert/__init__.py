@@ -5,5 +5,5 @@ through one file each: `source` finds the weights (a folder, a file, the Hub), `
 `torch_files` torch's pickles among them, a module per kind (`mar`, `vae`, `hifigan`, `t5`, `clap`
 with `clap_text` and `clap_audio`) says which key goes where, `names` holds that table against the
 file, `tokenizer` reads a text model's vocabulary, and `write` puts the result on disk, where
-`fasttta_jax.converted` finds it.
+`fasttta_jax.storage.weights` finds it.
 """

@@ -19,7 +19,7 @@ from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 from fasttta_jax.convert.tokenizer import check_vocabulary, read_tokenizer
 from fasttta_jax.convert.write import Conversion
-from fasttta_jax.text.clap import KIND
+from fasttta_jax.pretrained.clap_text import KIND
 from fasttta_jax.text.tokenize import TOKENIZER_FILE
 
 PREFIXES = ("module.", "clap.")

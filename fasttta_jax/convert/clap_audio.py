@@ -26,7 +26,7 @@ from fasttta_jax.convert.names import (
     projection,
 )
 from fasttta_jax.convert.stored import ConversionError
-from fasttta_jax.metrics.clap_audio import ClapAudioConfig, from_huggingface
+from fasttta_jax.pretrained.clap_audio import ClapAudioConfig, from_huggingface
 
 Layout = Literal["transformers", "original"]
 QKV = ("query", "key", "value")

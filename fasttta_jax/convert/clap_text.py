@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from fasttta_jax.convert.names import Entry, Table, axis, layer_norm, linear
 from fasttta_jax.convert.stored import ConversionError
-from fasttta_jax.text.clap import ClapTextConfig, from_huggingface
+from fasttta_jax.pretrained.clap_text import ClapTextConfig, from_huggingface
 
 Layout = Literal["transformers", "original"]
 ROOTS: Mapping[Layout, str] = {"transformers": "text_model", "original": "text_branch"}

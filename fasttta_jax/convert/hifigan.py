@@ -16,12 +16,16 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.codecs.hifigan import KIND, OUTER_KERNEL_SIZE, HifiganConfig
 from fasttta_jax.convert import names
 from fasttta_jax.convert.names import Entry, Table, axis
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 from fasttta_jax.convert.write import Conversion
+from fasttta_jax.pretrained.hifigan import (
+    KIND,
+    OUTER_KERNEL_SIZE,
+    HifiganConfig,
+)
 
 PREFIXES = ("", "first_stage_model.vocoder.")
 UPSAMPLERS = {"transformers": "upsampler", "original": "ups"}

@@ -17,7 +17,7 @@ from fasttta_jax.convert.source import TOKENIZER_FILES, Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 from fasttta_jax.convert.tokenizer import check_vocabulary, read_tokenizer
 from fasttta_jax.convert.write import Conversion
-from fasttta_jax.text.t5 import KIND, T5Config
+from fasttta_jax.pretrained.t5 import KIND, T5Config
 from fasttta_jax.text.tokenize import TOKENIZER_FILE
 
 LAYOUT = "transformers"

@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from fasttta_jax.codecs.vae import KIND, VaeConfig
 from fasttta_jax.convert import names
 from fasttta_jax.convert.names import Table, axis
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 from fasttta_jax.convert.write import Conversion
+from fasttta_jax.pretrained.vae import KIND, VaeConfig
 
 FIRST_STAGE = "first_stage_model."
 SCALE_FACTOR = "scale_factor"
@@ -103,7 +103,7 @@ ORIGINAL = Layout(
 
 
 def convert(source: Source, *, scaling_factor: float | None = None) -> Conversion:
-    """The parameters of `fasttta_jax.codecs.vae.Vae` from a checkpoint.
+    """The parameters of `fasttta_jax.pretrained.vae.Vae` from a checkpoint.
 
     Args:
       source: a diffusers folder, or an original checkpoint.

@@ -16,7 +16,7 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fasttta_jax.convert.stored import ConversionError
-from fasttta_jax.converted import METADATA_FILE, WEIGHTS_FILE
+from fasttta_jax.storage.weights import METADATA_FILE, WEIGHTS_FILE
 
 
 class Conversion(NamedTuple):

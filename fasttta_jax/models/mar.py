@@ -33,14 +33,6 @@ def visible_positions(
     return order, ~jnp.take_along_axis(masked, order, axis=-1)
 
 
-def unconditional(conditioning: Conditioning) -> Conditioning:
-    """The same shapes with every text position empty: the backbone reads its null text."""
-    return {
-        name: stream._replace(mask=jnp.zeros_like(stream.mask))
-        for name, stream in conditioning.items()
-    }
-
-
 class MAR(nn.Module):
     """The backbone of teacher and student.
 

@@ -24,7 +24,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.files import write_json
+from fasttta_jax.storage.files import write_json
 
 FOLDER = "embeddings"
 CAPTIONS_FILE = "captions.json"

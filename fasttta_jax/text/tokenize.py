@@ -17,7 +17,7 @@ import numpy as np
 import tokenizers
 from jaxtyping import Bool, Int
 
-from fasttta_jax.converted import ConvertedError
+from fasttta_jax.storage.weights import ConvertedError
 
 logger = logging.getLogger(__name__)
 

@@ -19,15 +19,19 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from fasttta_jax.config import ConfigError, RunConfig
-from fasttta_jax.generation import Start, TokenGenerator
-from fasttta_jax.metrics.flops import sampling_flops, training_step_flops
-from fasttta_jax.parallel import hlo, hlo_text
-from fasttta_jax.parallel import topology as topologies
+from fasttta_jax.generation.sampler import Start, TokenGenerator
 from fasttta_jax.parallel.compile import Program, abstract_state, compile_train_step
-from fasttta_jax.parallel.hlo import Collective, find_collectives, summarize
 from fasttta_jax.parallel.mesh import AXES, AnyMesh, check_batch_size, mesh_sizes
 from fasttta_jax.parallel.sharding import batch_sharding, check_rules, remarks, replicated
-from fasttta_jax.parallel.topology import Topology
+from fasttta_jax.performance import hlo, hlo_text
+from fasttta_jax.performance import topology as topologies
+from fasttta_jax.performance.flops import sampling_flops, training_step_flops
+from fasttta_jax.performance.hlo import (
+    Collective,
+    find_collectives,
+    summarize,
+)
+from fasttta_jax.performance.topology import Topology
 from fasttta_jax.text import TextEncoder
 from fasttta_jax.training import programs
 

@@ -34,11 +34,11 @@ from ml_collections import config_flags
 
 from fasttta_jax import cli
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict
-from fasttta_jax.files import write_json
-from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.parallel import topology as topologies
 from fasttta_jax.parallel.mesh import AnyMesh, make_mesh
-from fasttta_jax.parallel.topology import Topology
+from fasttta_jax.performance import topology as topologies
+from fasttta_jax.performance.topology import Topology
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.storage.files import write_json
 from fasttta_jax.tools.aot_cases import EFFORTS, PROGRAMS, Case, report
 from fasttta_jax.tools.param_overview import STACKED, text_encoder
 

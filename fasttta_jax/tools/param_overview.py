@@ -24,13 +24,13 @@ from ml_collections import config_flags
 
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig, from_config_dict
-from fasttta_jax.input_pipeline import TEXT_FOLDER
-from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.models.text_to_audio import TextToAudio, build_model
+from fasttta_jax.input_pipeline.records import TEXT_FOLDER
 from fasttta_jax.parallel.sharding import path_name
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.text import LearnedTextEncoder, TextEncoder, abstract_text_encoder
 from fasttta_jax.text.learned import TOKENIZER_FILE
-from fasttta_jax.training.optim import decay_mask
+from fasttta_jax.training.optimizer import decay_mask
 
 MIB = 2**20
 STACKED = re.compile(r"(?<=encoder_|decoder_)(\d+|stack)\b|(?<=block_)\d+")

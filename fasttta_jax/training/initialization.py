@@ -17,18 +17,23 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fasttta_jax.checkpoint import tree_hash
 from fasttta_jax.config import BackboneConfig, ConfigError, RunConfig, TextConfig
-from fasttta_jax.converted import is_converted, read_converted
-from fasttta_jax.files import as_path, write_json
-from fasttta_jax.input_pipeline import CODEC_FOLDER, TEXT_FOLDER
+from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.models.energy_head import from_diffusion_head
 from fasttta_jax.models.stacking import arrange_layers
-from fasttta_jax.models.text_to_audio import Teacher, TextToAudio
-from fasttta_jax.restore import TrainedModel, load_trained
+from fasttta_jax.storage.files import as_path, write_json
+from fasttta_jax.storage.weights import is_converted, read_converted
+from fasttta_jax.systems import Teacher, TextToAudio
 from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
-from fasttta_jax.workdir import ORIGIN_FILE, Workdir, WorkdirError, same_files
+from fasttta_jax.workdir.checkpoint import tree_hash
+from fasttta_jax.workdir.folder import (
+    ORIGIN_FILE,
+    Workdir,
+    WorkdirError,
+    same_files,
+)
+from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger(__name__)
 

@@ -17,16 +17,13 @@ from typing import NamedTuple
 
 import jax
 
-from fasttta_jax.checkpoint import Checkpoints
 from fasttta_jax.config import ConfigError, RunConfig, to_config_dict
-from fasttta_jax.input_pipeline import DatasetError, TrainBatches, evaluation_batches
-from fasttta_jax.metrics import compilations
-from fasttta_jax.metrics.profiler import Profiler, ProfileWindow
-from fasttta_jax.metrics.throughput import Meter
-from fasttta_jax.metrics.writer import MetricsWriter
-from fasttta_jax.models.text_to_audio import build_model
-from fasttta_jax.on_the_fly import open_dataset
-from fasttta_jax.parallel import distributed
+from fasttta_jax.input_pipeline.batches import TrainBatches, evaluation_batches
+from fasttta_jax.input_pipeline.on_the_fly import open_dataset
+from fasttta_jax.input_pipeline.records import DatasetError
+from fasttta_jax.multihost import distributed
+from fasttta_jax.multihost.preemption import Preempted, Preemption
+from fasttta_jax.multihost.watchdog import Watchdog
 from fasttta_jax.parallel.compile import (
     Program,
     abstract_state,
@@ -36,16 +33,20 @@ from fasttta_jax.parallel.compile import (
     on_every_device,
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
-from fasttta_jax.parallel.preemption import Preempted, Preemption
 from fasttta_jax.parallel.sharding import check_rules, describe_remarks, remarks
-from fasttta_jax.parallel.watchdog import Watchdog
+from fasttta_jax.performance import compilations
+from fasttta_jax.performance.profiler import Profiler, ProfileWindow
+from fasttta_jax.performance.throughput import Meter
+from fasttta_jax.systems import build_model
 from fasttta_jax.training import programs
 from fasttta_jax.training.initialization import Source, initial_params, open_source
 from fasttta_jax.training.reporting import NonFiniteStep, StepReporter
 from fasttta_jax.training.samples import SampleSheet
 from fasttta_jax.training.state import TrainState, from_items, new_state, to_items
 from fasttta_jax.typing import Key, Metrics, Params
-from fasttta_jax.workdir import Workdir
+from fasttta_jax.workdir.checkpoint import Checkpoints
+from fasttta_jax.workdir.folder import Workdir
+from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
 

@@ -13,13 +13,17 @@ import jax
 import jax.numpy as jnp
 
 from fasttta_jax.config import RunConfig
-from fasttta_jax.models.text_to_audio import Student, Teacher, build_model
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import batch_sharding
+from fasttta_jax.systems import (
+    Student,
+    Teacher,
+    build_model,
+)
 from fasttta_jax.text.base import TextEncoder
-from fasttta_jax.training.optim import make_optimizer
+from fasttta_jax.training.optimizer import make_optimizer
 from fasttta_jax.training.state import TrainState, new_state
-from fasttta_jax.training.steps import (
+from fasttta_jax.training.step import (
     Batch,
     StepContext,
     student_loss,

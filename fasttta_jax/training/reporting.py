@@ -15,9 +15,9 @@ import jax
 import tqdm
 
 from fasttta_jax.config import RunConfig
-from fasttta_jax.metrics.throughput import Meter, Throughput
-from fasttta_jax.metrics.writer import MetricsWriter
+from fasttta_jax.performance.throughput import Meter, Throughput
 from fasttta_jax.typing import Metrics
+from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
 

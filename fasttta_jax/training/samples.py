@@ -10,15 +10,15 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from fasttta_jax.audio import write_audio
+from fasttta_jax.audio.files import write_audio
 from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
-from fasttta_jax.generation import TokenGenerator
-from fasttta_jax.metrics.pictures import mel_picture
-from fasttta_jax.metrics.writer import MetricsWriter
-from fasttta_jax.models.text_to_audio import Student, Teacher
+from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.parallel.mesh import batch_shards
-from fasttta_jax.workdir import Workdir
+from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.systems import Student, Teacher
+from fasttta_jax.workdir.folder import Workdir
+from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 SAMPLE_SEED = 0
 

@@ -14,10 +14,10 @@ import jax
 from jax.sharding import AbstractMesh, AxisType
 
 from benchmarks.measure import load_run_config
-from fasttta_jax.metrics.text_table import format_table
-from fasttta_jax.models.text_to_audio import build_model
 from fasttta_jax.parallel.mesh import AXES
 from fasttta_jax.parallel.sharding import placements
+from fasttta_jax.report.text_table import format_table
+from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
 
 FOLDER = pathlib.Path(__file__).parent / "shardings"

@@ -1,0 +1,1 @@
+"""The embedded data set: short captioned clips of synthetic sound events."""

@@ -1,0 +1,129 @@
+"""Encoded datasets on disk: records, codec and text.
+
+Dimensions: N tokens, C channels, P token columns in time, G tokens per column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import pathlib
+from typing import Any
+
+import tensorflow_datasets as tfds
+
+from fasttta_jax.codecs import Codec, load_codec
+from fasttta_jax.config import ModelConfig
+from fasttta_jax.storage.files import as_path
+from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
+
+CODEC_FOLDER = "codec"
+TEXT_FOLDER = "text"
+RECORDS_FOLDER = "records"
+
+
+class DatasetError(ValueError):
+    """A dataset that is missing, incomplete or does not fit the model."""
+
+
+def find_records(folder: str | pathlib.Path) -> pathlib.Path:
+    """The one TFDS dataset at or below `folder` (dataset_info.json marks it).
+
+    Raises:
+      DatasetError: there is none, or more than one.
+    """
+    found = sorted(path.parent for path in pathlib.Path(folder).glob("**/dataset_info.json"))
+    found = [
+        path for path in found if ".incomplete" not in str(path) and "incomplete." not in str(path)
+    ]
+    if len(found) != 1:
+        listed = ", ".join(map(str, found)) or "none"
+        raise DatasetError(f"{folder} must hold exactly one dataset; found: {listed}")
+    return found[0]
+
+
+class Records:
+    """Random access to one split of a TFDS dataset, text decoded."""
+
+    def __init__(self, folder: str | pathlib.Path, split: str) -> None:
+        builder = tfds.builder_from_directory(str(find_records(folder)))
+        if split not in builder.info.splits:
+            raise DatasetError(
+                f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}"
+            )
+        self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
+        self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+        self._opened = (str(folder), split)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Another process opens the files anew."""
+        return Records, self._opened
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        record = dict(self._source[index])
+        record["id"] = record["id"].decode()
+        record["captions"] = [caption.decode() for caption in record["captions"]]
+        record["labels"] = json.loads(record["labels"].decode())
+        return record
+
+
+class EncodedDataset:
+    """The folder that `python -m data.encode_latents` writes: records, codec and text.
+
+    Args:
+      path: the folder, or its URL in an object store.
+      cache: folder of this host where a URL's files are copied to, once.
+
+    Raises:
+      DatasetError: the folder or a part of it is missing.
+      StorageError: it is a URL that cannot be read, or the cache cannot hold it.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cache: str = DEFAULT_CACHE) -> None:
+        if not str(path):
+            raise DatasetError("data.path is empty; allowed: a folder of encoded data")
+        if not (as_path(path) / RECORDS_FOLDER).is_dir():
+            raise DatasetError(
+                f"data.path is {str(path)!r}, which has no {RECORDS_FOLDER}/ folder; "
+                "`python -m data.encode_latents` makes one"
+            )
+        self.path = stage(path, cache)
+        self.records_folder = self.path / RECORDS_FOLDER
+        self.codec: Codec = load_codec(self.path / CODEC_FOLDER)
+        self.text_folder = self.path / TEXT_FOLDER
+
+    def split(self, split: str) -> Records:
+        """The records of a split."""
+        return Records(self.records_folder, split)
+
+    def fingerprint(self) -> str:
+        """Hash of the records, the codec's statistics and the tokenizer: equal for equal data."""
+        digest = hashlib.sha256()
+        records = find_records(self.records_folder)
+        files = [records / "dataset_info.json"]
+        metadata = records / "metadata.json"
+        if metadata.is_file():
+            digest.update(json.loads(metadata.read_text()).get("sha256", "").encode())
+        for folder in (self.path / CODEC_FOLDER, self.text_folder):
+            files += sorted(path for path in folder.glob("*") if path.is_file())
+        for file in files:
+            digest.update(file.name.encode())
+            digest.update(file.read_bytes())
+        return digest.hexdigest()
+
+    def check(self, model: ModelConfig) -> None:
+        """Raises DatasetError where tokens do not have the model's shape."""
+        if self.codec.token_dim != model.token_dim:
+            raise DatasetError(
+                f"model.token_dim is {model.token_dim}; the codec of {self.path} makes tokens of "
+                f"{self.codec.token_dim}"
+            )
+        if model.num_tokens % self.codec.tokens_per_column:
+            raise DatasetError(
+                f"model.num_tokens is {model.num_tokens}; allowed: multiples of the codec's "
+                f"{self.codec.tokens_per_column} tokens per moment"
+            )

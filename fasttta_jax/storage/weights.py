@@ -1,0 +1,193 @@
+"""A folder of converted weights: `python -m fasttta_jax.convert` writes it, `init_from` reads it.
+
+`weights.safetensors` holds float32 arrays whose names are paths joined by "/"; `weights.json` says
+what they are and where they come from; a text model has its `tokenizer.json` beside them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+import numpy as np
+from safetensors import SafetensorError
+from safetensors.numpy import load_file
+
+from fasttta_jax.storage.files import (
+    as_path,
+    is_remote,
+    list_files,
+    storage_errors,
+)
+from fasttta_jax.storage.staging import stage
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+WEIGHTS_FILE = "weights.safetensors"
+METADATA_FILE = "weights.json"
+FIELDS = ("kind", "source", "sha256", "weights")
+COPY_BLOCK = 2**23
+
+
+Config = TypeVar("Config", bound="DataclassInstance")
+
+
+class ConvertedError(ValueError):
+    """A folder of converted weights that cannot be used."""
+
+
+class ConvertedWeights(NamedTuple):
+    """What `read_converted` found.
+
+    Attributes:
+      params: nested dict of float32 arrays, such as {"backbone": {...}, "head": {...}}.
+      metadata: kind, source, sha256, weights and dropped, and the sizes that the kind has: for
+        "mar" and "ear" num_text, num_tokens, token_dim, backbone and head, for others config.
+    """
+
+    params: dict[str, Any]
+    metadata: dict[str, Any]
+
+
+def is_converted(folder: str | os.PathLike[str]) -> bool:
+    """Whether a folder holds converted weights."""
+    return (as_path(folder) / METADATA_FILE).is_file()
+
+
+def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
+    """The description of converted weights.
+
+    Args:
+      folder: what `python -m fasttta_jax.convert` wrote.
+
+    Raises:
+      ConvertedError: a file is missing or damaged; says which.
+    """
+    weights, metadata_path = (as_path(folder) / name for name in (WEIGHTS_FILE, METADATA_FILE))
+    for path in (metadata_path, weights):
+        if not path.is_file():
+            raise ConvertedError(
+                f"{folder} holds no converted weights: {path.name} is missing; "
+                "`python -m fasttta_jax.convert --help` says how to make them"
+            )
+    try:
+        metadata = json.loads(metadata_path.read_text())
+        missing = [name for name in FIELDS if name not in metadata]
+    except (ValueError, TypeError) as error:
+        raise ConvertedError(f"{metadata_path} is damaged: {error}; convert again") from error
+    if missing:
+        raise ConvertedError(f"{metadata_path} lacks {', '.join(missing)}; convert again")
+    return metadata
+
+
+def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
+    """Reads converted weights; arguments and errors are those of `read_metadata`."""
+    metadata = read_metadata(folder)
+    weights = stage(folder) / WEIGHTS_FILE
+    try:
+        flat = load_file(weights)
+    except SafetensorError as error:
+        raise ConvertedError(f"{weights} is damaged: {error}; convert again") from error
+    return ConvertedWeights(_nested(flat), metadata)
+
+
+def read_kind(
+    folder: str | os.PathLike[str],
+    kind: str,
+    config: type[Config],
+    *,
+    part: str | None = None,
+) -> tuple[Config, dict[str, Any]]:
+    """Sizes and parameters of one kind of network.
+
+    Args:
+      folder: what `python -m fasttta_jax.convert` wrote.
+      kind: what it must hold.
+      config: dataclass of its sizes, all of which the description must say.
+      part: of a kind that has several, the one that is wanted.
+
+    Raises:
+      ConvertedError: a file is missing or damaged, it is another kind, or the part is not there.
+    """
+    params, metadata = read_converted(folder)
+    if metadata["kind"] != kind:
+        raise ConvertedError(f"{folder} holds weights of kind {metadata['kind']!r}, not {kind!r}")
+    sizes = metadata.get("config") or {}
+    if part is not None:
+        if not sizes.get(part) or part not in params:
+            raise ConvertedError(
+                f"{folder} holds {kind} without its {part} part; convert a checkpoint that has it"
+            )
+        sizes, params = sizes[part], params[part]
+    missing = [field.name for field in dataclasses.fields(config) if field.name not in sizes]
+    if missing:
+        raise ConvertedError(f"{folder} does not say {', '.join(missing)}; convert again")
+    try:
+        return config(**{name: as_tuples(value) for name, value in sizes.items()}), params
+    except (TypeError, ValueError) as error:
+        raise ConvertedError(
+            f"{folder} does not describe a {kind}: {error}; convert again"
+        ) from error
+
+
+def as_tuples(value: Any) -> Any:
+    """Lists, which JSON has, as the tuples that configs have; other values as they are."""
+    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
+
+
+def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """Copies a folder and what is below it; weights become hard links where that can be.
+
+    Converted weights are replaced, never changed in place, so that a link is as good as a copy.
+    Either may be the URL of an object store.
+    """
+    if is_remote(folder) or is_remote(target):
+        _copy_objects(folder, target)
+        return
+    target = pathlib.Path(target)
+    if not (target.exists() and target.samefile(folder)):
+        shutil.copytree(folder, target, copy_function=_copy_or_link, dirs_exist_ok=True)
+
+
+def _copy_objects(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
+    """One file after the other.
+
+    Raises:
+      StorageError: a file cannot be read or written; names it.
+    """
+    for name in list_files(folder):
+        source, copy = as_path(folder) / name, as_path(target) / name
+        if not is_remote(copy):
+            pathlib.Path(copy).parent.mkdir(parents=True, exist_ok=True)
+        with (
+            storage_errors(copy, f"written as a copy of {os.fspath(source)}"),
+            source.open("rb") as reader,
+            copy.open("wb") as writer,
+        ):
+            shutil.copyfileobj(reader, writer, COPY_BLOCK)
+
+
+def _copy_or_link(source: str, target: str) -> None:
+    if pathlib.Path(source).name == WEIGHTS_FILE:
+        pathlib.Path(target).unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            os.link(source, target)
+            return
+    shutil.copy2(source, target)
+
+
+def _nested(flat: dict[str, np.ndarray]) -> dict[str, Any]:
+    tree: dict[str, Any] = {}
+    for path, values in flat.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = values
+    return tree

@@ -1,0 +1,227 @@
+"""The folder of one run: its config, codec and tokenizer beside checkpoints and metrics.
+
+A workdir is all that generation needs. Files are written once and compared on a restart, so a run
+cannot quietly go on with another model or other data. It may lie in an object store, which the
+hosts of a pod share where they share no file system: one host prepares it, and all of them read it
+afterwards.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import pathlib
+import tempfile
+from collections.abc import Iterator
+from typing import Any
+
+from fasttta_jax.codecs import Codec, load_codec
+from fasttta_jax.config import ConfigError, RunConfig, flatten, from_config_dict, to_config_dict
+from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
+from fasttta_jax.storage.files import (
+    AnyPath,
+    StorageError,
+    as_path,
+    is_remote,
+    storage_errors,
+    write_json,
+)
+from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
+from fasttta_jax.storage.weights import copy_folder
+from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
+from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
+
+logger = logging.getLogger(__name__)
+
+CONFIG_FILE = "config.json"
+ORIGIN_FILE = "origin.json"
+FREE_TO_CHANGE = (
+    "log_every",
+    "evaluate_every",
+    "checkpoint_every",
+    "checkpoints_to_keep",
+    "keep_every",
+    "best_metric",
+    "hang_timeout",
+    "sample_prompts",
+    "mesh.",
+    "optimizer.max_skipped_steps",
+    "model.backbone.remat",
+)
+FREE_PATHS = (
+    "data.path",
+    "data.audio",
+    "data.num_threads",
+    "data.num_workers",
+    "data.prefetch",
+    "data.cache",
+    "init_from",
+    "decode.",
+)
+
+
+class WorkdirError(StorageError):
+    """A workdir that cannot be used for what is asked."""
+
+
+def same_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:
+    """Whether two folders hold files of the same names and contents; subfolders do not count."""
+    contents = [
+        {path.name: path.read_bytes() for path in as_path(folder).glob("*") if path.is_file()}
+        for folder in (first, second)
+    ]
+    return contents[0] == contents[1]
+
+
+def _as_json(config: RunConfig) -> dict[str, Any]:
+    """The config as JSON gives it back; a field that an older run did not have has its default."""
+    return json.loads(json.dumps(to_config_dict(config).to_dict()))
+
+
+class Workdir:
+    """One run's folder.
+
+    Args:
+      path: the folder, made by `prepare`, or its URL in an object store.
+      cache: folder of this host where codec and text of a URL are copied to.
+
+    Raises:
+      WorkdirError: the path is a file, or a URL that cannot be reached.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], cache: str = DEFAULT_CACHE) -> None:
+        self._cache = cache
+        with _workdir_errors(path, "opened"):
+            self.path: AnyPath = as_path(path)
+            if self.path.exists() and not self.path.is_dir():
+                raise WorkdirError(f"workdir {self.path} is a file; allowed: a folder, new or old")
+
+    def prepare(self, config: RunConfig, dataset: EncodedDataset) -> None:
+        """Makes the folder, or checks that it belongs to the same run; for one host of several.
+
+        Raises:
+          WorkdirError: it holds a run with another model, other settings or other data, or it
+            cannot be written.
+        """
+        data_hash = dataset.fingerprint()
+        wanted = {"config": _as_json(config), "data_hash": data_hash}
+        config_path = self.path / CONFIG_FILE
+        with _workdir_errors(config_path, "read"):
+            text = config_path.read_text() if config_path.exists() else None
+        if text is not None:
+            found = json.loads(text)
+            self._compare(_as_json(from_config_dict(found["config"])), wanted["config"])
+            if found["data_hash"] != data_hash:
+                raise WorkdirError(
+                    f"{self.path} was trained on other data than {dataset.path}: the dataset's "
+                    f"hash was {found['data_hash'][:12]} and is {data_hash[:12]}. Choose a new "
+                    "workdir, or point data.path to the old data"
+                )
+        else:
+            with self.folder() as folder:
+                copy_folder(dataset.path / CODEC_FOLDER, folder / CODEC_FOLDER)
+                save_text_encoder(dataset.text_folder, folder / TEXT_FOLDER, config.model.text)
+        with _workdir_errors(config_path, "written"):
+            write_json(config_path, wanted)
+
+    @contextlib.contextmanager
+    def folder(self, name: str = "") -> Iterator[pathlib.Path]:
+        """A local folder to write into; what it holds is in the workdir when the context ends.
+
+        Args:
+          name: of the folder in the workdir, such as "samples/00000500"; "" is the workdir itself.
+
+        Raises:
+          WorkdirError: it cannot be written.
+        """
+        target = self.path / name
+        if not is_remote(target):
+            folder = pathlib.Path(target)
+            with _workdir_errors(folder, "written"):
+                folder.mkdir(parents=True, exist_ok=True)
+                tempfile.TemporaryFile(dir=folder).close()
+            yield folder
+            return
+        with tempfile.TemporaryDirectory(prefix="fasttta_jax_workdir_") as temporary:
+            yield pathlib.Path(temporary)
+            with _workdir_errors(target, "written"):
+                copy_folder(temporary, target)
+
+    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+        before, now = flatten(found), flatten(wanted)
+        changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
+        free = FREE_TO_CHANGE + FREE_PATHS
+        for name in changed:
+            if name.startswith(free):
+                logger.info("%s changes from %r to %r", name, before.get(name), now.get(name))
+        fixed = [name for name in changed if not name.startswith(free)]
+        if fixed:
+            shown = "; ".join(
+                f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in fixed
+            )
+            raise WorkdirError(
+                f"{self.path} holds a run with other settings: {shown}. Choose a new workdir, or "
+                "go back to the old values to resume"
+            )
+
+    def config(self) -> RunConfig:
+        """The config of the run.
+
+        Raises:
+          WorkdirError: there is no run here, or it cannot be read.
+        """
+        path = self.path / CONFIG_FILE
+        with _workdir_errors(path, "read"):
+            if not path.is_file():
+                raise WorkdirError(f"{self.path} holds no run: {CONFIG_FILE} is missing")
+            text = path.read_text()
+        try:
+            return from_config_dict(json.loads(text)["config"])
+        except (json.JSONDecodeError, KeyError, ConfigError) as error:
+            raise WorkdirError(f"{path} cannot be read: {error}") from error
+
+    def codec(self) -> Codec:
+        """The codec that the run's tokens belong to."""
+        return load_codec(stage(self.path / CODEC_FOLDER, self._cache))
+
+    def text(self, dataset: EncodedDataset | None = None) -> TextEncoder:
+        """The run's text encoder, without trained embeddings; a table stays with the dataset.
+
+        Args:
+          dataset: the run's, where it is open already: its table is used. Otherwise the table is
+            the one that the config's data.path holds, which is not copied from an object store
+            where the workdir has the networks that made it.
+        """
+        config = self.config()
+        if config.model.text.encoder == "none":
+            return load_text_encoder("", config.model.text)
+        folder = stage(self.path / TEXT_FOLDER, self._cache)
+        return load_text_encoder(
+            folder, config.model.text, table_folder=self._table_folder(config, folder, dataset)
+        )
+
+    def _table_folder(
+        self, config: RunConfig, folder: pathlib.Path, dataset: EncodedDataset | None
+    ) -> pathlib.Path:
+        if dataset is not None:
+            return dataset.text_folder
+        data = config.data.path
+        if not is_remote(data):
+            return pathlib.Path(data) / TEXT_FOLDER
+        if config.model.text.encoder != "frozen" or (folder / NETWORKS_FILE).is_file():
+            return folder
+        return stage(data, self._cache, only=(TEXT_FOLDER,)) / TEXT_FOLDER
+
+
+@contextlib.contextmanager
+def _workdir_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
+    """Errors of the file system or the object store as WorkdirErrors that name the path."""
+    try:
+        with storage_errors(path, doing):
+            yield
+    except WorkdirError:
+        raise
+    except StorageError as error:
+        raise WorkdirError(f"workdir: {error}") from error

@@ -1,0 +1,326 @@
+"""The spectrogram codec: librosa's log-mel, exact inverses, audio that looks like its tokens."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+
+import jax.numpy as jnp
+import librosa
+import numpy as np
+import pytest
+
+from fasttta_jax.audio.mel import (
+    MelConfig,
+    frame,
+    inverse_stft,
+    log_mel,
+    overlap_add,
+    stft,
+)
+from fasttta_jax.codecs import load_codec
+from fasttta_jax.codecs.spectrogram import (
+    SpectrogramCodec,
+    SpectrogramConfig,
+    Statistics,
+    StatisticsFitter,
+    from_patches,
+    griffin_lim,
+    to_patches,
+)
+from tests.support import helpers
+
+EPSILON = float(np.finfo(np.float32).eps)
+FRAMINGS = ["center", "hifigan"]
+
+
+@functools.cache
+def sounds(num_clips: int = 6, num_samples: int = 10_240) -> np.ndarray:
+    """Chirps in noise, float32 [num_clips, num_samples]; every mel band is above the floor."""
+    rng = np.random.default_rng(0)
+    time = np.arange(num_samples) / 16_000
+    clips = [
+        0.3 * np.sin(2 * np.pi * (200 * (index + 1) + 900 * time) * time)
+        + 0.05 * rng.normal(size=num_samples)
+        for index in range(num_clips)
+    ]
+    return np.asarray(clips, np.float32)
+
+
+def librosa_log_mel(audio: np.ndarray, config: MelConfig) -> np.ndarray:
+    """librosa's magnitude mel spectrogram of one clip, [T, F], in float64."""
+    centred = config.framing == "center"
+    audio = np.float64(audio)
+    if not centred:
+        audio = np.pad(audio, (config.n_fft - config.hop_length) // 2, mode="reflect")
+    mel = librosa.feature.melspectrogram(
+        y=audio,
+        sr=config.sample_rate,
+        n_fft=config.n_fft,
+        hop_length=config.hop_length,
+        n_mels=config.num_mels,
+        fmin=config.f_min,
+        fmax=config.f_max,
+        power=1.0,
+        center=centred,
+        pad_mode="reflect",
+    )
+    return np.log(np.maximum(mel, config.floor)).T
+
+
+# ------------------------------------------------------------------------------------------- mel
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("shape", [(1024, 160, 64), (512, 128, 20)])
+def test_log_mel_equals_librosa(framing, shape):
+    n_fft, hop_length, num_mels = shape
+    config = MelConfig(n_fft=n_fft, hop_length=hop_length, num_mels=num_mels, framing=framing)
+    found = log_mel(sounds()[:2], config)
+    for row in range(2):
+        np.testing.assert_allclose(found[row], librosa_log_mel(sounds()[row], config), atol=1e-5)
+
+
+def test_log_mel_of_a_clip_of_ten_seconds_is_a_picture_of_1024_by_64():
+    audio = np.zeros((1, 163_840), np.float32)
+    assert log_mel(audio, MelConfig()).shape == (1, 1024, 64)
+    assert log_mel(audio, MelConfig(framing="center")).shape == (1, 1025, 64)
+    assert MelConfig().num_frames(163_840) == 1024
+    assert MelConfig(framing="center").num_frames(163_840) == 1025
+
+
+def test_silence_is_the_logarithm_of_the_floor():
+    found = log_mel(np.zeros((1, 3200), np.float32), MelConfig(floor=1e-3))
+    np.testing.assert_allclose(found, np.log(1e-3), rtol=2 * EPSILON)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+@pytest.mark.parametrize("hop_length", [160, 256])
+def test_inverse_stft_inverts(framing, hop_length):
+    config = MelConfig(hop_length=hop_length, framing=framing)
+    audio = sounds()[:2]
+    found = inverse_stft(stft(audio, config), config, audio.shape[1])
+    # two transforms of 1024 points and a division: log2(1024) roundings each, of numbers up to 1
+    np.testing.assert_allclose(found, audio, rtol=0, atol=32 * EPSILON)
+
+
+def test_overlap_add_is_the_transpose_of_framing():
+    config = MelConfig(n_fft=32, hop_length=10)
+    rng = np.random.default_rng(0)
+    signal = rng.normal(size=(1, 92)).astype(np.float32)
+    frames = rng.normal(size=(1, 7, 32)).astype(np.float32)
+    forward = np.sum(np.asarray(frame(signal, config)) * frames)
+    backward = np.sum(signal * np.asarray(overlap_add(frames, config)))
+    np.testing.assert_allclose(forward, backward, rtol=1e-5)
+
+
+@pytest.mark.parametrize("framing", FRAMINGS)
+def test_too_short_a_waveform_is_refused(framing):
+    config = MelConfig(framing=framing)
+    with pytest.raises(ValueError, match=f"{config.padding} samples is too short"):
+        log_mel(np.zeros((1, config.padding), np.float32), config)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"framing": "left"}, r"mel\.framing is 'left'; allowed: .*center"),
+        ({"num_mels": 0}, r"mel\.num_mels is 0"),
+        ({"floor": 0.0}, r"mel\.floor is 0\.0"),
+        ({"hop_length": 2048}, r"mel\.hop_length is 2048; .* at most mel\.n_fft = 1024"),
+        ({"hop_length": 161}, r"mel\.hop_length is 161; .* even"),
+        ({"f_max": 9000.0}, r"mel\.f_max = 9000\.0 .* sample_rate / 2 = 8000\.0"),
+        ({"f_min": 8000.0}, r"mel\.f_min = 8000\.0"),
+    ],
+)
+def test_impossible_grids_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        MelConfig(**changes)
+
+
+# ----------------------------------------------------------------------------------------- codec
+
+
+SMALL = SpectrogramConfig(
+    mel=MelConfig(num_mels=8, floor=1e-3), patch_frames=4, bands=2, token_dim=16
+)
+
+
+def fit(config: SpectrogramConfig, audio: np.ndarray) -> tuple[SpectrogramCodec, float]:
+    fitter = StatisticsFitter(config)
+    fitter.add(audio)
+    statistics, kept = fitter.finish()
+    return SpectrogramCodec(config, statistics), kept
+
+
+@functools.cache
+def tiny_codec() -> SpectrogramCodec:
+    clips = [clip.audio for clip in helpers.synthetic_clips("train")]
+    return fit(helpers.CODEC, np.stack(clips))[0]
+
+
+def test_patches_round_trip_time_major():
+    picture = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
+    patches = np.asarray(to_patches(picture, SMALL))
+    assert patches.shape == (2, 2, 2, 16)
+    np.testing.assert_array_equal(from_patches(patches, SMALL), picture)
+    np.testing.assert_array_equal(patches[0, 1, 0], picture[0, 4:, :4].ravel())
+
+
+@pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
+def test_all_components_lose_nothing(whitening):
+    codec, kept = fit(dataclasses.replace(SMALL, whitening=whitening), sounds())
+    assert kept == pytest.approx(1.0, abs=1e-12)
+    expected = log_mel(sounds(), SMALL.mel)
+    found = codec.to_log_mel(codec.encode(sounds()))
+    # 16 products each way, of values below 10
+    np.testing.assert_allclose(found, expected, rtol=0, atol=2 * 16 * 10 * EPSILON)
+
+
+def test_fewer_components_lose_the_share_they_report():
+    config = dataclasses.replace(SMALL, token_dim=5)
+    codec, kept = fit(config, sounds())
+    picture = np.float64(log_mel(sounds(), SMALL.mel))
+    patches = np.asarray(to_patches(picture, config))
+    centred = patches - patches.mean(axis=(0, 1))
+    tokens = np.float64(codec.encode(sounds())).reshape(6, -1, 2, 5)
+    rebuilt = np.einsum("bngc,gvc->bngv", tokens * codec.statistics.scale, codec.statistics.basis)
+    lost = np.sum((centred - rebuilt) ** 2) / np.sum(centred**2)
+    assert 0 < kept < 1
+    assert lost == pytest.approx(1 - kept, rel=1e-3)
+
+
+def test_tokens_are_centred_and_of_unit_mean_square():
+    tokens = np.float64(tiny_codec().encode(training_audio()))
+    values = tokens.reshape(len(tokens), -1, 2, helpers.TOKEN_DIM)
+    assert np.abs(values.mean(axis=(0, 1))).max() < 1e-4
+    assert np.mean(values**2) == pytest.approx(1.0, rel=1e-4)
+
+
+def training_audio() -> np.ndarray:
+    return np.stack([clip.audio for clip in helpers.synthetic_clips("train")])
+
+
+def test_full_whitening_equalises_the_variances():
+    codec, _ = fit(dataclasses.replace(SMALL, whitening=1.0, token_dim=4), sounds())
+    values = np.float64(codec.encode(sounds())).reshape(-1, 2, 4)
+    np.testing.assert_allclose(values.var(axis=0), 1.0, rtol=1e-3)
+
+
+def test_statistics_do_not_depend_on_how_the_data_comes():
+    together, _ = fit(SMALL, sounds())
+    fitter = StatisticsFitter(SMALL)
+    for clip in sounds():
+        fitter.add(clip[None])
+    statistics, _ = fitter.finish()
+    np.testing.assert_allclose(statistics.mean, together.statistics.mean, rtol=1e-5)
+    # components of nearly equal variance may turn into each other, their covariance may not
+    covariances = [
+        np.einsum("gvc,gc,gwc->gvw", found.basis, np.float64(found.scale) ** 4, found.basis)
+        for found in (together.statistics, statistics)
+    ]
+    scale = np.abs(covariances[0]).max()
+    np.testing.assert_allclose(covariances[0], covariances[1], rtol=0, atol=1e-5 * scale)
+
+
+def test_fit_refuses_too_little_and_constant_data():
+    with pytest.raises(ValueError, match="0 patches were seen; fitting 16 components"):
+        StatisticsFitter(SMALL).finish()
+    fitter = StatisticsFitter(SMALL)
+    fitter.add(np.zeros((2, 10_240), np.float32))
+    with pytest.raises(ValueError, match="no variance"):
+        fitter.finish()
+
+
+def test_saved_codec_is_the_same_codec(tmp_path):
+    codec = tiny_codec()
+    codec.save(tmp_path / "codec")
+    loaded = load_codec(tmp_path / "codec")
+    assert isinstance(loaded, SpectrogramCodec)
+    assert loaded.config == codec.config
+    for field in dataclasses.fields(Statistics):
+        np.testing.assert_array_equal(
+            getattr(loaded.statistics, field.name), getattr(codec.statistics, field.name)
+        )
+    audio = training_audio()[:2]
+    np.testing.assert_array_equal(loaded.encode(audio), codec.encode(audio))
+
+
+def test_missing_and_unknown_codecs_are_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"codec\.json does not exist"):
+        load_codec(tmp_path)
+    (tmp_path / "codec.json").write_text('{"kind": "vinyl"}')
+    with pytest.raises(ValueError, match=r"kind is 'vinyl'; allowed: \['spectrogram', 'vae'\]"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize("num_samples", [0, 1, 2559, 2561])
+def test_lengths_between_columns_are_refused(num_samples):
+    with pytest.raises(ValueError, match=f"{num_samples} samples .* multiples of 2560"):
+        tiny_codec().encode(np.zeros((1, num_samples), np.float32))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"bands": 3}, r"codec\.bands is 3; allowed: a divisor of num_mels = 64"),
+        ({"token_dim": 0}, r"codec\.token_dim is 0; allowed: 1 to the 512"),
+        ({"token_dim": 513}, r"codec\.token_dim is 513"),
+        ({"whitening": 1.5}, r"codec\.whitening is 1\.5; allowed: 0 to 1"),
+        ({"griffin_lim_iterations": 0}, r"codec\.griffin_lim_iterations is 0"),
+        ({"mel": MelConfig(framing="center")}, r"codec\.mel\.framing is 'center'"),
+    ],
+)
+def test_impossible_layouts_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        SpectrogramConfig(**changes)
+
+
+def test_sizes_are_those_that_the_protocol_promises():
+    codec = tiny_codec()
+    tokens = codec.encode(training_audio()[:3])
+    columns = helpers.CLIP_SAMPLES // codec.samples_per_column
+    assert tokens.shape == (3, columns * codec.tokens_per_column, codec.token_dim)
+    assert codec.decode(tokens).shape == (3, helpers.CLIP_SAMPLES)
+    assert codec.silence().shape == (codec.tokens_per_column, codec.token_dim)
+    assert codec.silence().dtype == np.float32
+    assert codec.sample_rate == 16_000
+
+
+def test_silence_decodes_to_silence():
+    codec, _ = fit(SMALL, np.concatenate([sounds(), np.zeros((1, 10_240), np.float32)]))
+    columns = 10_240 // codec.samples_per_column
+    tokens = np.tile(codec.silence(), (columns, 1))[None]
+    np.testing.assert_allclose(codec.decode(tokens), 0.0, atol=1e-3)
+
+
+def test_more_griffin_lim_iterations_fit_the_picture_better():
+    config = MelConfig(floor=1e-2)
+    picture = log_mel(sounds(), config)
+
+    def distance(num_iterations: int) -> float:
+        """Spectral convergence: relative distance of the mel magnitudes."""
+        audio = griffin_lim(picture, config, num_iterations)
+        target, found = np.exp(picture), np.exp(log_mel(audio, config))
+        return float(np.linalg.norm(found - target) / np.linalg.norm(target))
+
+    distances = [distance(num_iterations) for num_iterations in (1, 8, 32)]
+    assert distances[0] > distances[1] > distances[2]
+    assert distances[2] < 0.2
+
+
+def test_griffin_lim_audio_shows_the_picture_it_was_made_from():
+    config = MelConfig(floor=1e-2)
+    picture = np.asarray(log_mel(sounds(), config))
+    found = np.asarray(log_mel(griffin_lim(picture, config, 32), config))
+    # 1 neper is a factor of e; phase reconstruction is a projection, not an inverse
+    assert np.mean(np.abs(found - picture)) < 0.3
+
+
+def test_decoding_a_clip_does_not_depend_on_its_neighbours():
+    codec = tiny_codec()
+    tokens = codec.encode(training_audio()[:3])
+    together = np.asarray(codec.decode(tokens))
+    np.testing.assert_array_equal(codec.decode(tokens[::-1])[0], together[2])
+    loud = jnp.concatenate([tokens[:1], 100 * tokens[1:]])
+    np.testing.assert_array_equal(codec.decode(loud)[0], together[0])

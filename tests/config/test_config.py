@@ -1,0 +1,268 @@
+"""Configs: what is written is read back, what cannot work is refused with its name and range."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from fasttta_jax.config import (
+    BackboneConfig,
+    ConfigError,
+    DataConfig,
+    DecodeConfig,
+    DiffusionConfig,
+    DistillationConfig,
+    EnergyConfig,
+    HeadConfig,
+    MaskingConfig,
+    MeshConfig,
+    ModelConfig,
+    OptimizerConfig,
+    RunConfig,
+    TextConfig,
+    from_config_dict,
+    to_config_dict,
+)
+from tests.support import helpers
+
+
+def test_defaults_survive_the_round_trip():
+    assert from_config_dict(to_config_dict(RunConfig())) == RunConfig()
+
+
+def test_other_values_survive_the_round_trip():
+    for config in (helpers.tiny_teacher_config("a"), helpers.tiny_student_config("a", "b")):
+        assert from_config_dict(to_config_dict(config)) == config
+        assert from_config_dict(to_config_dict(config).to_dict()) == config
+
+
+def test_a_partial_config_takes_the_defaults():
+    found = from_config_dict({"model": {"backbone": {"width": 24, "num_heads": 2}}})
+    assert found.model.backbone == BackboneConfig(width=24, num_heads=2)
+    assert found.optimizer == OptimizerConfig()
+
+
+def test_whole_numbers_are_floats_too():
+    found = from_config_dict({"optimizer": {"learning_rate": 1}})
+    assert type(found.optimizer.learning_rate) is float
+
+
+REJECTED = [
+    (BackboneConfig, {"width": 0}, r"backbone\.width is 0; allowed: above 0"),
+    (BackboneConfig, {"encoder_depth": -1}, r"backbone\.encoder_depth is -1; allowed: 0 or more"),
+    (BackboneConfig, {"decoder_depth": -1}, r"backbone\.decoder_depth is -1; allowed: above 0"),
+    (BackboneConfig, {"num_heads": 0}, r"backbone\.num_heads is 0; allowed: above 0"),
+    (BackboneConfig, {"num_heads": 7}, r"backbone\.num_heads is 7; allowed: a divisor .* = 768"),
+    (BackboneConfig, {"mlp_ratio": 0}, r"backbone\.mlp_ratio is 0; allowed: above 0"),
+    (BackboneConfig, {"attention_dropout": 1.0}, r"backbone\.attention_dropout is 1\.0; allowed"),
+    (BackboneConfig, {"projection_dropout": -0.1}, r"backbone\.projection_dropout is -0\.1;"),
+    (HeadConfig, {"width": 0}, r"head\.width is 0; allowed: above 0"),
+    (HeadConfig, {"depth": 0}, r"head\.depth is 0; allowed: above 0"),
+    (HeadConfig, {"noise_dim": 0}, r"head\.noise_dim is 0; allowed: above 0"),
+    (HeadConfig, {"roles": "both"}, r"head\.roles is 'both'; .*'context_stream'"),
+    (HeadConfig, {"noise": "laplace"}, r"head\.noise is 'laplace'; .*'uniform'"),
+    (TextConfig, {"encoder": "t5"}, r"text\.encoder is 't5'; .*'frozen'"),
+    (TextConfig, {"encoder": "none"}, r"text\.token_dropout is 0\.1; allowed: 0 where .* 'none'"),
+    (
+        TextConfig,
+        {"encoder": "none", "token_dropout": 0.0},
+        r"text\.drop_rate is 0\.1; allowed: 0 where text\.encoder is 'none'",
+    ),
+    (
+        TextConfig,
+        {"encoder": "frozen", "token_dropout": 0.0},
+        r"text\.streams is \(\); allowed: one or more",
+    ),
+    (TextConfig, {"streams": (("t5", 77, 1024),)}, r"text\.streams is .* else \(\)"),
+    (
+        TextConfig,
+        {"encoder": "frozen", "token_dropout": 0.0, "streams": (("t5", 77),)},
+        r"text\.streams is \('t5', 77\); allowed: \(name, positions, width\)",
+    ),
+    (
+        TextConfig,
+        {
+            "encoder": "frozen",
+            "token_dropout": 0.0,
+            "streams": (("t5", 7, 8), ("t5", 1, 8)),
+        },
+        r"text\.streams is .* allowed: each name once",
+    ),
+    (TextConfig, {"num_positions": 0}, r"text\.num_positions is 0; allowed: above 0"),
+    (TextConfig, {"width": 0}, r"text\.width is 0; allowed: above 0"),
+    (TextConfig, {"token_dropout": 1.0}, r"text\.token_dropout is 1\.0; allowed: from 0"),
+    (TextConfig, {"drop_rate": 1.5}, r"text\.drop_rate is 1\.5; allowed: from 0"),
+    (ModelConfig, {"num_tokens": 0}, r"model\.num_tokens is 0; allowed: above 0"),
+    (ModelConfig, {"token_dim": 0}, r"model\.token_dim is 0; allowed: above 0"),
+    (ModelConfig, {"dtype": "float16"}, r"model\.dtype is 'float16'; allowed: .*'bfloat16'"),
+    (MaskingConfig, {"minimum": 0.0}, r"masking\.minimum is 0\.0; allowed: above 0, at most 1"),
+    (MaskingConfig, {"minimum": 1.1}, r"masking\.minimum is 1\.1; allowed: above 0, at most 1"),
+    (MaskingConfig, {"std": 0.0}, r"masking\.std is 0\.0; allowed: above 0"),
+    (MaskingConfig, {"mean": -0.4}, r"masking\.mean is -0\.4; allowed: from -0\.3 to 2"),
+    (MaskingConfig, {"mean": float("nan")}, r"masking\.mean is nan; allowed: from -0\.3 to 2"),
+    (DiffusionConfig, {"prediction": "x"}, r"diffusion\.prediction is 'x'; allowed: .*'epsilon'"),
+    (DiffusionConfig, {"num_steps": 0}, r"diffusion\.num_steps is 0; allowed: above 0"),
+    (DiffusionConfig, {"batch_multiplier": 0}, r"diffusion\.batch_multiplier is 0; allowed"),
+    (DiffusionConfig, {"sampling_steps": 1}, r"diffusion\.sampling_steps is 1; .* from 2 .* 1000"),
+    (DiffusionConfig, {"sampling_steps": 1001}, r"diffusion\.sampling_steps is 1001; allowed"),
+    (EnergyConfig, {"num_draws": 1}, r"energy\.num_draws is 1; allowed: 2 or more"),
+    (EnergyConfig, {"alpha": 2.0}, r"energy\.alpha is 2\.0; allowed: above 0 and below 2"),
+    (EnergyConfig, {"alpha": 0.0}, r"energy\.alpha is 0\.0; allowed: above 0 and below 2"),
+    (EnergyConfig, {"temperature": 0.0}, r"energy\.temperature is 0\.0; allowed: above 0"),
+    (EnergyConfig, {"temperature": 1.1}, r"energy\.temperature is 1\.1; allowed: above 0, at most"),
+    (DistillationConfig, {"weight": -1.0}, r"distillation\.weight is -1\.0; allowed: 0 or more"),
+    (DistillationConfig, {"positions": "some"}, r"distillation\.positions is 'some'; .*'masked'"),
+    (
+        DistillationConfig,
+        {"freeze_backbone": True, "weight": 0.0, "backbone_from_teacher": False},
+        r"distillation\.backbone_from_teacher is False; allowed: true",
+    ),
+    (
+        DistillationConfig,
+        {"freeze_backbone": True},
+        r"distillation\.weight is 1000\.0; allowed: 0 where distillation\.freeze_backbone",
+    ),
+    (OptimizerConfig, {"learning_rate": 0.0}, r"optimizer\.learning_rate is 0\.0; allowed: above"),
+    (OptimizerConfig, {"learning_rate": float("nan")}, r"optimizer\.learning_rate is nan"),
+    (OptimizerConfig, {"head_learning_rate_scale": 0.0}, r"head_learning_rate_scale is 0\.0;"),
+    (OptimizerConfig, {"accumulation_steps": 0}, r"accumulation_steps is 0; allowed: above 0"),
+    (OptimizerConfig, {"clip_norm": 0.0}, r"optimizer\.clip_norm is 0\.0; allowed: above 0"),
+    (OptimizerConfig, {"warmup_steps": -1}, r"optimizer\.warmup_steps is -1; allowed: 0 or more"),
+    (OptimizerConfig, {"decay_steps": -1}, r"optimizer\.decay_steps is -1; allowed: 0 or more"),
+    (OptimizerConfig, {"weight_decay": -0.1}, r"optimizer\.weight_decay is -0\.1; allowed"),
+    (OptimizerConfig, {"beta1": 1.0}, r"optimizer\.beta1 is 1\.0; allowed: from 0"),
+    (OptimizerConfig, {"beta2": -0.1}, r"optimizer\.beta2 is -0\.1; allowed: from 0"),
+    (OptimizerConfig, {"ema_decay": 1.0}, r"optimizer\.ema_decay is 1\.0; allowed: from 0"),
+    (DecodeConfig, {"num_iterations": 0}, r"decode\.num_iterations is 0; allowed: from 1"),
+    (DecodeConfig, {"guidance_scale": -1.0}, r"decode\.guidance_scale is -1\.0; allowed: 0 or"),
+    (DecodeConfig, {"guidance_schedule": "up"}, r"decode\.guidance_schedule is 'up'; .*'linear'"),
+    (DecodeConfig, {"temperature": -0.5}, r"decode\.temperature is -0\.5; allowed: 0 or more"),
+    (DecodeConfig, {"max_segments": 0}, r"decode\.max_segments is 0; allowed: 1 or more"),
+    (DataConfig, {"batch_size": 0}, r"data\.batch_size is 0; allowed: above 0"),
+    (DataConfig, {"prefetch": 0}, r"data\.prefetch is 0; allowed: above 0"),
+    (DataConfig, {"num_workers": -1}, r"data\.num_workers is -1; allowed: 0 or more"),
+    (DataConfig, {"num_threads": -1}, r"data\.num_threads is -1; allowed: 0 or more"),
+    (
+        BackboneConfig,
+        {"remat": "some"},
+        r"backbone\.remat is 'some'; allowed: one of 'none', 'full'",
+    ),
+    (OptimizerConfig, {"max_skipped_steps": -1}, r"optimizer\.max_skipped_steps is -1; allowed: 0"),
+    (MeshConfig, {"data": 0}, r"mesh\.data is 0; allowed: above 0, or -1 to fill"),
+    (MeshConfig, {"fsdp": -2}, r"mesh\.fsdp is -2; allowed: above 0, or -1 to fill"),
+    (MeshConfig, {"tensor": 0}, r"mesh\.tensor is 0; allowed: above 0, or -1 to fill"),
+    (
+        MeshConfig,
+        {"rules": ("head/.*",)},
+        r"mesh\.rules is 'head/\.\*'; allowed: a tuple of \(regex",
+    ),
+    (MeshConfig, {"rules": (("head", "fsdp"),)}, r"mesh\.rules is \('head', 'fsdp'\); allowed: a"),
+    (RunConfig, {"stage": "pupil"}, r"stage is 'pupil'; allowed: one of 'teacher', 'student'"),
+    (RunConfig, {"seed": -1}, r"seed is -1; allowed: from 0 to 2\*\*32 - 1"),
+    (RunConfig, {"seed": 2**32}, r"seed is 4294967296; allowed: from 0"),
+    (RunConfig, {"num_steps": 0}, r"num_steps is 0; allowed: above 0"),
+    (RunConfig, {"log_every": 0}, r"log_every is 0; allowed: above 0"),
+    (RunConfig, {"evaluate_every": 0}, r"evaluate_every is 0; allowed: above 0"),
+    (RunConfig, {"checkpoint_every": -1}, r"checkpoint_every is -1; allowed: 0 or more"),
+    (RunConfig, {"keep_every": -1}, r"keep_every is -1; allowed: 0 or more"),
+    (RunConfig, {"hang_timeout": -1.0}, r"hang_timeout is -1\.0; allowed: 0 or more"),
+    (RunConfig, {"best_metric": "energy"}, r"best_metric is 'energy'; allowed: one of \('loss', "),
+    (
+        RunConfig,
+        {
+            "stage": "student",
+            "best_metric": "align",
+            "distillation": DistillationConfig(weight=0.0),
+        },
+        r"best_metric is 'align'; allowed: one of \('loss', 'energy'\)",
+    ),
+    (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),
+    (
+        RunConfig,
+        {"decode": DecodeConfig(num_iterations=257)},
+        r"decode\.num_iterations is 257; allowed: from 1 to model\.num_tokens = 256",
+    ),
+    (
+        RunConfig,
+        {"num_steps": 10, "optimizer": OptimizerConfig(warmup_steps=6, decay_steps=5)},
+        r"optimizer\.warmup_steps \+ optimizer\.decay_steps is 11; allowed: at most .* = 10",
+    ),
+    (
+        RunConfig,
+        {"stage": "student", "distillation": DistillationConfig(head_from_teacher=True)},
+        r"distillation\.head_from_teacher is True; .* unless diffusion\.prediction is 'v'",
+    ),
+    (
+        RunConfig,
+        {
+            "stage": "student",
+            "distillation": DistillationConfig(head_from_teacher=True),
+            "diffusion": DiffusionConfig(prediction="v"),
+            "model": ModelConfig(head=HeadConfig(noise_dim=64)),
+        },
+        r"model\.head\.noise_dim is 64; allowed: model\.token_dim = 128",
+    ),
+    (
+        RunConfig,
+        {
+            "stage": "student",
+            "distillation": DistillationConfig(head_from_teacher=True),
+            "diffusion": DiffusionConfig(prediction="v"),
+            "model": ModelConfig(head=HeadConfig(roles="context_stream")),
+        },
+        r"model\.head\.roles is 'context_stream'; allowed: 'noise_stream' where",
+    ),
+    (
+        RunConfig,
+        {"optimizer": OptimizerConfig(accumulation_steps=5)},
+        r"optimizer\.accumulation_steps is 5; allowed: a divisor of data\.batch_size = 32",
+    ),
+    (
+        RunConfig,
+        {"model": ModelConfig(text=TextConfig(encoder="none", token_dropout=0.0, drop_rate=0.0))},
+        r"decode\.guidance_scale is 5\.0; allowed: 1 where model\.text\.encoder is 'none'",
+    ),
+]
+
+
+@pytest.mark.parametrize(("section", "values", "message"), REJECTED)
+def test_rejected_values_name_field_value_and_range(section, values, message):
+    with pytest.raises(ConfigError, match=message):
+        section(**values)
+
+
+def test_every_numeric_or_chosen_field_has_a_rejected_value():
+    unbounded = {"path", "audio", "cache", "init_from", "sample_prompts"}
+    for section in {section for section, _, _ in REJECTED}:
+        tried = {name for owner, values, _ in REJECTED if owner is section for name in values}
+        for field in dataclasses.fields(section):
+            default = None if field.default is dataclasses.MISSING else field.default
+            if isinstance(default, bool) or default is None or field.name in unbounded:
+                continue
+            assert field.name in tried, f"{section.__name__}.{field.name}"
+
+
+def test_an_unknown_field_lists_the_known_ones():
+    with pytest.raises(ConfigError, match=r"^sead is not a field; .* stage, seed, num_steps"):
+        from_config_dict({"sead": 1})
+    with pytest.raises(ConfigError, match=r"model\.backbone\.depth is not .* width, encoder_depth"):
+        from_config_dict({"model": {"backbone": {"depth": 1}}})
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"seed": "zero"}, r"seed is 'zero', a str; allowed: a value of type int"),
+        ({"seed": True}, r"seed is True, a bool; allowed: a value of type int"),
+        ({"seed": 1.0}, r"seed is 1\.0, a float; allowed: a value of type int"),
+        ({"data": {"path": None}}, r"data\.path is None, a NoneType; allowed: .* str"),
+        ({"optimizer": {"ema_warmup": 1}}, r"optimizer\.ema_warmup is 1, a int; .* bool"),
+        ({"model": {"dtype": 32}}, r"model\.dtype is 32, a int; allowed: .* str"),
+        ({"model": 3}, r"^model is 3; allowed: a mapping with the fields num_tokens"),
+        ({"model": {"head": None}}, r"^model\.head is None; allowed: a mapping with .* width"),
+    ],
+)
+def test_wrong_types_are_refused(values, message):
+    with pytest.raises(ConfigError, match=message):
+        from_config_dict(values)

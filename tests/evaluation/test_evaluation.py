@@ -1,0 +1,318 @@
+"""eval.py goes from two untrained runs to figures, page and exit code, and refuses misfits."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import subprocess
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+
+from data import embed_text, encode_latents
+from data.common import records as builder
+from fasttta_jax.config import ConfigError, RunConfig
+from fasttta_jax.evaluation import evaluator as evaluation
+from fasttta_jax.evaluation import tagger_cache
+from fasttta_jax.evaluation.setup import (
+    EvaluationConfig,
+    EvaluationError,
+    load_setup,
+    parse_runs,
+)
+from fasttta_jax.evaluation.tagger import Tagger, abstract_params
+from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
+from fasttta_jax.parallel.local import local_mesh
+from fasttta_jax.systems import build_model
+from fasttta_jax.training.optimizer import make_optimizer
+from fasttta_jax.training.state import new_state, to_items
+from fasttta_jax.workdir.checkpoint import Checkpoints
+from fasttta_jax.workdir.folder import Workdir, WorkdirError
+from fasttta_jax.workdir.metrics_log import MetricsWriter
+from tests.support import commands, helpers
+
+EVENTS = ("clicks", "noise", "tone")
+NUM_CLIPS = {"train": 36, "validation": 8, "test": 20}
+LENGTHS = (helpers.CLIP_SAMPLES, helpers.CLIP_SAMPLES - 2000, helpers.CLIP_SAMPLES + 3000)
+
+
+def clips(split: str):
+    """Every fifth clip holds two events; lengths vary; the tone is the third of them."""
+    rng = np.random.default_rng(list(NUM_CLIPS).index(split))
+    for index in range(NUM_CLIPS[split]):
+        names = [EVENTS[index % 3]] + ([EVENTS[(index + 1) % 3]] if index % 5 == 4 else [])
+        levels = dict.fromkeys(names, ("quiet", "loud")[index // 3 % 2])
+        audio = sum(
+            helpers.synthetic_audio(name, helpers.LEVELS[level], rng)
+            for name, level in levels.items()
+        )
+        audio = np.pad(audio, (0, 4000))[: LENGTHS[index % len(LENGTHS)]]
+        caption = " and ".join(f"a {levels[name]} {name}" for name in names)
+        yield builder.Clip(
+            id=f"{split}_{index}",
+            audio=np.clip(audio, -1, 1).astype(np.float32),
+            captions=[caption],
+            labels={
+                "events": names,
+                "attributes": {name: {"level": level} for name, level in levels.items()},
+                "mentioned": [{name: ["level"] for name in names}],
+            },
+        )
+
+
+def write_audio_data(folder: pathlib.Path, splits: dict[str, str]) -> pathlib.Path:
+    """A dataset whose splits hold the clips that `clips` makes for the names given."""
+    builder.write_dataset(
+        folder,
+        name="tiny",
+        description="For tests.",
+        sample_rate=helpers.SAMPLE_RATE,
+        splits={split: lambda made=made: clips(made) for split, made in splits.items()},
+    )
+    return folder
+
+
+def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
+    """A run with a checkpoint of fresh parameters and two rows of metrics."""
+    folder = Workdir(workdir)
+    folder.prepare(config, EncodedDataset(config.data.path))
+    model = build_model(config, folder.text())
+    optimizer = make_optimizer(config.optimizer, config.num_steps)
+    checkpoints = Checkpoints(workdir)
+    checkpoints.save(
+        3, to_items(new_state(optimizer, jax.jit(model.init)(jax.random.key(0)))), {"loss": 1.0}
+    )
+    checkpoints.close()
+    loss = "mse" if config.stage == "teacher" else "energy"
+    with MetricsWriter(workdir) as writer:
+        for step in (1, 2):
+            writer.write_scalars(step, {f"train/{loss}": 1.0 / step})
+    return workdir
+
+
+@dataclasses.dataclass
+class World:
+    audio: pathlib.Path
+    encoded: pathlib.Path
+    runs: dict[str, str]
+    root: pathlib.Path
+
+    def config(self, **changes) -> EvaluationConfig:
+        config = EvaluationConfig(
+            self.runs, str(self.audio), str(self.encoded), str(self.root / "report"), batch_size=8
+        )
+        return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory) -> World:
+    tfds.disable_progress_bar()
+    root = tmp_path_factory.mktemp("evaluation")
+    write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
+    encode_latents.encode(root / "audio", root / "encoded", helpers.CODEC)
+    embed_text.fit(root / "encoded", 300)
+    teacher = write_run(root / "teacher", helpers.tiny_teacher_config(root / "encoded"))
+    student = write_run(
+        root / "student", helpers.tiny_student_config(root / "encoded", root / "teacher")
+    )
+    runs = {"teacher": str(teacher), "student": str(student)}
+    return World(root / "audio", root / "encoded", runs, root)
+
+
+@pytest.fixture(scope="module")
+def evaluated(world) -> tuple[subprocess.CompletedProcess, dict, str]:
+    """What `eval.py --gates=demo` says, and metrics.json and report.html."""
+    out = world.root / "report"
+    done = commands.run(
+        "eval.py",
+        *(f"--run={name}={path}" for name, path in world.runs.items()),
+        f"--audio_data={world.audio}",
+        f"--encoded_data={world.encoded}",
+        f"--out={out}",
+        "--batch_size=8",
+        "--num_energy_clips=12",
+        "--num_iterations=1",
+        "--tagger_steps=20",
+        "--gates=demo",
+        timeout=240,
+    )
+    assert (out / "metrics.json").is_file(), done.stderr
+    return done, json.loads((out / "metrics.json").read_text()), (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_every_row_has_its_figures_and_counts(evaluated):
+    rows = evaluated[1]["rows"]
+    assert list(rows) == ["real", "codec", "teacher", "student"]
+    for row in rows.values():
+        assert (row["num_clips"], row["num_scenes"], row["frechet_clips"]) == (16, 4, 16)
+        assert row["attribute_accuracy_count"] == 16
+        assert sum(count["clips"] for count in row["events"].values()) == 16
+        right = sum(count["right"] for count in row["events"].values())
+        assert row["event_accuracy"] == right / 16
+    assert rows["real"]["event_accuracy"] >= 0.8 > rows["teacher"]["event_accuracy"]
+    assert rows["real"]["frechet"] < rows["teacher"]["frechet"]
+    assert "energy" not in rows["codec"]
+    for name in ("teacher", "student"):
+        assert rows[name]["energy"]["num_clips"] == 12
+        assert rows[name]["energy"]["standard_error"] > 0
+        sampling = rows[name]["sampling"]
+        assert sampling["num_calls"] >= 3
+        assert sampling["batch_size"] == 8
+        assert sampling["first_call_seconds"] > sampling["median_ms"] / 1000
+        clip_seconds = helpers.CLIP_SAMPLES / helpers.SAMPLE_RATE
+        per_second = sampling["clips_per_second"] * clip_seconds
+        assert sampling["real_time_factor"] == pytest.approx(1 / per_second)
+    assert rows["student"]["times_slower"] == 1
+
+
+def test_failed_gates_are_named_and_the_exit_code_is_one(evaluated):
+    done, metrics, _ = evaluated
+    failed = [gate for gate in metrics["gates"] if not gate["passed"]]
+    assert failed
+    assert done.returncode == 1
+    message = done.stderr[done.stderr.index("error: gates failed") :]
+    for gate in failed:
+        assert f"{gate['row']}: {gate['condition']}" in message
+    assert done.stdout.splitlines()[0].startswith("row ")
+    assert "16 + 4" in done.stdout
+    assert "Traceback" not in done.stderr
+
+
+def test_the_page_has_sounds_curves_and_settings(evaluated):
+    _, metrics, page = evaluated
+    # one prompt for each event and each of the four scenes; real, teacher, student
+    assert page.count("data:audio/flac") == (len(EVENTS) + 4) * 3
+    for title in ("diffusion loss", "energy distance", "Event by event: student"):
+        assert title in page
+    assert "run.teacher.config.model.num_tokens" in page
+    assert metrics["settings"]["run"]["student"]["step"] == 3
+    assert metrics["settings"]["environment"]["jax"] == jax.__version__
+
+
+def test_figures_repeat_with_a_kept_tagger_fewer_runs_and_more_devices(
+    world, evaluated, monkeypatch
+):
+    def forbidden(*args, **kwargs):
+        raise AssertionError("the tagger is there already")
+
+    monkeypatch.setattr(tagger_cache, "train_tagger", forbidden)
+    found = evaluation.evaluate(
+        world.config(
+            runs={"student": world.runs["student"]},
+            num_energy_clips=12,
+            tagger_steps=20,
+            decode={"num_iterations": 1},
+        )
+    )
+    before = evaluated[1]["rows"]
+    for row in found.rows:
+        for name, value in row.figures().items():
+            if value is not None:
+                assert value == pytest.approx(before[row.name][name], rel=1e-3)
+    assert found.rows[-1].times_slower is None
+    assert found.failures() == []
+
+
+def test_the_tagger_is_kept_for_the_same_clips_and_settings_only(world, tmp_path, monkeypatch):
+    trained = []
+
+    def train(clips, spec, *, seed, **kwargs):
+        trained.append(seed)
+        params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), abstract_params(spec))
+        return Tagger(spec, params, 0.0, 1.0)
+
+    monkeypatch.setattr(tagger_cache, "train_tagger", train)
+
+    def load(seed: int, folder: pathlib.Path) -> Tagger:
+        return tagger_cache.load_or_train_tagger(
+            tmp_path / "kept",
+            folder,
+            num_samples=helpers.CLIP_SAMPLES,
+            sample_rate=helpers.SAMPLE_RATE,
+            seed=seed,
+            num_steps=1,
+        )
+
+    assert load(0, world.audio).spec == load(0, world.audio).spec
+    assert trained == [0]
+    load(1, world.audio)
+    assert trained == [0, 1]
+    load(1, shutil.copytree(world.audio, tmp_path / "moved"))
+    assert trained == [0, 1]
+    load(1, write_audio_data(tmp_path / "other", {"train": "test"}))
+    assert trained == [0, 1, 1]
+
+
+def test_run_flags_are_parsed_and_refused():
+    assert parse_runs(["a=x/y", "b=c=d"]) == {"a": "x/y", "b": "c=d"}
+    for values, words in (
+        (["teacher"], "NAME=WORKDIR"),
+        (["=x"], "NAME=WORKDIR"),
+        (["a="], "NAME=WORKDIR"),
+        (["a=x", "a=y"], "two runs are named 'a'"),
+    ):
+        with pytest.raises(EvaluationError, match=words):
+            parse_runs(values)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"runs": {}}, "--run=NAME=WORKDIR"),
+        ({"runs": {"codec": "x"}}, "a run is named 'codec'"),
+        ({"num_clips": 0}, "num_clips is 0"),
+        ({"seed": -1}, "seed is -1"),
+        ({"gates": "demo", "runs": {"baseline": "x"}}, "the runs are named baseline"),
+        ({"gates": "strict"}, "allowed: \\['demo'\\]"),
+    ],
+)
+def test_settings_that_cannot_work_are_refused(changes, words):
+    with pytest.raises(ValueError, match=words):
+        EvaluationConfig(
+            **({"runs": {"student": "x"}} | changes), audio_data="a", encoded_data="e", out="o"
+        )
+
+
+def test_runs_that_do_not_fit_are_refused_before_anything_is_computed(world, tmp_path):
+    mesh = local_mesh()
+
+    def refused(error: type[Exception], words: str, **changes) -> None:
+        with pytest.raises(error, match=words):
+            load_setup(world.config(**changes), mesh)
+
+    teacher = world.runs["teacher"]
+    refused(WorkdirError, "holds no run", runs={"a": str(tmp_path / "nowhere")})
+    refused(ConfigError, "num_iterations is 0", decode={"num_iterations": 0})
+    refused(ConfigError, "batch_size is 12", batch_size=12)
+
+    other_codec = tmp_path / "other_codec"
+    shutil.copytree(teacher, other_codec)
+    statistics = other_codec / "codec" / "statistics.npz"
+    with np.load(statistics) as arrays:
+        changed = {name: 2 * arrays[name] for name in arrays}
+    np.savez(statistics, **changed)
+    refused(EvaluationError, "run 'b' .* another codec", runs={"a": teacher, "b": str(other_codec)})
+
+    config = helpers.tiny_teacher_config(
+        world.encoded, model=helpers.tiny_model_config(num_tokens=4)
+    )
+    shorter = write_run(tmp_path / "shorter", config)
+    refused(
+        EvaluationError,
+        "run 'b' has model.num_tokens = 4 and run 'a' has 8",
+        runs={"a": teacher, "b": str(shorter)},
+    )
+
+
+def test_data_that_does_not_fit_is_refused(world, tmp_path):
+    mesh = local_mesh()
+    for splits, words in (
+        ({"train": "test"}, "no split 'test'"),
+        ({"train": "test", "test": "validation"}, "was not encoded from"),
+    ):
+        folder = write_audio_data(tmp_path / str(len(splits)), splits)
+        with pytest.raises(DatasetError, match=words):
+            load_setup(world.config(audio_data=str(folder)), mesh)

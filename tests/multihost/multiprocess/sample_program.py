@@ -1,0 +1,44 @@
+"""Samples a trained run on a mesh over all hosts, and keeps what came out.
+
+python -m tests.multihost.multiprocess.sample_program WORKDIR OUT.npz DATA FSDP TENSOR
+"""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from fasttta_jax.config import MeshConfig
+from fasttta_jax.generation.sampler import TokenGenerator
+from fasttta_jax.multihost import distributed
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.workdir.restore import load_trained
+
+PROMPTS = ("a loud tone", "a quiet noise", "clicks that is loud", "")
+
+
+def sample(workdir: pathlib.Path, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
+    """Tokens [8, N, C] and audio [8, S] of eight prompts and seeds, and the sample rate."""
+    mesh = make_mesh(mesh_config)
+    trained = load_trained(str(workdir), mesh)
+    generator = TokenGenerator(trained.model, trained.config.decode, mesh, batch_size=8)
+    tokens = generator(trained.params, [*PROMPTS, *PROMPTS], list(range(8)))
+    audio = np.asarray(trained.codec.decode(jnp.asarray(tokens)))
+    return {"tokens": tokens, "audio": audio}
+
+
+def main() -> None:
+    workdir, out, *sizes = sys.argv[1:]
+    distributed.start()
+    found = sample(pathlib.Path(workdir), MeshConfig(*map(int, sizes)))
+    if jax.process_index() == 0:
+        np.savez(out, **found)
+    distributed.finish()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,148 @@
+"""A student's run and its sounds are the same on one device, eight of one host, and two hosts.
+
+Every layout goes on from the same checkpoint of step 20. Before that Adam's moments are those of a
+few batches, and where a gradient is all but zero they turn its rounding into a share of a full
+step. The student's step includes its frozen teacher.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import shutil
+
+import jax
+import numpy as np
+import pytest
+
+from fasttta_jax.config import MeshConfig, OptimizerConfig, RunConfig
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.training.loop import Trainer
+from fasttta_jax.workdir.restore import load_trained
+from tests.multihost.multiprocess import sample_program
+from tests.support import helpers, launch
+
+LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
+BIAS_OF_KEYS = "qkv/bias"
+SAVED, LAST = 20, 23
+
+
+def student_config(encoded: pathlib.Path, teacher: pathlib.Path) -> RunConfig:
+    """Three steps after a checkpoint."""
+    return helpers.tiny_student_config(
+        encoded,
+        teacher,
+        num_steps=LAST,
+        evaluate_every=SAVED,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9),
+    )
+
+
+@pytest.fixture(scope="module")
+def one_device(
+    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> pathlib.Path:
+    """Folder with `teacher` and `student`, trained on one device."""
+    folder = tmp_path_factory.mktemp("layouts")
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: first)
+        Trainer(helpers.tiny_teacher_config(encoded_dataset), folder / "teacher").run()
+        Trainer(student_config(encoded_dataset, folder / "teacher"), folder / "student").run()
+    return folder
+
+
+@pytest.fixture
+def saved(one_device: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the student's workdir that ends with step 20."""
+    workdir = tmp_path / "student"
+    shutil.copytree(one_device / "student", workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(LAST))
+    return workdir
+
+
+def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
+    """The averaged parameters by name; biases of keys, whose gradient is rounding, left out."""
+    params = load_trained(str(workdir), make_mesh(MeshConfig())).params
+    found = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+        name = "/".join(entry.key for entry in path)
+        value = np.asarray(leaf)
+        found[name] = np.delete(value, 1, axis=0) if name.endswith(BIAS_OF_KEYS) else value
+    return found
+
+
+def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
+    """Losses to the rounding of sums in another order, parameters to a hundredth of a step."""
+    rows = zip(helpers.rows_of(workdir), helpers.rows_of(expected), strict=True)
+    for found, wanted in rows:
+        assert found.keys() == wanted.keys()
+        for name, value in wanted.items():
+            np.testing.assert_allclose(found[name], value, rtol=5e-6, err_msg=f"{name}: {wanted}")
+    theirs = parameters(expected)
+    for name, value in parameters(workdir).items():
+        np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.slow
+def test_two_hosts_train_the_same(
+    encoded_dataset: pathlib.Path,
+    one_device: pathlib.Path,
+    saved: pathlib.Path,
+    tmp_path: pathlib.Path,
+) -> None:
+    config = student_config(encoded_dataset, one_device / "teacher")
+    config = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2), sample_prompts="a loud tone")
+    file = helpers.run_config_file(config, tmp_path / "run.py")
+    command = helpers.train_command(file, saved)
+    launch.run(command, num_processes=2, devices_per_process=4, timeout=300)
+    assert_same_run(saved, one_device / "student")
+    assert list((saved / "samples" / f"{LAST:08d}").glob("*.wav"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_eight_devices_train_the_same(
+    layout: tuple[int, int, int],
+    encoded_dataset: pathlib.Path,
+    one_device: pathlib.Path,
+    saved: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
+    config = student_config(encoded_dataset, one_device / "teacher")
+    state = Trainer(dataclasses.replace(config, mesh=MeshConfig(*layout)), saved).run()
+    assert_same_run(saved, one_device / "student")
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
+    assert any(split) == (layout != (8, 1, 1))
+
+
+@pytest.mark.slow
+def test_every_layout_makes_the_same_sound(
+    one_device: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Tokens to float32 rounding of the network; audio to the last of 16 bits."""
+    student = one_device / "student"
+    with pytest.MonkeyPatch.context() as patch:
+        first = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: first)
+        expected = sample_program.sample(student, MeshConfig())
+    found = {layout: sample_program.sample(student, MeshConfig(*layout)) for layout in LAYOUTS}
+    out = tmp_path / "two_hosts.npz"
+    program = [
+        "-m",
+        "tests.multihost.multiprocess.sample_program",
+        str(student),
+        str(out),
+        "2",
+        "2",
+        "2",
+    ]
+    launch.run(program, num_processes=2, devices_per_process=4, timeout=300)
+    with np.load(out) as two_hosts:
+        results = [*found.values(), dict(two_hosts)]
+    assert np.abs(expected["tokens"]).max() > 0.1
+    assert np.abs(expected["audio"]).max() > 1e-3
+    for result in results:
+        np.testing.assert_allclose(result["tokens"], expected["tokens"], rtol=1e-5, atol=1e-5)
+        np.testing.assert_allclose(result["audio"], expected["audio"], atol=1 / 2**15)

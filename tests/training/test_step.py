@@ -1,0 +1,204 @@
+"""A step: parts of a batch add up, options of the loss reach it, a mesh does not change it."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax.traverse_util import flatten_dict
+
+from fasttta_jax.config import (
+    DistillationConfig,
+    EnergyConfig,
+    HeadConfig,
+    MeshConfig,
+    OptimizerConfig,
+    RunConfig,
+)
+from fasttta_jax.losses.energy import energy_score
+from fasttta_jax.models.energy_head import sample_noise
+from fasttta_jax.parallel.compile import abstract_state, compile_train_step, shardings_of
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.parallel.sharding import batch_sharding
+from fasttta_jax.systems import build_model
+from fasttta_jax.training import programs
+from fasttta_jax.training.optimizer import make_optimizer
+from fasttta_jax.training.state import new_state
+from fasttta_jax.training.step import (
+    StepContext,
+    Streams,
+    accumulated_gradients,
+    condition,
+    mask_batch,
+    split_batch,
+    student_loss,
+    student_step,
+    teacher_step,
+)
+from tests.support import helpers
+
+BATCH_SIZE = 8
+
+
+def batch() -> dict[str, Any]:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM))
+    captions = [f"a loud tone and {row} clicks" for row in range(BATCH_SIZE)]
+    return {
+        "tokens": jnp.asarray(tokens, jnp.float32),
+        "weight": jnp.ones((BATCH_SIZE,)),
+        "text": dict(helpers.tiny_text_encoder().tokenize(captions)),
+    }
+
+
+def context_of(config: RunConfig) -> StepContext:
+    model = build_model(config, helpers.tiny_text_encoder())
+    return StepContext(config, model, make_optimizer(config.optimizer, config.num_steps))
+
+
+def student_config(**changes: Any) -> RunConfig:
+    """A student whose head starts fresh."""
+    changes = {"distillation": DistillationConfig(weight=10.0), **changes}
+    return dataclasses.replace(helpers.tiny_student_config("unused", "unused"), **changes)
+
+
+def test_parts_keep_every_clip_once():
+    parts = split_batch({"index": jnp.arange(12).reshape(12, 1)}, 3)["index"]
+    assert parts.shape == (3, 4, 1)
+    assert sorted(parts.ravel().tolist()) == list(range(12))
+
+
+def test_accumulated_gradient_is_the_mean_of_the_parts():
+    """And for a loss that is a mean over clips, that of the whole batch."""
+    rows = {"x": jnp.arange(24.0).reshape(8, 3) / 10}
+    params = {"w": jnp.asarray([1.0, -2.0, 0.5])}
+
+    def loss(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        del key
+        value = jnp.mean(jnp.tanh(rows["x"] @ params["w"]))
+        return value, {"loss": value}
+
+    key = jax.random.key(0)
+    whole = accumulated_gradients(loss, params, rows, key, 1)
+    for parts in (2, 4, 8):
+        found = accumulated_gradients(loss, params, rows, key, parts)
+        jax.tree.map(
+            lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), found, whole
+        )
+
+
+def test_parts_draw_independent_randomness():
+    def loss(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
+        draw = jax.random.normal(key)
+        return params * draw, {"square": draw**2}
+
+    gradient, metrics = accumulated_gradients(
+        loss, jnp.float32(1.0), {"x": jnp.zeros((4, 1))}, jax.random.key(0), 4
+    )
+    draws = jax.vmap(jax.random.normal)(jax.random.split(jax.random.key(0), 4))
+    np.testing.assert_allclose(gradient, draws.mean(), rtol=1e-6)
+    np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same three losses and parameters; students are in `multiprocess/test_layouts`.
+
+    Sums over the batch are taken in another order, so float32 rounding may differ; Adam divides by
+    the gradient's own size, which turns that into a share of the learning rate where a gradient is
+    all but zero: hence 1e-5 absolute at a rate of 1e-3 on parameters.
+    """
+    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
+    config = helpers.tiny_teacher_config("unused", num_steps=3, optimizer=optimizer)
+    context = context_of(config)
+    fresh = programs.fresh_state(context)
+    start = jax.tree.map(np.asarray, jax.jit(fresh)(jax.random.key(0)))
+    losses, params = [], []
+    for sizes in ((1, 1, 1), (2, 2, 2)):
+        mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
+        abstract = abstract_state(fresh, mesh)
+        split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract)]
+        assert any(split) == (mesh.size > 1)
+        state = jax.device_put(start, shardings_of(abstract))
+        step = compile_train_step(programs.train_step(context), abstract, {}, mesh)
+        rows = jax.device_put(batch(), batch_sharding(mesh))
+        found = []
+        for _ in range(3):
+            state, metrics = step(state, {}, rows, jax.random.key(1))
+            found.append(float(metrics["loss"]))
+        losses.append(found)
+        params.append(flatten_dict(jax.tree.map(np.asarray, state.params), sep="/"))
+    np.testing.assert_allclose(losses[1], losses[0], rtol=2e-6)
+    for name, expected in params[0].items():
+        value = params[1][name]
+        if name.endswith("qkv/bias"):
+            # A key bias shifts all logits of a query alike: its gradient is zero but for
+            # rounding, which Adam blows up to full steps.
+            value, expected = np.delete(value, 1, axis=0), np.delete(expected, 1, axis=0)
+        np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize("stage", ["teacher", "student"])
+def test_an_accumulating_step_moves_and_counts_once(stage):
+    config = student_config() if stage == "student" else helpers.tiny_teacher_config("unused")
+    optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, accumulation_steps=4)
+    context = context_of(dataclasses.replace(config, optimizer=optimizer))
+    state = new_state(context.optimizer, jax.jit(context.model.init)(jax.random.key(0)))
+    if stage == "teacher":
+        step = jax.jit(
+            lambda state: teacher_step(state, batch(), jax.random.key(1), context=context)
+        )
+    else:
+        step = jax.jit(
+            lambda state: student_step(state, {}, batch(), jax.random.key(1), context=context)
+        )
+    after, metrics = step(state)
+    assert int(after.step) == 1
+    assert all(np.isfinite(value) for value in metrics.values())
+    assert not np.array_equal(
+        after.params["head"]["mlp"]["final"]["kernel"],
+        state.params["head"]["mlp"]["final"]["kernel"],
+    )
+
+
+@pytest.mark.parametrize(
+    ("head", "energy"),
+    [
+        (HeadConfig(width=32, depth=1, noise_dim=8), EnergyConfig(num_draws=3, alpha=1.5)),
+        (
+            HeadConfig(width=32, depth=1, noise_dim=5, roles="context_stream", noise="uniform"),
+            EnergyConfig(num_draws=4, alpha=0.5, temperature=0.9),
+        ),
+    ],
+)
+def test_students_loss_is_the_energy_score_of_the_configs_draws(head, energy):
+    config = student_config(model=helpers.tiny_model_config(head=head), energy=energy)
+    context = context_of(config)
+    shapes = jax.eval_shape(context.model.init, jax.random.key(0))
+    params = helpers.random_params(shapes, scale=0.1)
+    key = jax.random.key(3)
+    loss, metrics = student_loss(context, params, {}, batch(), key, train=False)
+    keys = Streams(*jax.random.split(key, len(Streams._fields)))
+    shape = (energy.num_draws, BATCH_SIZE, helpers.NUM_TOKENS, head.noise_dim)
+    noise = sample_noise(keys.head, shape, head)
+
+    # every token of the batch, then the mean over those that the step masks
+
+    masking = mask_batch(config, batch(), keys, train=False)
+    streams = condition(context.model, params, batch(), masking)
+    hidden = context.model.hidden(params, batch()["tokens"], masking.masked, streams)
+    scores = energy_score(
+        context.model.draw(params, noise, hidden),
+        batch()["tokens"],
+        alpha=energy.alpha,
+        temperature=energy.temperature,
+    )
+    expected = np.asarray(scores)[np.asarray(masking.masked)].mean()
+    np.testing.assert_allclose(loss, expected, rtol=1e-5)
+    np.testing.assert_allclose(metrics["energy"], expected, rtol=1e-5)

@@ -1,0 +1,350 @@
+"""A run from config to checkpoint: it learns, resumes bit for bit, and stops where it must."""
+
+import dataclasses
+import json
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+import pytest
+
+from fasttta_jax.config import (
+    ConfigError,
+    DataConfig,
+    DistillationConfig,
+    HeadConfig,
+    OptimizerConfig,
+    TextConfig,
+)
+from fasttta_jax.input_pipeline.records import DatasetError
+from fasttta_jax.text import LearnedTextEncoder
+from fasttta_jax.training.loop import Trainer
+from fasttta_jax.training.state import TrainState
+from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
+from fasttta_jax.workdir.metrics_log import read_metrics
+from tests.support.helpers import (
+    rows_of,
+    run_config_file,
+    tiny_model_config,
+    tiny_student_config,
+    tiny_teacher_config,
+    train_command,
+)
+
+ALL_DEVICES = jax.devices()
+THREE_STEPS = {
+    "num_steps": 3,
+    "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9),
+}
+
+
+@pytest.fixture(autouse=True, scope="module")
+def one_device() -> Iterator[None]:
+    """Runs use one device, which compiles fastest, unless a test says otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        devices = jax.devices()[:1]
+        patch.setattr(jax, "devices", lambda: devices)
+        patch.setattr(jax, "local_devices", lambda: devices)
+        yield
+
+
+def losses(workdir: pathlib.Path, name: str = "train/loss") -> list[float]:
+    return [row[name] for row in read_metrics(workdir / "metrics.jsonl") if name in row]
+
+
+def assert_bitwise_equal(first: Any, second: Any) -> None:
+    for (path, a), (_, b) in zip(
+        jax.tree_util.tree_leaves_with_path(first),
+        jax.tree_util.tree_leaves_with_path(second),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(np.asarray(a), np.asarray(b), jax.tree_util.keystr(path))
+
+
+@pytest.fixture(scope="module")
+def teacher(
+    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[pathlib.Path, TrainState]:
+    """A teacher of 200 steps."""
+    workdir = tmp_path_factory.mktemp("runs") / "teacher"
+    config = tiny_teacher_config(encoded_dataset, num_steps=200, evaluate_every=100)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=4e-3)
+    config = dataclasses.replace(config, optimizer=optimizer)
+    return workdir, Trainer(config, workdir).run()
+
+
+@pytest.fixture(scope="module")
+def student(
+    encoded_dataset: pathlib.Path, teacher: tuple[pathlib.Path, TrainState]
+) -> tuple[pathlib.Path, TrainState]:
+    """A student of 40 steps that starts from a fresh head and follows that teacher."""
+    workdir = teacher[0].parent / "student"
+    config = tiny_student_config(
+        encoded_dataset,
+        teacher[0],
+        num_steps=40,
+        evaluate_every=20,
+        sample_prompts="a loud tone|a quiet noise",
+        distillation=DistillationConfig(weight=10.0),
+    )
+    return workdir, Trainer(config, workdir).run()
+
+
+def test_teacher_then_student_learn(
+    teacher: tuple[pathlib.Path, TrainState], student: tuple[pathlib.Path, TrainState]
+) -> None:
+    for workdir, name in ((teacher[0], "train/mse"), (student[0], "train/energy")):
+        curve = losses(workdir, name)
+        assert np.mean(curve[-20:]) < 0.8 * np.mean(curve[:5]), (name, curve)
+        validation = losses(workdir, "validation/loss")
+        assert len(validation) == 2
+        assert validation[-1] < validation[0]
+
+
+def test_student_begins_at_its_teacher(
+    student: tuple[pathlib.Path, TrainState], teacher: tuple[pathlib.Path, TrainState]
+) -> None:
+    align = losses(student[0], "train/align")
+    assert align[0] < 1e-10
+    assert max(align) > align[0]
+    origin = json.loads((student[0] / ORIGIN_FILE).read_text())
+    assert origin["step"] == 200
+    assert origin["sha256"] == tree_hash(teacher[1].ema)
+
+
+def test_workdir_holds_everything(student: tuple[pathlib.Path, TrainState]) -> None:
+    workdir, state = student
+    assert int(state.step) == 40
+    assert Checkpoints(workdir).steps() == [20, 40]
+    assert Checkpoints(workdir).best_step() == 40
+    assert json.loads((workdir / "config.json").read_text())["config"]["stage"] == "student"
+    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
+    assert sorted(path.name for path in (workdir / "samples" / "00000040").iterdir()) == [
+        "00.png",
+        "00.wav",
+        "01.png",
+        "01.wav",
+    ]
+
+
+def test_interrupted_run_equals_uninterrupted(
+    encoded_dataset: pathlib.Path,
+    teacher: tuple[pathlib.Path, TrainState],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Parameters, optimizer, average, data order, randomness and metrics, bit for bit."""
+    config = tiny_student_config(encoded_dataset, teacher[0])
+    whole = Trainer(config, tmp_path / "whole").run()
+
+    class Killed(Exception):
+        pass
+
+    trainer = Trainer(config, tmp_path / "parts")
+    step = trainer.train_step
+    calls = 0
+
+    def dies_in_step_five(*arguments: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            raise Killed
+        return step(*arguments)
+
+    monkeypatch.setattr(trainer, "train_step", dies_in_step_five)
+    with pytest.raises(Killed):
+        trainer.run()
+    assert_bitwise_equal(whole, Trainer(config, tmp_path / "parts").run())
+    assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
+
+
+@pytest.mark.slow
+def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """A killed process, started again, ends where one that was left alone ends.
+
+    The latter also traces two steps, which changes no number and compiles nothing.
+    """
+    config = tiny_teacher_config(
+        encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
+    )
+    file = run_config_file(config, tmp_path / "run.py")
+    command = [sys.executable, *train_command(file, tmp_path / "killed")]
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    checkpoints = tmp_path / "killed" / "checkpoints"
+    deadline = time.time() + 240
+    while time.time() < deadline and process.poll() is None:
+        finished = [path for path in checkpoints.glob("*") if path.name.isdigit()]
+        if any(int(path.name) >= 15 for path in finished):
+            break
+        time.sleep(0.02)
+    assert process.poll() is None, "the run ended before it could be killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+
+    again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stderr
+    left_alone = [sys.executable, *train_command(file, tmp_path / "whole", "--profile=31:32")]
+    subprocess.run(left_alone, check=True, capture_output=True, timeout=300)
+    rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
+    assert rows[0] == rows[1]
+    assert max(row["step"] for row in rows[0]) == 60
+    assert len(list((tmp_path / "whole" / "profile").glob("**/*.xplane.pb"))) == 1
+    compiled = {
+        row["step"]: row["throughput/compilations"]
+        for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")
+        if "throughput/compilations" in row
+    }
+    assert [compiled[step] for step in (31, 32, 33)] == [0, 0, 0]
+
+
+def test_frozen_backbone_moves_only_the_head(
+    encoded_dataset: pathlib.Path,
+    teacher: tuple[pathlib.Path, TrainState],
+    tmp_path: pathlib.Path,
+) -> None:
+    config = tiny_student_config(
+        encoded_dataset,
+        teacher[0],
+        distillation=DistillationConfig(weight=0.0, freeze_backbone=True),
+    )
+    state = Trainer(config, tmp_path).run()
+    for name in ("text", "backbone"):
+        assert_bitwise_equal(state.params[name], teacher[1].ema[name])
+    assert tree_hash(state.params["head"]) != tree_hash(state.ema["head"])
+
+
+def test_nan_stops_the_run_and_keeps_the_checkpoint(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a config allows for some; that is in `multiprocess/test_faults`."""
+    config = tiny_teacher_config(encoded_dataset)
+    trainer = Trainer(config, tmp_path)
+    step = trainer.train_step
+    calls = 0
+
+    def poisoned(state: Any, frozen: Any, batch: Any, key: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == 5:
+            batch = batch | {"tokens": batch["tokens"] * np.nan}
+        return step(state, frozen, batch, key)
+
+    monkeypatch.setattr(trainer, "train_step", poisoned)
+    with pytest.raises(FloatingPointError, match=r"stopped at step 5: .*good checkpoint is step 3"):
+        trainer.run()
+    assert Checkpoints(tmp_path).steps() == [3]
+    assert int(Trainer(config, tmp_path).run().step) == 6
+
+
+def test_no_recompilation_after_the_first_step(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Counted by the metrics: the evaluation at step 3 and its checkpoint compile, steps do not."""
+    config = tiny_teacher_config(encoded_dataset, num_steps=6)
+    trainer = Trainer(config, tmp_path)
+    trainer.run()
+    rows = read_metrics(tmp_path / "metrics.jsonl")
+    counts = {
+        row["step"]: row["throughput/compilations"]
+        for row in rows
+        if "throughput/compilations" in row
+    }
+    assert sorted(counts) == [1, 2, 3, 4, 5, 6]
+    assert [counts[step] for step in (2, 3, 5, 6)] == [0, 0, 0, 0]
+    assert trainer.evaluate_step.jitted._cache_size() == 1
+
+
+def test_another_run_in_the_workdir_is_refused(
+    encoded_dataset: pathlib.Path,
+    teacher: tuple[pathlib.Path, TrainState],
+    tmp_path: pathlib.Path,
+) -> None:
+    workdir = tmp_path / "run"
+    config = tiny_teacher_config(encoded_dataset, **THREE_STEPS)
+    Trainer(config, workdir).run()
+    wider = dataclasses.replace(
+        config, model=tiny_model_config(head=HeadConfig(width=48, depth=1, noise_dim=8))
+    )
+    with pytest.raises(WorkdirError, match=r"model.head.width was 32 and is 48"):
+        Trainer(wider, workdir)
+    Trainer(dataclasses.replace(config, log_every=2), workdir)
+
+
+def test_workdir_that_is_a_file(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "run"
+    path.write_text("")
+    with pytest.raises(WorkdirError, match="is a file; allowed: a folder"):
+        Trainer(tiny_teacher_config(encoded_dataset), path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"init_from": ""}, "init_from is ''; allowed: the workdir of a teacher"),
+        ({"data": DataConfig(path="")}, "data.path is empty"),
+        ({"data": DataConfig(path="nowhere")}, "has no records/ folder"),
+        ({"model": tiny_model_config(token_dim=4)}, "token_dim is 4"),
+        ({"model": tiny_model_config(num_tokens=7)}, "model.num_tokens is 7; allowed: multiples"),
+    ],
+)
+def test_what_does_not_fit_is_named(
+    changes: dict[str, Any],
+    message: str,
+    encoded_dataset: pathlib.Path,
+    teacher: tuple[pathlib.Path, TrainState],
+    tmp_path: pathlib.Path,
+) -> None:
+    changes = {"distillation": DistillationConfig(), **changes}
+    config = tiny_student_config(encoded_dataset, teacher[0], **changes)
+    with pytest.raises(ValueError, match=message):
+        Trainer(config, tmp_path)
+
+
+def test_student_of_a_student_is_refused(
+    encoded_dataset: pathlib.Path, student: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
+) -> None:
+    with pytest.raises(ConfigError, match="a student; allowed: a teacher's run"):
+        Trainer(tiny_student_config(encoded_dataset, student[0]), tmp_path)
+
+
+def test_batch_that_does_not_divide(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = tiny_teacher_config(
+        encoded_dataset, data=DataConfig(path=str(encoded_dataset), batch_size=12)
+    )
+    monkeypatch.setattr(jax, "devices", lambda: ALL_DEVICES)
+    with pytest.raises(ConfigError, match=r"batch_size is 12; allowed: multiples .* 8 or 16"):
+        Trainer(config, tmp_path)
+
+
+def test_student_needs_its_teachers_tokenizer(
+    encoded_dataset: pathlib.Path, teacher: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(encoded_dataset, other)
+    LearnedTextEncoder.fit(["other words"], 300, TextConfig()).save(other / "text")
+    with pytest.raises(ConfigError, match="text"):
+        Trainer(tiny_student_config(other, teacher[0]), tmp_path / "run")
+
+
+def test_dataset_without_validation_split(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(encoded_dataset, other)
+    (path,) = other.glob("records/**/dataset_info.json")
+    info = json.loads(path.read_text())
+    info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
+    path.write_text(json.dumps(info))
+    with pytest.raises(DatasetError, match="has no split 'validation'; allowed: "):
+        Trainer(tiny_teacher_config(other), tmp_path / "run")
