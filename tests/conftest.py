@@ -1,7 +1,9 @@
 """Eight virtual CPU devices, strict rank promotion, flags that count as parsed, a tiny dataset."""
 
+import hashlib
 import importlib.metadata
 import os
+import platform
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of these tests is compiling, and much of that is XLA's MLIR emitters. The flag is
@@ -11,7 +13,6 @@ if importlib.metadata.version("jaxlib").startswith("0.10."):
     os.environ["XLA_FLAGS"] = " ".join(["--xla_cpu_use_fusion_emitters=false", *_flags])
 
 import pathlib
-import tempfile
 from collections.abc import Iterator
 
 import jax
@@ -21,16 +22,28 @@ from absl import flags
 
 from tests.support import helpers
 
+
+def processor() -> str:
+    """The processor's name and instruction sets, as far as the system tells."""
+    cpuinfo = pathlib.Path("/proc/cpuinfo")
+    if not cpuinfo.is_file():
+        return f"{platform.machine()} {platform.processor()}"
+    lines = cpuinfo.read_text().splitlines()
+    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
+
+
 # Compiling also takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
 jax.config.update("jax_num_cpu_devices", 8)
 jax.config.update("jax_numpy_rank_promotion", "raise")
-# Every run builds its own jitted functions; equal programs are compiled once a session: the workers
-# of pytest-xdist and the processes that tests start share the folder of the first process.
+# Every run builds its own jitted functions; equal programs are compiled once: the workers of
+# pytest-xdist, the processes that tests start and the next session share a folder. jax's keys hold
+# its version and flags, but not the instructions that the processor has.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _cache = tempfile.TemporaryDirectory(prefix="fasttta_jax_compilation_")
-    os.environ["JAX_COMPILATION_CACHE_DIR"] = _cache.name
+    _processor = hashlib.sha256(processor().encode()).hexdigest()[:12]
+    _cache = pathlib.Path(__file__).parents[1] / ".cache" / "compiled" / _processor
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)
 os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.1"
