@@ -3,8 +3,8 @@
 The reference (`tests.support.mar_torch`) is saved in the original checkpoint layout, converted,
 written, read back, and run beside our models in float32. Errors are relative to the largest entry
 of the result. A float32 rounding is 6e-8; some twenty products in a row, with normalised
-activations between them, add up to about ten of them, and the bound of 1e-5 leaves an order of magnitude. An
-exchanged name, axis or attention head makes a difference of order 1.
+activations between them, add up to about ten of them, and the bound of 1e-5 leaves an order of
+magnitude. An exchanged name, axis or attention head makes a difference of order 1.
 """
 
 from __future__ import annotations
