@@ -37,7 +37,7 @@ from fasttta_jax.audio.files import (
 )
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known
-from fasttta_jax.generation.decoding_figure import decoding_picture
+from fasttta_jax.generation.decoding_figure import decoding_png
 from fasttta_jax.generation.edits import (
     Ranges,
     parse_ranges,
@@ -50,7 +50,7 @@ from fasttta_jax.generation.sampler import (
     generate_with_states,
 )
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger("fasttta_jax.generate")
@@ -172,8 +172,8 @@ def main() -> None:
             write_audio(out / f"{name}.{FORMAT.value}", audio, rate, file_format)
             if states is not None:
                 title = textwrap.shorten(prompts[index], 60, placeholder=" ...")
-                (out / f"{name}.png").write_bytes(mel_picture(audio, rate, title))
-                strip = decoding_picture(states, np.asarray(given), trained.codec, title)
+                (out / f"{name}.png").write_bytes(spectrogram_png(audio, rate, title))
+                strip = decoding_png(states, np.asarray(given), trained.codec, title)
                 (out / f"{name}_decoding.png").write_bytes(strip)
             row = {
                 "file": f"{name}.{FORMAT.value}",

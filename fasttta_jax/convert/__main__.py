@@ -18,10 +18,11 @@ The arguments are a kind, a source and the folder to write. Kinds:
 SOURCE is a folder in the layout of transformers or diffusers (config.json beside .safetensors or
 .bin, whole or in shards; of a pipeline, the part that is needed), a single file of an original
 project (torch's zip format .pth .pt .bin .ckpt, or .safetensors), or the Hub's owner/name, which is
-fetched. Without a network, bring the files and give their folder. Nothing in a file is executed: a
-pickle that asks for more than tensors and plain containers is refused. Every key must be known;
-what is missing, unexpected or misshapen is listed. OUT gets weights.safetensors (float32),
-weights.json (sizes, source, hash, and which keys were left out) and a text model's tokenizer.json.
+fetched. Without a network, download the files elsewhere and give their folder. Nothing in a file is
+executed: a pickle that asks for more than tensors and plain containers is refused. Every key must
+be known; what is missing, unexpected or misshapen is listed. OUT gets weights.safetensors
+(float32), weights.json (sizes, source, hash, and which keys were left out) and a text model's
+tokenizer.json.
 Running the same conversion again is fine; another one needs another folder.
 """
 

@@ -1,4 +1,4 @@
-"""Published HiFi-GAN vocoders to the parameters of `codecs.hifigan`.
+"""Published HiFi-GAN vocoders to the parameters of `pretrained.hifigan`.
 
 Layouts: that of transformers' SpeechT5HifiGan (a folder with config.json), and that of the HiFi-GAN
 project, whose checkpoint says nothing of its sizes: bare, below "generator", or as the vocoder
@@ -36,7 +36,7 @@ WEIGHT_NORM = (
 )
 """Endings of the lengths and the directions, old and new spelling of torch."""
 PUBLISHED = HifiganConfig()
-"""What shapes do not tell, for checkpoints of the original project."""
+"""What shapes do not determine, for checkpoints of the original project."""
 
 
 def convert(source: Source) -> Conversion:

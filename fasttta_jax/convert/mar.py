@@ -23,7 +23,7 @@ from fasttta_jax.convert.write import Conversion
 NUM_TEXT = 64
 """Slots in front of the tokens, in every published model."""
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
-"""Attention heads by width; the shapes do not tell them."""
+"""Attention heads by width; the shapes do not determine them."""
 TIME_FREQUENCIES = 256
 STATES = {"ema": "model_ema", "model": "model"}
 DROPPED = {"class_emb.weight": "text takes the place of classes"}
@@ -122,7 +122,7 @@ def _head_key(kind: str) -> str:
 
 
 def _sizes(state: Mapping[str, Any], kind: str) -> dict[str, Size]:
-    """What the shapes and names tell; None where the key that tells it is missing."""
+    """Sizes by shapes and names; None where the key that determines one is missing."""
     head = _head_key(kind)
     positions = axis(state, "decoder_pos_embed_learned", 1)
     return {

@@ -139,7 +139,7 @@ def _fits(found: tuple[int, ...], expected: tuple[Size, ...]) -> bool:
 def check(
     state: Mapping[str, Any], table: Table, dropped: Mapping[str, str], *, source: str
 ) -> None:
-    """Holds a checkpoint's names and shapes against the table; reads no tensor.
+    """Compares a checkpoint's names and shapes with the table; reads no tensor.
 
     Args:
       state: keys to StoredTensor.

@@ -89,7 +89,7 @@ def open_source(source: str, *, parts: Sequence[str] = ()) -> Iterator[Source]:
 
     Raises:
       ConversionError: nothing is there, a file or a shard is missing or damaged, or the Hub cannot
-        be reached; says what to bring.
+        be reached; names the files to download.
     """
     path = pathlib.Path(source)
     name = path.name
@@ -211,7 +211,7 @@ def _fetch(repository: str, revision: str | None, parts: Sequence[str]) -> pathl
         where = f"{parts[0]}/" if parts else ""
         raise ConversionError(
             f"{repository} cannot be fetched from the Hub ({type(error).__name__}). Without a "
-            f"network, bring these files into one folder and give that folder instead: "
+            f"network, put these files into one folder and give that folder instead: "
             f"{where}{CONFIG_FILE}, {where}{WEIGHT_FILES[0]} (or any of "
             f"{', '.join(WEIGHT_FILES[1:])}), and for a text model {', '.join(TOKENIZER_FILES)}"
         ) from error

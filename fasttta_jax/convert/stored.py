@@ -13,7 +13,7 @@ class ConversionError(ValueError):
 
 
 class StoredTensor(NamedTuple):
-    """What is known of a tensor before its values are read.
+    """A tensor on disk, its values not read yet.
 
     Attributes:
       shape: its axes.

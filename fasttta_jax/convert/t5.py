@@ -49,7 +49,7 @@ def convert(source: Source) -> Conversion:
         )
     if source.tokenizer is None:
         raise ConversionError(
-            f"{source.name} has no tokenizer beside the weights; bring tokenizer.json, or "
+            f"{source.name} has no tokenizer beside the weights; add tokenizer.json, or "
             f"spiece.model, with tokenizer_config.json; looked for {', '.join(TOKENIZER_FILES)}"
         )
     try:

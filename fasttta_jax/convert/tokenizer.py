@@ -39,12 +39,12 @@ def read_tokenizer(folder: pathlib.Path) -> str:
     except Exception as error:  # whatever is wrong with the files, from many libraries
         raise ConversionError(
             f"{folder} holds no tokenizer that can be read ({type(error).__name__}: {error}); "
-            f"bring {FILES}, with tokenizer_config.json, from the same repository"
+            f"add {FILES}, with tokenizer_config.json, from the same repository"
         ) from error
     backend = getattr(found, "backend_tokenizer", None)
     if backend is None:
         raise ConversionError(
-            f"{folder} holds a {type(found).__name__}, which has no fast form; bring tokenizer.json"
+            f"{folder} holds a {type(found).__name__}, which has no fast form; add tokenizer.json"
         )
     sides = {"padding_side": found.padding_side, "truncation_side": found.truncation_side}
     for name, side in sides.items():
@@ -66,12 +66,12 @@ def _check_files(folder: pathlib.Path) -> None:
         return
     if not has("spiece.model"):
         found = ", ".join(sorted(path.name for path in folder.glob("*"))) or "nothing"
-        raise ConversionError(f"{folder} holds no tokenizer; bring {FILES}; found: {found}")
+        raise ConversionError(f"{folder} holds no tokenizer; add {FILES}; found: {found}")
     missing = [name for name, module in SENTENCEPIECE_PACKAGES.items() if not _installed(module)]
     if missing:
         raise ConversionError(
             f"{folder / 'spiece.model'} can be read only with {' and '.join(missing)}: "
-            f"`pip install {' '.join(missing)}`, or bring tokenizer.json from the same repository"
+            f"`pip install {' '.join(missing)}`, or add tokenizer.json from the same repository"
         )
 
 

@@ -2,8 +2,8 @@
 
 A file holds one pickle, `NAME/data.pkl`, and the bytes of every storage, `NAME/data/KEY`. A pickle
 names the functions that rebuild it, and a plain unpickler would call whatever it names. This one
-knows the few names that a checkpoint of tensors needs and answers them with its own stand-ins;
-every other name ends the reading. The stand-ins are immutable, so that a pickle cannot change them
+knows the few names that a checkpoint of tensors needs and gives its own stand-ins for them;
+every other name is an error. The stand-ins are immutable, so that a pickle cannot change them
 either.
 """
 
@@ -81,7 +81,7 @@ class _RebuildParameter:
 
 
 class _NumpyType:
-    """What stands for a numpy dtype; its details are not kept."""
+    """Stands for a numpy dtype; its details are not kept."""
 
     __slots__ = ()
 
@@ -99,7 +99,7 @@ class _MakeNumpyType:
 
 
 class _NumpyScalar:
-    """What stands for a number of numpy, such as an optimizer's learning rate: not its value."""
+    """Stands for a number of numpy, such as an optimizer's learning rate: not its value."""
 
     __slots__ = ()
 

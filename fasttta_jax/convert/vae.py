@@ -199,7 +199,7 @@ def _config(source: Source, layout: Layout, scaling_factor: float | None) -> Vae
 
 
 def _original_sizes(source: Source, layout: Layout) -> dict[str, Any]:
-    """What shapes and names tell of `VaeConfig`."""
+    """The fields of `VaeConfig` that shapes and names determine."""
     state, encoder = source.state, f"{layout.prefix}encoder"
 
     def size(key: str, index: int) -> int:
@@ -307,7 +307,7 @@ def _block(
 
 
 def _conv(key: str, path: str, features_in: int, features_out: int) -> Table:
-    """A torch convolution [out, in, time, frequency], turned as the network has its pictures."""
+    """A torch convolution [out, in, time, frequency] with the axes in the network's order."""
     table = names.convolution(key, path, features_in, features_out, (3, 3))
     kernel = table[f"{key}.weight"]
     return table | {f"{key}.weight": kernel._replace(layout=frequency_first)}

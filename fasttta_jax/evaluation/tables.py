@@ -31,7 +31,7 @@ from fasttta_jax.report.page import (
     Value,
     format_value,
 )
-from fasttta_jax.report.spectrograms import curves_picture
+from fasttta_jax.report.spectrograms import curves_png
 from fasttta_jax.report.text_table import format_table
 
 SCENE_PROMPTS = 4
@@ -245,7 +245,7 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
                     steps, values = zip(*points, strict=True)
                     lines[f"{run}, {phase}"] = (steps, values)
         if lines:
-            picture = curves_picture(lines, y_label=unit)
+            picture = curves_png(lines, y_label=unit)
             figures.append(Figure(title, picture, "Validation: the averaged weights."))
     return figures
 

@@ -16,13 +16,13 @@ from fasttta_jax.report.spectrograms import (
     MASKED,
     REVEALED,
     Frame,
-    film_strip,
+    frames_png,
 )
 
 MAX_FRAMES = 6
 
 
-def decoding_picture(
+def decoding_png(
     states: DecodeState, known: Bool[np.ndarray, " N"], codec: Codec, title: str | None = None
 ) -> bytes:
     """A strip of at most `MAX_FRAMES` evenly spaced iterations, the last among them, as a PNG.
@@ -51,4 +51,4 @@ def decoding_picture(
         )
         for iteration, sound, grid in zip(chosen, sounds, cells, strict=True)
     ]
-    return film_strip(frames, codec.sample_rate, title)
+    return frames_png(frames, codec.sample_rate, title)

@@ -1,8 +1,8 @@
 """A barrier for the background threads of all hosts that does not wait for one that has failed.
 
 Threads must not use collectives or `distributed.gather`, whose order is the main thread's. Here
-every host leaves "well", or why it failed, under a name of its own; a plain barrier would hold the
-others until its timeout.
+every host writes "arrived", or why it failed, under a name of its own; a plain barrier would hold
+the others until its timeout.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import time
 
 from fasttta_jax.multihost import coordination
 
-WELL = "well"
+ARRIVED = "arrived"
 MOST_CHARACTERS = 1000
 FIRST_PAUSE, LONGEST_PAUSE = 0.01, 0.5
 
@@ -24,7 +24,7 @@ class OtherHostFailed(RuntimeError):
 
 
 class FailingBarrier:
-    """Barriers of a task that all hosts do round by round, each round's in the same order.
+    """The barriers of a task that all hosts repeat, in the same order each time.
 
     Every host makes it, and calls `begin`, in the same order.
     """
@@ -45,7 +45,7 @@ class FailingBarrier:
         self._visit = 0
 
     def _leave(self, text: str) -> str:
-        """Leaves a text at the next barrier, and returns where."""
+        """Writes a text at the next barrier, and returns its folder."""
         folder = f"{self._folder}/{self._round}/{self._visit}"
         self._visit += 1
         key = f"{folder}/{coordination.index()}"
@@ -66,13 +66,13 @@ class FailingBarrier:
         """
         if coordination.count() == 1:
             return
-        folder = self._leave(WELL)
+        folder = self._leave(ARRIVED)
         deadline = time.monotonic() + timeout_ms / 1000
         pause = FIRST_PAUSE
         while True:
             texts = coordination.texts(folder)
             for host, text in sorted(texts.items()):
-                if text != WELL:
+                if text != ARRIVED:
                     raise OtherHostFailed(f"host {host}: {text}")
             if len(texts) == coordination.count():
                 return

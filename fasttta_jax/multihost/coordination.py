@@ -1,8 +1,8 @@
 """The service that connects a job's hosts: who they are, and small texts from each to all.
 
 It is jax.distributed's, runs in host 0's process, and needs no device: it works before the first
-array and while a collective hangs. jax 0.10 to 0.12 have no public door to it, so this is the one
-module that reaches for theirs. A "host" is one process of the job. On one host without
+array and while a collective hangs. jax 0.10 to 0.12 have no public interface to it, so this is the
+one module that uses their private one. A "host" is one process of the job. On one host without
 jax.distributed nothing is running, and the count is 1.
 """
 
@@ -36,11 +36,11 @@ def count() -> int:
 
 
 def address() -> str | None:
-    """Where host 0 listens, as soon as it is given or detected."""
+    """host:port of host 0, None until it is given or detected."""
     return _jax_distributed.global_state.coordinator_address
 
 
-def refusal(where: str) -> str | None:
+def connection_error(where: str) -> str | None:
     """Why nothing answers at host:port; None where something does."""
     try:
         host, port = where.rsplit(":", 1)
@@ -51,17 +51,17 @@ def refusal(where: str) -> str | None:
 
 
 def put(key: str, text: str) -> None:
-    """Leaves a text under `key`, which must be new."""
+    """Stores a text under `key`, which must be new."""
     _client().key_value_set(ROOT + key, text)
 
 
 def remove(key: str) -> None:
-    """Forgets a text."""
+    """Removes a text."""
     _client().key_value_delete(ROOT + key)
 
 
 def texts(folder: str) -> dict[int, str]:
-    """What hosts have left so far under "<folder>/<host>", by host."""
+    """The texts stored so far under "<folder>/<host>", by host."""
     pairs = _client().key_value_dir_get(f"{ROOT}{folder}/")
     return {int(key.rsplit("/", 1)[1]): text for key, text in pairs}
 

@@ -1,4 +1,4 @@
-"""Many hosts as one job: start-up, small exchanges, and checks that all hosts are of one mind.
+"""Many hosts as one job: start-up, small exchanges, and checks that all hosts agree.
 
 A "host" is one process of the job. Exchanges go through the service that jax.distributed runs, not
 through devices, so they can say who is missing. Every host calls them in the same order, from its

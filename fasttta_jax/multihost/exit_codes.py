@@ -1,4 +1,4 @@
-"""What a process's exit code says to a scheduler: which ends are worth another start.
+"""Exit codes, by which a scheduler decides whether to start the job again.
 
 The numbers are those of sysexits.h. A process that a signal ended (negative in Python, 128 + signal
 in a shell; 134 where jax gives up because another host died) is worth another start too.

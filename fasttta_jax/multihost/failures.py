@@ -1,4 +1,4 @@
-"""One host's end is every host's: who stops says so, and the others stop within seconds.
+"""A host that stops tells the others, which then stop within seconds.
 
 Without this the others wait in a collective until jax notices the silence (100 s), and a host that
 runs jax's orderly shutdown after an error waits for all the others (300 s).
@@ -29,7 +29,7 @@ POLL_SECONDS = 1.0
 GRACE_SECONDS = 2.0
 # Host 0 holds what the others read; two polls, the grace and slow machines fit into this.
 LINGER_SECONDS = 10.0
-TELL_SECONDS = 3.0
+REPORT_SECONDS = 3.0
 # Not those of this host alone, such as RESOURCE_EXHAUSTED.
 STATUS = re.compile(
     "(UNKNOWN|INTERNAL|UNAVAILABLE|DEADLINE_EXCEEDED|ABORTED|CANCELLED|FAILED_PRECONDITION): "
@@ -52,7 +52,7 @@ class Failure(NamedTuple):
 
 
 def may_come_from_another_host(error: BaseException) -> bool:
-    """Whether it is what jax raises where a collective or the service breaks off, or due to such.
+    """Whether jax raised it, or its cause, because a collective or the service broke off.
 
     Which type jax raises depends on the number of devices; the status in the text does not.
     """
@@ -65,13 +65,13 @@ def may_come_from_another_host(error: BaseException) -> bool:
 
 
 def first() -> Failure | None:
-    """The failure that another host has told of, the lowest host's where there are several."""
+    """The failure that another host has reported; of several, that of the lowest host."""
     mine = coordination.index()
-    told = {host: text for host, text in coordination.texts(FAILED).items() if host != mine}
-    if not told:
+    reported = {host: text for host, text in coordination.texts(FAILED).items() if host != mine}
+    if not reported:
         return None
-    host = min(told)
-    return Failure(host, **json.loads(told[host]))
+    host = min(reported)
+    return Failure(host, **json.loads(reported[host]))
 
 
 def wait_for_first(seconds: float) -> Failure | None:
@@ -136,14 +136,14 @@ def _exit(code: int, gone: Sequence[int] = (), failure: str | None = None) -> No
         sys.stdout.flush()
         sys.stderr.flush()
     if _listening.is_set() and coordination.count() > 1:
-        # Aside, because a call to a host 0 that is stopped does not return.
-        tell = threading.Thread(target=_tell, args=(gone, failure), daemon=True)
-        tell.start()
-        tell.join(LINGER_SECONDS + 1 if coordination.index() == 0 else TELL_SECONDS)
+        # In a thread, because a call to a host 0 that is stopped does not return.
+        reporter = threading.Thread(target=_report, args=(gone, failure), daemon=True)
+        reporter.start()
+        reporter.join(LINGER_SECONDS + 1 if coordination.index() == 0 else REPORT_SECONDS)
     os._exit(code)
 
 
-def _tell(gone: Sequence[int], failure: str | None) -> None:
+def _report(gone: Sequence[int], failure: str | None) -> None:
     with contextlib.suppress(RuntimeError):
         if failure is not None:
             coordination.put(f"{FAILED}/{coordination.index()}", failure)
@@ -153,7 +153,7 @@ def _tell(gone: Sequence[int], failure: str | None) -> None:
 
 
 def _linger(num_hosts: int) -> None:
-    """On host 0: until so many hosts stop."""
+    """On host 0: waits until `num_hosts` have stopped."""
     deadline = time.monotonic() + LINGER_SECONDS
     while time.monotonic() < deadline:
         if len(coordination.texts(STOPPED)) >= num_hosts:

@@ -1,4 +1,4 @@
-"""A scheduler's SIGTERM, turned into one step at which every host saves and stops.
+"""SIGTERM, turned into one step after which every host saves and stops.
 
 A signal that reaches one host is known to all: jax's preemption service lets them agree on the
 first step that none has passed. On one host without jax.distributed our own handler keeps the
@@ -68,9 +68,9 @@ class Preemption:
     def reached(self, step: int) -> bool:
         """Whether `step` is the one after which all hosts save and stop.
 
-        To be asked by every host after every step, in order: the answer is yes at one step only.
+        To be asked by every host after every step, in order: it is true at one step only.
         Takes less than a microsecond; once a signal has come, the hosts wait here for each other
-        for a moment.
+        briefly.
         """
         if coordination.is_running():
             return multihost_utils.reached_preemption_sync_point(step)

@@ -1,7 +1,7 @@
 """How a process finds its job: three given values, or what jax detects of a cluster.
 
-jax ends the whole process from C++ when a job does not come together in time. Here the waiting is
-done aside, so that it ends in an error that says what to check.
+jax ends the whole process from C++ when a job does not start in time. Here a thread of its own
+waits, so that the failure becomes an error that says what to check.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ NOTHING_DETECTED = "coordinator_address should be defined"
 
 
 class StartError(RuntimeError):
-    """A job that did not come together; says what to check."""
+    """The processes of a job did not find each other; the message says what to check."""
 
 
 class Place(NamedTuple):
@@ -74,7 +74,7 @@ def _given(values: tuple[Any, Any, Any], names: tuple[str, ...], source: str) ->
 def find_place(
     coordinator_address: str | None, num_processes: int | None, process_id: int | None
 ) -> Place | None:
-    """What the arguments say, else what the environment says; None where neither says all.
+    """The place by the arguments, else by the environment; None where neither is complete.
 
     JAX_COORDINATOR_ADDRESS alone is left to jax, which takes it for what it would detect.
 
@@ -163,10 +163,10 @@ def _why_not_yet(place: Place | None) -> str:
     if not address:
         return "the cluster's own service has not said where process 0 is"
     if not (place and place.process_id == 0):
-        refusal = coordination.refusal(address)
-        if refusal is not None:
+        error = coordination.connection_error(address)
+        if error is not None:
             return (
-                f"the coordinator {address} does not answer ({refusal}). Check that process 0 "
+                f"the coordinator {address} does not answer ({error}). Check that process 0 "
                 "runs on that machine, and that the port is open between the machines"
             )
     return (

@@ -1,4 +1,4 @@
-"""Finds the host that the others wait for: each writes how far it is, and all read when one stalls.
+"""Finds the host that the others wait for: each writes its progress, and all read when one hangs.
 
 A host that hangs, or is gone, stops all of them in the next collective, where nothing says why. The
 files work without jax's service, which a hang of host 0 takes along.
@@ -35,14 +35,14 @@ from fasttta_jax.storage.files import (
 logger = logging.getLogger(__name__)
 
 PHASES = ("start", "data", "step", "evaluation", "save", "samples")
-"""What a host can be at, in their order within a step."""
+"""Phases of a step, in their order."""
 LOCAL_INTERVAL, REMOTE_INTERVAL = 5.0, 10.0
 # Well before jax ends the job for a silent host (100 s), in words of its own.
 WARN_SECONDS = 45.0
 
 
 class HostLost(RuntimeError):
-    """Other hosts are gone: processes were killed or machines have stopped; says which.
+    """Other hosts are gone: their processes were killed or their machines stopped.
 
     Attributes:
       hosts: their numbers.
@@ -55,7 +55,7 @@ class HostLost(RuntimeError):
 
 @dataclasses.dataclass(frozen=True)
 class Progress:
-    """How far a host is. Times are seconds since 1970 on that host's clock.
+    """The progress of a host. Times are seconds since 1970 on that host's clock.
 
     Attributes:
       step: that it works on.
@@ -75,7 +75,7 @@ class Progress:
 
     @property
     def place(self) -> tuple[float, int]:
-        """Sorts hosts; the lowest is waited for."""
+        """Sort key of hosts; the others wait for the lowest."""
         if self.ended == "":
             return math.inf, 0
         return self.step, PHASES.index(self.phase) if self.phase in PHASES else 0
@@ -89,10 +89,10 @@ def _clock(seconds: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(seconds))
 
 
-def find_missing(
+def find_lost(
     before: Mapping[int, Progress], now: Mapping[int, Progress], count: int
 ) -> dict[int, str]:
-    """Hosts that are gone, with what is known of each, from two looks at the files.
+    """Hosts that are gone, each with the reason, from the files read twice.
 
     Args:
       before: progress by host, a few intervals earlier.
@@ -124,7 +124,7 @@ def find_slowest(now: Mapping[int, Progress]) -> list[int]:
 def diagnose(
     before: Mapping[int, Progress], now: Mapping[int, Progress], count: int, index: int
 ) -> str:
-    """Who is waited for, in words, from two looks at the files of all hosts.
+    """A sentence that names the host that the others wait for, from the files read twice.
 
     Args:
       before: progress by host, a few intervals earlier.
@@ -133,7 +133,7 @@ def diagnose(
       index: of this host.
     """
     mine = now.get(index, Progress())
-    gone = find_missing(before, now, count)
+    gone = find_lost(before, now, count)
     if gone:
         return "; ".join(f"host {host} of {count} {text}" for host, text in gone.items())
     if count == 1:
@@ -154,14 +154,14 @@ def diagnose(
 
 
 class Watchdog:
-    """Ends a run that stands still, and says which host it waited for.
+    """Ends a run that hangs, and names the host that it waited for.
 
     As a context manager around the training loop, entered by every host. An error of jax that is
     due to a host that is gone leaves it as HostLost.
 
     Args:
       folder: where the hosts write; all of them see it. May be a URL.
-      timeout: seconds without a beat after which this process says why and ends with
+      timeout: seconds without a heartbeat after which this process says why and ends with
         `exit_codes.HUNG`; 0 never does.
       index: of this host; None asks jax.distributed.
       count: number of hosts; None asks jax.distributed.
@@ -182,35 +182,35 @@ class Watchdog:
         self.index = coordination.index() if index is None else index
         self.count = coordination.count() if count is None else count
         self.interval = interval or (REMOTE_INTERVAL if is_remote(folder) else LOCAL_INTERVAL)
-        self._now = Progress(since=time.time())
-        self._beat_at = time.monotonic()
+        self._progress = Progress(since=time.time())
+        self._heartbeat_at = time.monotonic()
         self._run = ""
         self._stopped = threading.Event()
         self._thread: threading.Thread | None = None
         self._warn_after = WARN_SECONDS
         self._can_write = True
 
-    def beat(self, step: int, phase: str) -> None:
-        """Says that this host goes on: it now is in `phase` of `step`.
+    def heartbeat(self, step: int, phase: str) -> None:
+        """Records that this host is alive and in `phase` of `step`.
 
         Takes a few microseconds; the thread writes it later.
 
         Args:
           step: that it works on, rising.
-          phase: one of PHASES. Long phases beat more than once.
+          phase: one of PHASES. Long phases send more than one.
         """
-        now = self._now
+        now = self._progress
         if step != now.step or phase != now.phase:
             if phase not in PHASES:
                 raise ValueError(f"phase is {phase!r}; allowed: one of {PHASES}")
-            self._now = dataclasses.replace(now, step=step, phase=phase, since=time.time())
-        self._beat_at = time.monotonic()
+            self._progress = dataclasses.replace(now, step=step, phase=phase, since=time.time())
+        self._heartbeat_at = time.monotonic()
 
     def __enter__(self) -> Watchdog:
         if coordination.count() > 1:
             self._run = distributed.gather(secrets.token_hex(4), what="begin the steps")[0]
-        self._beat_at = time.monotonic()
-        self._now = dataclasses.replace(self._now, since=time.time(), run=self._run)
+        self._heartbeat_at = time.monotonic()
+        self._progress = dataclasses.replace(self._progress, since=time.time(), run=self._run)
         if self.count > 1:
             self._write()
         if self.count > 1 or self.timeout:
@@ -247,12 +247,12 @@ class Watchdog:
         )
         address = coordination.address()
         for _ in range(3):  # quickly: without host 0 jax ends this process at any moment
-            refusal = coordination.refusal(address) if address else None
-            if refusal is not None:
-                return {0: f"is gone: its process was killed or its machine stopped ({refusal})"}
+            error = coordination.connection_error(address) if address else None
+            if error is not None:
+                return {0: f"is gone: its process was killed or its machine stopped ({error})"}
             time.sleep(0.1)
-        before, now = self._look_twice()
-        gone = find_missing(before, now, self.count)
+        before, now = self._read_twice()
+        gone = find_lost(before, now, self.count)
         gone.pop(self.index, None)
         return gone
 
@@ -260,7 +260,7 @@ class Watchdog:
         return self.folder / f"host_{host:05d}.json"
 
     def _write(self, ended: str | None = None) -> None:
-        progress = dataclasses.replace(self._now, written=time.time(), ended=ended)
+        progress = dataclasses.replace(self._progress, written=time.time(), ended=ended)
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             write_json(self._file(self.index), dataclasses.asdict(progress))
@@ -286,10 +286,10 @@ class Watchdog:
                 logger.debug("no progress of host %d: %s", host, error)
         return found
 
-    def _look_twice(self) -> tuple[dict[int, Progress], dict[int, Progress]]:
-        """Two looks, between which every living host writes; this one does too."""
+    def _read_twice(self) -> tuple[dict[int, Progress], dict[int, Progress]]:
+        """The files now and later; every living host, this one too, writes between the two."""
         if self.count == 1:
-            return {}, {self.index: dataclasses.replace(self._now, written=time.time())}
+            return {}, {self.index: dataclasses.replace(self._progress, written=time.time())}
         before = self._read()
         for _ in range(3):
             time.sleep(self.interval)
@@ -300,10 +300,10 @@ class Watchdog:
         while not self._stopped.wait(self.interval):
             if self.count > 1:
                 self._write()
-            beat_at = self._beat_at
-            still = time.monotonic() - beat_at
+            heartbeat_at = self._heartbeat_at
+            still = time.monotonic() - heartbeat_at
             if self.timeout and still > self.timeout:
-                self._end(beat_at)
+                self._end(heartbeat_at)
             elif still < WARN_SECONDS:
                 self._warn_after = WARN_SECONDS
             elif self.count > 1 and still > self._warn_after:
@@ -311,17 +311,17 @@ class Watchdog:
                 self._warn_after = 2 * still
 
     def _warn(self, still: float) -> None:
-        before, now = self._look_twice()
-        gone = find_missing(before, now, self.count)
+        before, now = self._read_twice()
+        gone = find_lost(before, now, self.count)
         gone.pop(self.index, None)
         for host, text in gone.items():
             logger.warning("no step for %.0f s: host %d of %d %s", still, host, self.count, text)
 
-    def _end(self, beat_at: float) -> None:
-        before, now = self._look_twice()
-        if self._beat_at != beat_at or self._stopped.is_set():
+    def _end(self, heartbeat_at: float) -> None:
+        before, now = self._read_twice()
+        if self._heartbeat_at != heartbeat_at or self._stopped.is_set():
             return  # it went on meanwhile
-        still = time.monotonic() - beat_at
+        still = time.monotonic() - heartbeat_at
         message = f"no step for {still:.0f} s: {diagnose(before, now, self.count, self.index)}"
         print(f"error: {message}", file=sys.stderr, flush=True)
         faulthandler.dump_traceback(all_threads=True)

@@ -58,11 +58,11 @@ class Placement(NamedTuple):
 
     Attributes:
       spec: its layout.
-      remark: what fsdp could not do with it, and why; "" where there is nothing to say.
+      warning: what fsdp could not do with it, and why; "" where there is nothing to say.
     """
 
     spec: PartitionSpec
-    remark: str
+    warning: str
 
 
 def path_name(path: tuple[Any, ...]) -> str:
@@ -94,7 +94,7 @@ def _is_aligned(shape: Sequence[int], axis: int, size: int) -> bool:
 
 
 def _with_fsdp(shape: Sequence[int], spec: list[Entry], mesh: AnyMesh) -> tuple[list[Entry], str]:
-    """`spec` with fsdp on the axis that suits it best, and a remark where none does.
+    """`spec` with fsdp on the axis that suits it best, and a warning where none does.
 
     An axis that is split already comes last: XLA gathers one that two mesh axes share over both.
     """
@@ -136,8 +136,8 @@ def place(name: str, shape: Sequence[int], mesh: AnyMesh, rules: Sequence[Rule] 
                 return Placement(_as_spec([None] * leading, entries), "")
             spec = list(entries)
             break
-    spec, remark = _with_fsdp(layer, spec, mesh)
-    return Placement(_as_spec([None] * leading, spec), remark)
+    spec, warning = _with_fsdp(layer, spec, mesh)
+    return Placement(_as_spec([None] * leading, spec), warning)
 
 
 def _as_spec(leading: Sequence[Entry], entries: Sequence[Entry]) -> PartitionSpec:
@@ -208,18 +208,18 @@ def infer_shardings(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> Any
     )
 
 
-def remarks(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> dict[str, str]:
+def layout_warnings(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> dict[str, str]:
     """What fsdp could not split, or only into shards that fill no tile: name to reason."""
     found = placements(tree, mesh, rules)
-    return {name: placement.remark for name, placement in found.items() if placement.remark}
+    return {name: placement.warning for name, placement in found.items() if placement.warning}
 
 
-def describe_remarks(found: dict[str, str]) -> list[str]:
-    """What `remarks` found in a line for each reason; "encoder_*" stands for every layer."""
+def describe_warnings(found: dict[str, str]) -> list[str]:
+    """`layout_warnings` with a line for each reason; "encoder_*" stands for every layer."""
     names: dict[str, list[str]] = {}
-    for name, remark in found.items():
-        names.setdefault(remark, []).append(re.sub(r"_\d+(?=/)", "_*", name))
-    return [f"{remark}: {', '.join(dict.fromkeys(these))}" for remark, these in names.items()]
+    for name, warning in found.items():
+        names.setdefault(warning, []).append(re.sub(r"_\d+(?=/)", "_*", name))
+    return [f"{warning}: {', '.join(dict.fromkeys(these))}" for warning, these in names.items()]
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

@@ -1,6 +1,6 @@
 """One HTML file that shows what an evaluation found: figures, curves, and sounds to listen to.
 
-Everything is inside the file: audio as FLAC, pictures as PNG, both in base64. It opens offline and
+Everything is inside the file: audio as FLAC, images as PNG, both in base64. It opens offline and
 can be mailed or kept next to a checkpoint.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.workdir.metrics_log import write_atomically
 
 
@@ -93,11 +93,11 @@ class Table:
 
 @dataclasses.dataclass(frozen=True)
 class Figure:
-    """A picture.
+    """An image with a heading.
 
     Attributes:
       title: heading, and what a reader who cannot see it is told.
-      png: the bytes of a PNG file, such as `pictures.curves_picture` makes.
+      png: the bytes of a PNG file, such as `spectrograms.curves_png` makes.
       caption: a line below.
     """
 
@@ -123,7 +123,7 @@ class Cell:
 
 @dataclasses.dataclass(frozen=True)
 class PromptRow:
-    """A prompt and the sounds that answer it, side by side."""
+    """A prompt and the sounds made for it, side by side."""
 
     prompt: str
     cells: Sequence[Cell]
@@ -135,13 +135,13 @@ class Report:
 
     Attributes:
       title: heading.
-      introduction: paragraphs, divided by empty lines.
-      tables: figures.
-      curves: pictures.
+      introduction: paragraphs, separated by empty lines.
+      tables: of measured values.
+      curves: figures of curves.
       prompts: sounds.
-      settings: what the run was told, shown in a fold.
+      settings: of the evaluation, shown folded.
       created: when, in any form; left out if None, so that equal results give equal files.
-      notes: remarks at the end, one a line of a list.
+      notes: listed at the end.
     """
 
     title: str
@@ -219,7 +219,7 @@ def _is_number(value: Value) -> bool:
 class _Sound:
     label: str
     audio_url: str | None
-    picture_url: str | None
+    spectrogram_url: str | None
     seconds: float
 
 
@@ -238,7 +238,7 @@ def _sound(prompt: str, cell: Cell) -> _Sound:
     return _Sound(
         cell.label,
         _data_url("audio/flac", file.getvalue()),
-        _data_url("image/png", mel_picture(audio, cell.sample_rate)),
+        _data_url("image/png", spectrogram_png(audio, cell.sample_rate)),
         audio.size / cell.sample_rate,
     )
 

@@ -1,6 +1,6 @@
-"""Pictures of sounds and of runs, as the bytes of PNG files: mel spectrograms, strips, curves.
+"""Plots as the bytes of PNG files: mel spectrograms, frames of decoding, curves of training.
 
-Every mel picture has the same scale, 0 to -80 decibels against a full-scale sine, so two of them
+Every spectrogram has the same scale, 0 to -80 decibels against a full-scale sine, so two of them
 can be compared by eye. The same input gives the same bytes.
 """
 
@@ -36,7 +36,7 @@ _CELLS = {"masked": "#d5d9de", "revealed": "#d9622b", "given": "#3b6fd4"}  # in 
 _LINE_COLOURS = ("#3b6fd4", "#d9622b", "#2a9d74", "#9656b8", "#c2994b", "#5a6472")  # distinct hues
 
 
-def mel_picture(
+def spectrogram_png(
     audio: Float[np.ndarray, " S"], sample_rate: int, title: str | None = None
 ) -> bytes:
     """The mel spectrogram of a waveform as a PNG.
@@ -44,7 +44,7 @@ def mel_picture(
     Args:
       audio: waveform in [-1, 1].
       sample_rate: samples per second.
-      title: a line above the picture.
+      title: a line above the plot.
 
     Returns:
       Time in seconds to the right, frequency in hertz upwards, on the mel scale.
@@ -60,7 +60,7 @@ def mel_picture(
 
 
 class Frame(NamedTuple):
-    """One moment of decoding.
+    """The state of decoding after an iteration.
 
     Attributes:
       title: a line above the frame.
@@ -73,13 +73,13 @@ class Frame(NamedTuple):
     cells: Int[np.ndarray, "G P"]
 
 
-def film_strip(frames: Sequence[Frame], sample_rate: int, title: str | None = None) -> bytes:
-    """Moments of decoding side by side as a PNG: the token grid above, the mel spectrogram below.
+def frames_png(frames: Sequence[Frame], sample_rate: int, title: str | None = None) -> bytes:
+    """Frames of decoding side by side as a PNG: the token grid above, the mel spectrogram below.
 
     Args:
       frames: from left to right.
       sample_rate: samples per second.
-      title: a line above the strip.
+      title: a line above all frames.
 
     Raises:
       ValueError: there are no frames, or a sound is not one finite, non-empty waveform.
@@ -120,7 +120,7 @@ def film_strip(frames: Sequence[Frame], sample_rate: int, title: str | None = No
     return _png(figure)
 
 
-def curves_picture(
+def curves_png(
     curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
     *,
     title: str | None = None,
@@ -133,7 +133,7 @@ def curves_picture(
 
     Args:
       curves: for each run its (steps, values); a value that is not finite leaves a gap.
-      title: a line above the picture.
+      title: a line above the plot.
       x_label: what the steps are.
       y_label: what the values are, with their unit.
 

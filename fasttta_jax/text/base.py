@@ -1,4 +1,4 @@
-"""What a text encoder is: captions to integers on the host, integers to streams on the device."""
+"""The TextEncoder protocol: captions to integers on the host, these to streams on the device."""
 
 from __future__ import annotations
 
@@ -40,5 +40,5 @@ class TextEncoder(Protocol):
         *,
         hidden_tokens: Bool[Array, "B L"] | None = None,
     ) -> Conditioning:
-        """Streams for a tokenized batch; positions in `hidden_tokens` show no content."""
+        """Streams for a tokenized batch; a placeholder stands for each of `hidden_tokens`."""
         ...

@@ -103,7 +103,7 @@ def _open_clap(folder: pathlib.Path, positions: int, dtype: str) -> Network:
 
 OPENERS = {"t5": _open_t5, "clap": _open_clap}
 POSITIONS = {"t5": 77, "clap": 1}
-"""Positions of a stream where nothing else is said, as in the published models."""
+"""Default number of positions of a stream, as in the published models."""
 
 
 def open_network(folder: str | pathlib.Path, positions: int | None, dtype: str) -> Network:

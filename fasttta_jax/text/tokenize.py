@@ -25,7 +25,7 @@ TOKENIZER_FILE = "tokenizer.json"
 
 
 class TruncationLog:
-    """Tells the user that captions are cut: the first in words, then a count at powers of ten."""
+    """Warns that captions are truncated: the first by its text, then a count at powers of ten."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()

@@ -1,1 +1,1 @@
-"""Commands that look at a config without training it."""
+"""Commands that report on a config without training it."""

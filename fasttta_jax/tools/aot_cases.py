@@ -1,4 +1,4 @@
-"""A run's programs compiled for chips that are not there: what `aot_report` and benchmarks report.
+"""Compiles a run's programs for chips that are not there, for `aot_report` and the benchmarks.
 
 A case is lowered as training and generation would run it, from shapes with shardings alone; what is
 found goes into one dictionary, ready for JSON.
@@ -22,7 +22,7 @@ from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.generation.sampler import Start, TokenGenerator
 from fasttta_jax.parallel.compile import Program, abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import AXES, AnyMesh, check_batch_size, mesh_sizes
-from fasttta_jax.parallel.sharding import batch_sharding, check_rules, remarks, replicated
+from fasttta_jax.parallel.sharding import batch_sharding, check_rules, layout_warnings, replicated
 from fasttta_jax.performance import hlo, hlo_text
 from fasttta_jax.performance import topology as topologies
 from fasttta_jax.performance.flops import sampling_flops, training_step_flops
@@ -60,7 +60,7 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 @dataclasses.dataclass(frozen=True)
 class Case:
-    """What is compiled.
+    """A program to compile, and the chips to compile it for.
 
     Attributes:
       config: the run; its mesh must multiply to the chips.
@@ -191,7 +191,7 @@ def traffic(
 
 
 def _compile(lowered: Any, case: Case, mesh: Mesh) -> dict[str, Any]:
-    """What only the compiler knows.
+    """Memory, time and instructions of a compiled program, as only the compiler knows them.
 
     Raises:
       jax.errors.JaxRuntimeError: it cannot compile the program, for want of something else than
@@ -231,7 +231,7 @@ def _fingerprint(lowered: Any, case: Case, mesh: AnyMesh) -> str:
 def report(
     case: Case, text: TextEncoder, mesh: AnyMesh, known: Sequence[Mapping[str, Any]] = ()
 ) -> dict[str, Any]:
-    """All that is found of one program, as it goes into the JSON file.
+    """The report of one program, as it goes into the JSON file.
 
     Args:
       case: already checked.
@@ -283,7 +283,7 @@ def report(
         "hbm_bandwidth": topology.accelerator.memory_bandwidth,
         "peak_flops": getattr(topology.accelerator, config.model.dtype),
         "flops_per_chip": flops_per_chip(case),
-        "remarks": remarks(params, mesh, config.mesh.rules),
+        "remarks": layout_warnings(params, mesh, config.mesh.rules),
         "collectives": collectives,
         "lower_seconds": seconds,
         "jax": jax.__version__,

@@ -115,13 +115,13 @@ def describe(found: Mapping[str, Any]) -> str:
     elif found["collectives"] is not None:
         lines.append("collectives   none")
     lines.append(f"not split as wished   {len(found['remarks'])} arrays")
-    lines += [f"   {line}" for line in group_remarks(found["remarks"])]
+    lines += [f"   {line}" for line in group_warnings(found["remarks"])]
     return "\n".join(lines)
 
 
-def group_remarks(remarks: Mapping[str, str]) -> list[str]:
-    """What could not be split, blocks of a stack in one line."""
-    groups = collections.Counter((STACKED.sub("*", name), why) for name, why in remarks.items())
+def group_warnings(warnings: Mapping[str, str]) -> list[str]:
+    """Arrays that could not be split as wished, blocks of a stack in one line."""
+    groups = collections.Counter((STACKED.sub("*", name), why) for name, why in warnings.items())
     return [
         f"{name}: {why}" + (f" ({count} arrays)" if count > 1 else "")
         for (name, why), count in groups.items()
@@ -137,7 +137,7 @@ def mesh_for(topology: Topology, config: RunConfig) -> AnyMesh:
 
 
 def earlier_reports(path: str | None) -> list[dict[str, Any]]:
-    """What --out holds already.
+    """The reports that --out holds already.
 
     Raises:
       ConfigError: it is there and no list of reports.

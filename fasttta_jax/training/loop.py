@@ -33,7 +33,7 @@ from fasttta_jax.parallel.compile import (
     on_every_device,
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
-from fasttta_jax.parallel.sharding import check_rules, describe_remarks, remarks
+from fasttta_jax.parallel.sharding import check_rules, describe_warnings, layout_warnings
 from fasttta_jax.performance import compilations
 from fasttta_jax.performance.profiler import Profiler, ProfileWindow
 from fasttta_jax.performance.throughput import Meter
@@ -153,7 +153,7 @@ class Trainer:
         rules = self.config.mesh.rules
         abstract = abstract_state(programs.fresh_state(self.context), self.mesh, rules)
         check_rules(abstract.params, self.mesh, rules)
-        for line in describe_remarks(remarks(abstract.params, self.mesh, rules)):
+        for line in describe_warnings(layout_warnings(abstract.params, self.mesh, rules)):
             logger.info("mesh.fsdp: %s", line)
         return abstract
 
@@ -297,7 +297,7 @@ class Trainer:
 
     def _train(self, start: _Start, session: _Session) -> TrainState:
         config, batches, reporter = self.config, session.batches, session.reporter
-        beat, meter = session.watchdog.beat, session.meter
+        beat, meter = session.watchdog.heartbeat, session.meter
         state = start.state
         meter.resume()
         for step in range(start.step + 1, config.num_steps + 1):
@@ -328,7 +328,7 @@ class Trainer:
         return state
 
     def _evaluate(self, step: int, state: TrainState, session: _Session) -> None:
-        beat, writer = session.watchdog.beat, session.writer
+        beat, writer = session.watchdog.heartbeat, session.writer
         beat(step, "evaluation")
         validation = self.validate(state, lambda: beat(step, "evaluation"))
         writer.write_scalars(
@@ -342,7 +342,7 @@ class Trainer:
     def _save(
         self, step: int, state: TrainState, session: _Session, metrics: dict[str, float] | None
     ) -> None:
-        session.watchdog.beat(step, "save")
+        session.watchdog.heartbeat(step, "save")
         session.writer.flush()  # a checkpoint never is ahead of its metrics
         progress = session.batches.state() | {"skipped": session.reporter.skipped}
         session.checkpoints.save(step, to_items(state), metrics, progress)

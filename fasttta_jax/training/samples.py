@@ -15,7 +15,7 @@ from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
 from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.parallel.mesh import batch_shards
-from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.systems import Student, Teacher
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
@@ -67,7 +67,7 @@ class SampleSheet:
                 if np.isfinite(clip).all():
                     peak = max(1.0, float(np.abs(clip).max()))
                     write_audio(folder / f"{index:02d}.wav", clip / peak, rate, "wav")
-                    picture = mel_picture(clip, rate, title=prompt)
+                    picture = spectrogram_png(clip, rate, title=prompt)
                     (folder / f"{index:02d}.png").write_bytes(picture)
                     writer.write_audio(step, f"samples/{index:02d}", clip / peak, rate)
                     writer.write_image(step, f"samples/{index:02d}", picture)

@@ -66,7 +66,7 @@ class Restored(NamedTuple):
 
 
 class StoredCheckpoints:
-    """The checkpoints of a workdir, for reading alone: nothing is made, moved or written there.
+    """Reads the checkpoints of a workdir; nothing is made, moved or written there.
 
     Args:
       workdir: the run's folder, local or gs://.
@@ -94,7 +94,7 @@ class StoredCheckpoints:
         return dict(self._metrics.get(step, {}))
 
     def restore_ema(self, abstract: Any, *, step: int) -> Any:
-        """The averaged parameters of one step, laid out as `abstract` says; reads nothing else.
+        """Reads the averaged parameters of one step alone, with the shardings of `abstract`.
 
         Raises:
           CheckpointError: the step is missing, damaged, or does not hold such a tree.
@@ -123,16 +123,16 @@ class StoredCheckpoints:
         return lines
 
     def _read(self, step: int, abstract: Mapping[str, Any]) -> Restored:
-        """A step that was checked, laid out as `abstract` says.
+        """A step that was checked, with the shardings of `abstract`.
 
         Raises:
           DamagedCheckpoint: its files are not what was written.
           CheckpointError: it is of a newer format or another model, or its storage fails.
         """
-        note = self.folder.check(step, list(abstract))
+        header = self.folder.check(step, list(abstract))
         where = f"step {step} in {self.folder}"
         # Whatever fails where there are no checksums is taken for damage.
-        kind = CheckpointError if note.has_checksums else DamagedCheckpoint
+        kind = CheckpointError if header.has_checksums else DamagedCheckpoint
         try:
             lines = from_first_host(lambda: self._differences(step, abstract), "its trees")
         except CheckpointError as error:
@@ -152,7 +152,7 @@ class StoredCheckpoints:
         except Exception as caught:
             error = kind(f"{where} cannot be read: {one_line(caught)}")
         distributed.agree_ok(error)
-        return Restored(step, items, note.progress)
+        return Restored(step, items, header.progress)
 
 
 def _leaves(item: str, tree: Any) -> dict[str, str]:
@@ -193,7 +193,7 @@ class _Finish(threading.Thread):
 
 
 class Checkpoints(StoredCheckpoints):
-    """The checkpoints of a run that writes them.
+    """Reads and writes the checkpoints of a run.
 
     Args:
       workdir: the run's folder, local or gs://, the same for all hosts.
@@ -264,14 +264,14 @@ class Checkpoints(StoredCheckpoints):
           step: optimizer steps behind the trees.
           items: named trees of arrays that span the mesh.
           metrics: of the validation; None for a checkpoint between evaluations.
-          progress: where the run stands beside its trees, JSON.
+          progress: position of the run beside its trees, JSON.
 
         Raises:
           CheckpointError: on all hosts, if this write cannot begin or that before it has failed on
             any; names the newest good step.
           TypeError: `progress` is not JSON.
         """
-        note = {"format": FORMAT, "progress": json.loads(json.dumps(dict(progress or {})))}
+        header = {"format": FORMAT, "progress": json.loads(json.dumps(dict(progress or {})))}
         self.wait()
         if step in self._metrics:
             return
@@ -282,7 +282,7 @@ class Checkpoints(StoredCheckpoints):
             error = self._write_error(step, caught)
         distributed.agree_ok(error)
         named: dict[str, Any] = {n: ocp.args.StandardSave(tree) for n, tree in items.items()}
-        named[PROGRESS] = ocp.args.JsonSave(note)
+        named[PROGRESS] = ocp.args.JsonSave(header)
         saved = {} if metrics is None else {name: float(value) for name, value in metrics.items()}
         if saved:
             named[METRICS] = ocp.args.JsonSave(saved)
@@ -353,7 +353,7 @@ class Checkpoints(StoredCheckpoints):
         )
 
     def restore_latest(self, abstract: Mapping[str, Any]) -> Restored | None:
-        """The newest step that is whole, laid out as `abstract` says; None where there is no step.
+        """The newest step that is whole, with the shardings of `abstract`; None without any step.
 
         A damaged step is moved to `unreadable/` with a warning, and the one before it is taken.
 

@@ -1,4 +1,4 @@
-"""The folder of a run's checkpoints: which steps are whole, which of them stay, which are moved.
+"""The folder of a run's checkpoints: which steps are whole, which are kept, which are moved aside.
 
     checkpoints/120/{rest,ema}/...       named trees
                     metrics/metrics      validation metrics, JSON; absent where none were measured
@@ -6,8 +6,8 @@
                     checksums.json       of all these files
     unreadable/120, unreadable/120.txt   a damaged step, and what was wrong with it
 
-The first host looks and writes; what it found is given to all, so that all decide alike. Every
-host calls every function that says so, in the same order.
+The first host reads and writes, and sends what it found to all, so that all decide alike. Functions
+marked so are called by every host, in the same order.
 """
 
 from __future__ import annotations
@@ -48,19 +48,19 @@ AllMetrics = Mapping[int, Mapping[str, float]]
 
 
 class CheckpointError(RuntimeError):
-    """A checkpoint that cannot be written or read, with what is still good."""
+    """A checkpoint cannot be written or read; the message names the last good one."""
 
 
 class DamagedCheckpoint(CheckpointError):
-    """A checkpoint whose files are not what was written."""
+    """A checkpoint has files that are not what was written."""
 
 
-class Note(NamedTuple):
-    """What a step says of itself.
+class Header(NamedTuple):
+    """Header of a stored checkpoint.
 
     Attributes:
       format: of its files; 0 where that cannot be read.
-      progress: what was saved beside its trees.
+      progress: position of the run, saved beside its trees.
       has_checksums: whether its files can be checked.
     """
 
@@ -76,13 +76,13 @@ def one_line(error: BaseException) -> str:
 
 
 def shorten(lines: Sequence[str]) -> str:
-    """The first few of many findings."""
+    """The first few of many problems."""
     more = "" if len(lines) <= MOST_SHOWN else f"; and {len(lines) - MOST_SHOWN} more"
     return "; ".join(lines[:MOST_SHOWN]) + more
 
 
 def from_first_host(function: Callable[[], T], where: str) -> T:
-    """What `function` returns on the first host, given to all of them; must be JSON.
+    """What `function` returns on the first host, sent to all of them as JSON.
 
     Raises:
       CheckpointError: on all hosts, what it raised there, after `where`.
@@ -141,7 +141,7 @@ class CheckpointFolder:
         return self.path / str(step)
 
     def is_complete(self, path: epath.Path) -> bool:
-        """Whether a folder is a step to its end; elsewhere than locally a last file says so."""
+        """Whether a folder is a complete step; in an object store the last file marks it."""
         if not path.name.isdecimal():
             return False
         return not is_remote(path) or (path / LATE_FILES[1]).exists()
@@ -176,18 +176,18 @@ class CheckpointFolder:
         except (FileNotFoundError, ValueError, TypeError):
             return {}
 
-    def _note(self, step: int) -> Note:
+    def _header(self, step: int) -> Header:
         has_checksums = (self.step(step) / checksums.FILE).exists()
         try:
             found = self._json(step, PROGRESS)
-            return Note(int(found["format"]), dict(found["progress"]), has_checksums)
+            return Header(int(found["format"]), dict(found["progress"]), has_checksums)
         except FileNotFoundError:
-            return Note(1, {}, has_checksums)
+            return Header(1, {}, has_checksums)
         except (ValueError, KeyError, TypeError):
-            return Note(0, {}, has_checksums)
+            return Header(0, {}, has_checksums)
 
-    def check(self, step: int, items: Sequence[str]) -> Note:
-        """What a step says of itself, if it can be read here and is whole. Every host calls it.
+    def check(self, step: int, items: Sequence[str]) -> Header:
+        """The header of a step that is whole and can be read here. Every host calls it.
 
         Args:
           step: a complete one.
@@ -198,14 +198,14 @@ class CheckpointFolder:
           CheckpointError: a newer version wrote it, or its storage fails.
         """
         where = f"step {step} in {self}"
-        note = Note(*from_first_host(lambda: self._note(step), f"{where} cannot be read"))
-        if note.format > FORMAT:
+        header = Header(*from_first_host(lambda: self._header(step), f"{where} cannot be read"))
+        if header.format > FORMAT:
             raise CheckpointError(
-                f"{where} has format {note.format}; allowed: up to {FORMAT}. A newer version of "
+                f"{where} has format {header.format}; allowed: up to {FORMAT}. A newer version of "
                 "fasttta_jax wrote it: go on with that one, or start in a new workdir"
             )
-        if note.format == 1 and not note.has_checksums:
-            return note
+        if header.format == 1 and not header.has_checksums:
+            return header
         began = time.monotonic()
         mine, error = [], None
         try:
@@ -221,10 +221,10 @@ class CheckpointFolder:
         found = {line for lines in distributed.gather(mine[: MOST_SHOWN + 1]) for line in lines}
         if found:
             raise DamagedCheckpoint(f"{where} is damaged: {shorten(sorted(found))}")
-        if note.format == 0:
+        if header.format == 0:
             raise DamagedCheckpoint(f"{where} is damaged: {PROGRESS}/{PROGRESS} cannot be read")
         logger.info("%s is whole (checked in %.1f s)", where, time.monotonic() - began)
-        return note
+        return header
 
     def check_writable(self) -> None:
         """Makes the folder; raises unless all hosts can write there. Every host calls it.

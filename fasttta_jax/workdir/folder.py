@@ -63,7 +63,7 @@ FREE_PATHS = (
 
 
 class WorkdirError(StorageError):
-    """A workdir that cannot be used for what is asked."""
+    """A workdir cannot be read, written or used for this config."""
 
 
 def same_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) -> bool:

@@ -1,4 +1,4 @@
-"""Writes what a run measures: TensorBoard events for eyes, and metrics.jsonl for programs.
+"""Log of a run's metrics: TensorBoard events for people, metrics.jsonl for programs.
 
 metrics.jsonl holds one JSON object a line, in the order of writing: {"step": 100, "loss": 0.52}.
 Each line is flushed as it is written. JSON knows no NaN or infinity, so both are written as null;

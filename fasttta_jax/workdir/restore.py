@@ -1,4 +1,4 @@
-"""A trained run, ready to be used: model, averaged parameters and codec, from its workdir alone."""
+"""Opens a trained run from its workdir: model, averaged parameters and codec."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from fasttta_jax.workdir.folder import Workdir, WorkdirError
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class TrainedModel:
-    """What `load_trained` found.
+    """A trained run in memory.
 
     Attributes:
       config: of the run.

@@ -202,14 +202,14 @@ def test_of_a_pipeline_only_the_part_is_fetched():
     assert source._wanted(files, ("text_encoder", "text_encoder_2")) == [files[0], *files[4:7]]
 
 
-def test_without_a_network_the_files_to_bring_are_named(monkeypatch):
+def test_without_a_network_the_files_to_download_are_named(monkeypatch):
     def offline(*_, **__):
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(source.huggingface_hub, "model_info", offline)
     with pytest.raises(
         ConversionError,
-        match=r"google/flan-t5-small cannot be fetched .*LocalEntry.*bring these files into one "
+        match=r"google/flan-t5-small cannot be fetched .*LocalEntry.*put these files into one "
         r"folder .*config\.json, model\.safetensors .*spiece\.model",
     ):
         read("google/flan-t5-small")

@@ -196,10 +196,10 @@ def test_a_vocabulary_that_does_not_fit_is_refused(tmp_path: pathlib.Path) -> No
         convert(tmp_path / "short")
 
 
-def test_a_folder_without_tokenizer_says_what_to_bring(published: pathlib.Path) -> None:
+def test_a_folder_without_tokenizer_names_the_files_to_add(published: pathlib.Path) -> None:
     for path in published.glob("*token*"):
         path.unlink()
-    with pytest.raises(ConversionError, match=r"published has no tokenizer.*bring tokenizer\.json"):
+    with pytest.raises(ConversionError, match=r"published has no tokenizer.*add tokenizer\.json"):
         convert(published)
 
 

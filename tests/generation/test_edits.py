@@ -15,7 +15,7 @@ from fasttta_jax.audio.files import AudioError
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known
-from fasttta_jax.generation.decoding_figure import MAX_FRAMES, decoding_picture
+from fasttta_jax.generation.decoding_figure import MAX_FRAMES, decoding_png
 from fasttta_jax.generation.edits import (
     RangeError,
     kept_columns,
@@ -26,7 +26,7 @@ from fasttta_jax.generation.edits import (
 from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.masking import decode_counts
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.report.spectrograms import film_strip
+from fasttta_jax.report.spectrograms import frames_png
 from fasttta_jax.systems import build_model
 from tests.support import helpers
 
@@ -211,9 +211,9 @@ def test_decoding_picture_shows_some_iterations(codec):
     tokens = np.random.default_rng(0).normal(size=(*masked.shape, helpers.TOKEN_DIM))
     tokens = np.where(masked[..., None], 0.0, tokens).astype(np.float32)
     states = DecodeState(tokens, masked)  # type: ignore[arg-type]
-    picture = decoding_picture(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
-    assert picture == decoding_picture(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
+    picture = decoding_png(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
+    assert picture == decoding_png(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
     width, height = PIL.Image.open(io.BytesIO(picture)).size
     assert width > MAX_FRAMES * height / 2
     with pytest.raises(ValueError, match="frames is empty"):
-        film_strip([], 16_000)
+        frames_png([], 16_000)

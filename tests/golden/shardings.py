@@ -63,7 +63,7 @@ def table(config: str) -> str:
     for name, shape in shapes.items():
         cells = [" x ".join(map(str, shape))]
         for placed in found:
-            cells += [str(tuple(placed[name].spec)), placed[name].remark and "*"]
+            cells += [str(tuple(placed[name].spec)), placed[name].warning and "*"]
         groups.setdefault((LAYER.sub("*", name), *cells), []).append(name)
     rows = [
         [key[0] if len(names) > 1 else names[0], str(len(names)), *key[1:]]

@@ -16,7 +16,7 @@ from fasttta_jax.multihost.watchdog import (
     Progress,
     Watchdog,
     diagnose,
-    find_missing,
+    find_lost,
     find_slowest,
 )
 from tests.support import launch
@@ -63,7 +63,7 @@ class TestDiagnosis:
         before, now = looks(
             alive(7, "step"), alive(3, "step", ended="OSError: full"), alive(9, "save", ended="")
         )
-        assert find_missing(before, now, 4) == {
+        assert find_lost(before, now, 4) == {
             1: "has ended: OSError: full",
             3: "has not written its progress: it never began, or sees another folder",
         }
@@ -82,7 +82,7 @@ class TestFiles:
         with Watchdog(tmp_path / "hosts", 0, index=1, count=2, interval=0.05) as watchdog:
             file = tmp_path / "hosts" / "host_00001.json"
             assert json.loads(file.read_text())["phase"] == "start"
-            watchdog.beat(3, "data")
+            watchdog.heartbeat(3, "data")
             deadline = time.monotonic() + 10
             while json.loads(file.read_text())["step"] != 3 and time.monotonic() < deadline:
                 time.sleep(0.02)
@@ -104,7 +104,7 @@ class TestFiles:
         self, tmp_path: pathlib.Path
     ) -> None:
         with Watchdog(tmp_path / "hosts", 0, index=0, count=1) as watchdog:
-            watchdog.beat(1, "step")
+            watchdog.heartbeat(1, "step")
             assert watchdog._thread is None
         assert not (tmp_path / "hosts").exists()
 
@@ -118,7 +118,7 @@ class TestFiles:
 
     def test_unknown_phases_are_refused(self, tmp_path: pathlib.Path) -> None:
         with pytest.raises(ValueError, match=r"phase is 'lunch'; allowed: one of \('start'"):
-            Watchdog(tmp_path, 0, index=0, count=1).beat(1, "lunch")
+            Watchdog(tmp_path, 0, index=0, count=1).heartbeat(1, "lunch")
 
     @pytest.mark.parametrize("kind", [jax.errors.JaxRuntimeError, ValueError])
     def test_an_error_of_jax_is_laid_to_the_host_that_is_gone(

@@ -23,11 +23,11 @@ from fasttta_jax.parallel.sharding import (
     batch_sharding,
     check_rules,
     constrain,
-    describe_remarks,
+    describe_warnings,
     infer_shardings,
+    layout_warnings,
     path_name,
     place,
-    remarks,
     replicated,
 )
 from fasttta_jax.systems import build_model
@@ -173,17 +173,17 @@ def test_fsdp_fills_the_tiles_of_a_tpu_where_it_can():
     assert spec("x", (256, 1024), eight) == PartitionSpec(None, "fsdp")  # 128 columns, of 32 rows
     assert spec("x", (256, 512), eight) == PartitionSpec("fsdp", None)  # not 64 columns
     assert spec("x", (16, 8, 128), eight) == PartitionSpec("fsdp", None, None)
-    assert place("x", (256, 512), eight).remark == ""
+    assert place("x", (256, 512), eight).warning == ""
     unaligned = place("x", (1001, 256), eight)
     assert unaligned.spec == PartitionSpec(None, "fsdp")
-    assert unaligned.remark == "shards of 32 along axis 1 of (1001, 256) fill no tile"
+    assert unaligned.warning == "shards of 32 along axis 1 of (1001, 256) fill no tile"
     whole = place("x", (1021, 1021), eight)
     assert whole.spec == PartitionSpec()
-    assert whole.remark == "no axis of (1021, 1021) is a multiple of mesh.fsdp = 8"
-    found = remarks({"a": jnp.zeros((1021, 1021)), "b": jnp.zeros((1024, 256))}, eight)
-    assert found == {"a": whole.remark}
+    assert whole.warning == "no axis of (1021, 1021) is a multiple of mesh.fsdp = 8"
+    found = layout_warnings({"a": jnp.zeros((1021, 1021)), "b": jnp.zeros((1024, 256))}, eight)
+    assert found == {"a": whole.warning}
     layers = {"encoder_0/x": "why", "encoder_11/x": "why", "y": "why", "z": "because"}
-    assert describe_remarks(layers) == ["why: encoder_*/x, y", "because: z"]
+    assert describe_warnings(layers) == ["why: encoder_*/x, y", "because: z"]
 
 
 def test_small_arrays_and_meshes_without_fsdp_keep_copies():

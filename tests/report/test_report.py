@@ -25,8 +25,8 @@ from fasttta_jax.report.page import (
 from fasttta_jax.report.spectrograms import (
     LOWEST_DB,
     _mel_decibels,
-    curves_picture,
-    mel_picture,
+    curves_png,
+    spectrogram_png,
 )
 
 EVIL = '<script>alert("a & b")</script>'
@@ -84,7 +84,7 @@ def example() -> Report:
             ),
             Table("No gates", ["row", "x"], [Row("a", ["text"])]),
         ],
-        curves=[Figure(f"Loss {EVIL}", curves_picture({"a": ([1, 2], [1.0, 0.5])}), EVIL)],
+        curves=[Figure(f"Loss {EVIL}", curves_png({"a": ([1, 2], [1.0, 0.5])}), EVIL)],
         prompts=[
             PromptRow(
                 f"a bell {EVIL}",
@@ -212,9 +212,9 @@ def test_a_full_scale_sine_is_zero_decibels_at_its_frequency() -> None:
 
 
 def test_pictures_are_deterministic_and_show_the_sound() -> None:
-    low, high = mel_picture(tone(200), 16_000), mel_picture(tone(4000), 16_000)
-    assert mel_picture(tone(200), 16_000) == low
-    assert mel_picture(tone(200), 16_000, title="low") != low
+    low, high = spectrogram_png(tone(200), 16_000), spectrogram_png(tone(4000), 16_000)
+    assert spectrogram_png(tone(200), 16_000) == low
+    assert spectrogram_png(tone(200), 16_000, title="low") != low
 
     def brightest_row(png: bytes) -> int:
         pixels = np.asarray(PIL.Image.open(io.BytesIO(png)).convert("RGB")).astype(int)
@@ -223,9 +223,9 @@ def test_pictures_are_deterministic_and_show_the_sound() -> None:
         return int(warm.argmax())
 
     assert brightest_row(low) > brightest_row(high) + 50
-    mel_picture(np.zeros(2000, np.float32), 16_000)
+    spectrogram_png(np.zeros(2000, np.float32), 16_000)
     with pytest.raises(ValueError, match=r"shape \(2, 10\)"):
-        mel_picture(np.zeros((2, 10)), 16_000)
+        spectrogram_png(np.zeros((2, 10)), 16_000)
 
 
 def test_curves_take_gaps_negative_values_and_many_points() -> None:
@@ -235,11 +235,11 @@ def test_curves_take_gaps_negative_values_and_many_points() -> None:
         "gap": ([1, 2, 3], [1.0, float("nan"), 2.0]),
         "negative": ([1, 2], [-1.0, float("inf")]),
     }
-    first = curves_picture(curves, title="loss")
-    assert first == curves_picture(curves, title="loss")
-    assert first != curves_picture({"long": curves["long"]}, title="loss")
-    curves_picture({"nothing": ([1], [float("nan")])})
+    first = curves_png(curves, title="loss")
+    assert first == curves_png(curves, title="loss")
+    assert first != curves_png({"long": curves["long"]}, title="loss")
+    curves_png({"nothing": ([1], [float("nan")])})
     with pytest.raises(ValueError, match="at least one run"):
-        curves_picture({})
+        curves_png({})
     with pytest.raises(ValueError, match=r"curve 'x' has steps \(2,\) and values \(1,\)"):
-        curves_picture({"x": ([1, 2], [1.0])})
+        curves_png({"x": ([1, 2], [1.0])})

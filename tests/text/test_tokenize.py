@@ -210,11 +210,11 @@ def test_settings_of_a_published_tokenizer_are_taken_out(tmp_path: pathlib.Path)
     assert_ids_agree(load_tokenizer(tmp_path), original, list(CAPTIONS), 20)
 
 
-def test_unreadable_tokenizers_say_what_to_bring(
+def test_unreadable_tokenizers_name_the_files_to_add(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "T5Tokenizer"}')
-    with pytest.raises(ConversionError, match=r"bring tokenizer\.json, .*found: tokenizer_config"):
+    with pytest.raises(ConversionError, match=r"add tokenizer\.json, .*found: tokenizer_config"):
         read_tokenizer(tmp_path)
     (tmp_path / "spiece.model").write_bytes(b"no sentencepiece model")
     monkeypatch.setattr(convert_tokenizer, "_installed", lambda module: module != "sentencepiece")
@@ -224,7 +224,7 @@ def test_unreadable_tokenizers_say_what_to_bring(
     with pytest.raises(ConversionError, match=r"holds no tokenizer that can be read"):
         read_tokenizer(tmp_path)
     (tmp_path / "tokenizer.json").write_text("{")
-    with pytest.raises(ConversionError, match=r"can be read \(JSONDecodeError.*; bring tokenizer"):
+    with pytest.raises(ConversionError, match=r"can be read \(JSONDecodeError.*; add tokenizer"):
         read_tokenizer(tmp_path)
 
 

@@ -24,7 +24,7 @@ from fasttta_jax.performance.topology import parse_topology
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.tools import aot_cases
 from fasttta_jax.tools.aot_cases import COMPILED, PROGRAMS, Case, report
-from fasttta_jax.tools.aot_report import describe, earlier_reports, group_remarks
+from fasttta_jax.tools.aot_report import describe, earlier_reports, group_warnings
 from fasttta_jax.training.state import TrainState
 from tests.support import commands, helpers
 
@@ -282,10 +282,10 @@ def test_other_refusals_of_the_compiler_are_not_hidden(devices_mesh):
 # ---------------------------------------------------------------------------------- the words
 
 
-def test_remarks_on_the_blocks_of_a_stack_are_one_line():
+def test_warnings_about_the_blocks_of_a_stack_are_one_line():
     why = "no axis of (3,) is a multiple of mesh.fsdp = 2"
-    remarks = {f"backbone/encoder_{index}/norm/scale": why for index in range(12)}
-    assert group_remarks(remarks | {"head/bias": why}) == [
+    warnings = {f"backbone/encoder_{index}/norm/scale": why for index in range(12)}
+    assert group_warnings(warnings | {"head/bias": why}) == [
         f"backbone/encoder_*/norm/scale: {why} (12 arrays)",
         f"head/bias: {why}",
     ]

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from tensorboardX.proto import event_pb2
 
-from fasttta_jax.report.spectrograms import mel_picture
+from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.storage.files import list_files, write_atomically
 from fasttta_jax.workdir.metrics_log import MetricsWriter, read_metrics
 from tests.support import object_store
@@ -84,7 +84,7 @@ def test_tensorboard_holds_scalars_text_sounds_and_images(tmp_path: pathlib.Path
         writer.write_scalars(7, {"loss": np.float32(0.25)})
         writer.write_audio(7, "clip", audio, 8000)
         writer.write_image(7, "array", image)
-        writer.write_image(7, "mel", mel_picture(audio / 2, 8000))
+        writer.write_image(7, "mel", spectrogram_png(audio / 2, 8000))
         writer.write_text(7, "prompt", "rain")
     values = {}
     for event in events_in(tmp_path):

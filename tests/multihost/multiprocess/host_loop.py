@@ -50,10 +50,10 @@ def main() -> None:
     folder, timeout = FOLDER.value, TIMEOUT.value
     with Preemption() as preemption, Watchdog(folder, timeout, interval=0.4) as watchdog:
         for step in range(1, NUM_STEPS.value + 1):
-            watchdog.beat(step, "data")
+            watchdog.heartbeat(step, "data")
             if step == 20 and coordination.index() == HOST.value:
                 meet_fault()
-            watchdog.beat(step, "step")
+            watchdog.heartbeat(step, "step")
             if coordination.count() > 1:
                 multihost_utils.process_allgather(np.ones(1))
             time.sleep(0.02)
