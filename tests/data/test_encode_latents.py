@@ -1,11 +1,7 @@
 """Data of several stages speak the tokens of one codec, whoever encoded them and however often."""
 
 import json
-import os
-import pathlib
 import signal
-import subprocess
-import sys
 import time
 
 import jax
@@ -29,10 +25,9 @@ from fasttta_jax.input_pipeline.records import (
     find_records,
 )
 from fasttta_jax.workdir.folder import same_files
-from tests.support import helpers
+from tests.support import helpers, launch
 
 SHARES = {"clips_per_shard": 1, "batch_size": 16}
-REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -149,18 +144,14 @@ def test_shares_and_posteriors_are_checked(noise, encoded_dataset, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
-def command(audio, out, codec, *arguments: str) -> subprocess.Popen:
+def command(audio, out, codec, *arguments: str) -> launch.Job:
     """The command line, with as many devices as here: they decide the last bit of a sum."""
     flags_ = {"data": audio, "out": out, "codec": codec, **SHARES}
-    return subprocess.Popen(
-        [sys.executable, "-m", "data.encode_latents"]
-        + [f"--{name}={value}" for name, value in flags_.items()]
-        + list(arguments),
-        cwd=REPOSITORY,
-        env={**os.environ, "JAX_NUM_CPU_DEVICES": str(jax.local_device_count())},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
+    settings = [f"--{name}={value}" for name, value in flags_.items()]
+    return launch.start(
+        ["-m", "data.encode_latents", *settings, *arguments],
+        num_processes=1,
+        devices_per_process=jax.local_device_count(),
     )
 
 
@@ -182,15 +173,15 @@ def described(out):
 
 def test_a_killed_run_goes_on_where_it_was(encoded_dataset, uninterrupted, tmp_path, capsys):
     audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
-    process = command(audio, out, encoded_dataset)
     deadline = time.monotonic() + 120
     # not the whole of `out`: folders that are renamed meanwhile
     incomplete = out / "records.incomplete"
-    while len(list(incomplete.glob("*/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.002)
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+    with command(audio, out, encoded_dataset) as job:
+        while len(list(incomplete.glob("*/*/shards/*.json"))) < 3 and time.monotonic() < deadline:
+            assert job.processes[0].exitcode is None, job.outputs()
+            time.sleep(0.002)
+        job.signal(0, signal.SIGKILL)
+        job.wait()
     assert not (out / RECORDS_FOLDER).exists()
     notes = [path.relative_to(incomplete) for path in incomplete.glob("*/*/shards/*.json")]
     assert 3 <= len(notes) < sum(helpers.NUM_CLIPS.values())
@@ -215,9 +206,9 @@ def test_two_hosts_make_what_one_makes(encoded_dataset, uninterrupted, tmp_path)
         command(audio, out, encoded_dataset, f"--host_index={host}", "--num_hosts=2")
         for host in range(2)
     ]
-    printed = [process.communicate(timeout=300)[0] for process in hosts]
-    assert [process.returncode for process in hosts] == [0, 0], printed
-    assert any("clips encoded" in text for text in printed)
+    results = [result for job in hosts for result in job.wait(300)]
+    assert [result.returncode for result in results] == [0, 0], results
+    assert any("clips encoded" in result.stdout for result in results)
     assert described(out) == described(uninterrupted)
     assert same_files(out / CODEC_FOLDER, uninterrupted / CODEC_FOLDER)
     statistics = [(folder / "statistics.json").read_text() for folder in (out, uninterrupted)]

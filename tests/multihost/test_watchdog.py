@@ -187,8 +187,8 @@ def test_a_stopped_host_is_named(tmp_path: pathlib.Path) -> None:
     ]
     with launch.start([*command, "--fault=stop", "--host=0"], 2, 1) as job:
         job.wait_for(1, "no step for")
-        job.processes[1].wait(timeout=30)
-        assert job.processes[1].returncode == exit_codes.HUNG, job.outputs()
+        job.processes[1].join(30)
+        assert job.processes[1].exitcode == exit_codes.HUNG, job.outputs()
         assert "host 0 of 2 shows no sign of life since" in job.stderr(1)
 
 

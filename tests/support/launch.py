@@ -1,8 +1,9 @@
 """Starts several Python processes on this machine as one job, as several hosts would be.
 
-Each process gets its own virtual CPU devices and, where there is more than one, the three
-environment variables that `fasttta_jax.multihost.distributed.start()` reads. `train.py` calls that
-itself; a script of a test starts with
+They are forks of the server of `commands`, which has imported what they need. Each process gets
+its own virtual CPU devices and, where there is more than one, the three environment variables that
+`fasttta_jax.multihost.distributed.start()` reads. `train.py` calls that itself; a script of a test
+starts with
 
     from fasttta_jax.multihost import distributed
     distributed.start()
@@ -26,15 +27,15 @@ import pathlib
 import shutil
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from multiprocessing.process import BaseProcess
 from types import TracebackType
 from typing import NamedTuple
 
-REPOSITORY = pathlib.Path(__file__).parents[2]
+from tests.support import commands
+
 POLL_SECONDS = 0.1
 
 
@@ -58,7 +59,7 @@ def free_port() -> int:
 
 
 def _environment(
-    index: int, address: str, num_processes: int, devices: int, extra: Mapping[str, str] | None
+    index: int, address: str, num_processes: int, extra: Mapping[str, str] | None
 ) -> dict[str, str]:
     place = {
         "JAX_COORDINATOR_ADDRESS": address,
@@ -66,25 +67,18 @@ def _environment(
         "JAX_PROCESS_ID": str(index),
     }
     kept = {name: value for name, value in os.environ.items() if name not in place}
-    return {
-        **kept,
-        "JAX_PLATFORMS": "cpu",
-        "JAX_NUM_CPU_DEVICES": str(devices),
-        "PYTHONUNBUFFERED": "1",
-        **(place if num_processes > 1 else {}),
-        **(extra or {}),
-    }
+    return {**kept, **(place if num_processes > 1 else {}), **(extra or {})}
 
 
 class Job:
     """Running processes; as a context manager it leaves none behind.
 
     Attributes:
-      processes: in the order of their index.
+      processes: in the order of their index; one that has ended has an `exitcode`.
       folder: holds `stdout_<index>` and `stderr_<index>`.
     """
 
-    def __init__(self, processes: list[subprocess.Popen[bytes]], folder: pathlib.Path) -> None:
+    def __init__(self, processes: list[BaseProcess], folder: pathlib.Path) -> None:
         self.processes = processes
         self.folder = folder
 
@@ -109,15 +103,20 @@ class Job:
 
     def signal(self, index: int, number: int) -> None:
         """Sends a signal to one process (not to its children)."""
-        self.processes[index].send_signal(number)
+        process = self.processes[index]
+        assert process.pid is not None
+        if process.exitcode is None:
+            os.kill(process.pid, number)
 
     def kill(self) -> None:
         """Ends what still runs, children of the processes included."""
         for process in self.processes:
+            assert process.pid is not None
             with contextlib.suppress(ProcessLookupError, PermissionError):
                 os.killpg(process.pid, signal.SIGKILL)
+            process.kill()  # which has no group of its own yet
         for process in self.processes:
-            process.wait(timeout=30)
+            process.join(30)
 
     def wait_for(self, index: int, text: str, timeout: float = 60.0) -> None:
         """Returns when a process has printed or logged `text`.
@@ -127,7 +126,7 @@ class Job:
         """
         deadline = time.monotonic() + timeout
         while True:
-            ended = self.processes[index].poll() is not None
+            ended = self.processes[index].exitcode is not None
             if text in self.stdout(index) or text in self.stderr(index):
                 return
             if ended or time.monotonic() > deadline:
@@ -143,16 +142,16 @@ class Job:
           JobTimeout: some still ran after `timeout` seconds; all were killed.
         """
         deadline = time.monotonic() + timeout
-        while any(process.poll() is None for process in self.processes):
+        while any(process.exitcode is None for process in self.processes):
             if time.monotonic() > deadline:
-                late = [index for index, p in enumerate(self.processes) if p.poll() is None]
+                late = [index for index, p in enumerate(self.processes) if p.exitcode is None]
                 self.kill()
                 raise JobTimeout(f"processes {late} ran {timeout} s\n{self.outputs()}")
             time.sleep(POLL_SECONDS)
         return [self._result(index) for index in range(len(self.processes))]
 
     def _result(self, index: int) -> Result:
-        code = self.processes[index].returncode
+        code = self.processes[index].exitcode
         assert code is not None
         return Result(code, self.stdout(index), self.stderr(index))
 
@@ -160,7 +159,7 @@ class Job:
         """The end of what every process said, for messages of tests."""
         parts = []
         for index, process in enumerate(self.processes):
-            parts.append(f"--- process {index}, return code {process.poll()}, stdout:")
+            parts.append(f"--- process {index}, return code {process.exitcode}, stdout:")
             parts.append(self.stdout(index)[-characters:])
             parts.append(f"--- process {index}, stderr:")
             parts.append(self.stderr(index)[-characters:])
@@ -172,7 +171,7 @@ def start(
     num_processes: int = 2,
     devices_per_process: int = 4,
     env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] = REPOSITORY,
+    cwd: str | os.PathLike[str] = commands.REPOSITORY,
 ) -> Job:
     """Starts `python *command` num_processes times as one job on a free port.
 
@@ -186,23 +185,17 @@ def start(
     folder = pathlib.Path(tempfile.mkdtemp(prefix="fasttta_jax_job_"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     address = f"localhost:{free_port()}"
-    processes = []
-    for index in range(num_processes):
-        with (
-            open(folder / f"stdout_{index}", "wb") as stdout,
-            open(folder / f"stderr_{index}", "wb") as stderr,
-        ):
-            processes.append(
-                subprocess.Popen(
-                    [sys.executable, *map(str, command)],
-                    cwd=cwd,
-                    env=_environment(index, address, num_processes, devices_per_process, env),
-                    stdin=subprocess.DEVNULL,
-                    stdout=stdout,
-                    stderr=stderr,
-                    start_new_session=True,
-                )
-            )
+    processes = [
+        commands.start(
+            command,
+            folder,
+            f"_{index}",
+            devices_per_process,
+            _environment(index, address, num_processes, env),
+            cwd,
+        )
+        for index in range(num_processes)
+    ]
     return Job(processes, folder)
 
 
@@ -211,7 +204,7 @@ def run(
     num_processes: int = 2,
     devices_per_process: int = 4,
     env: Mapping[str, str] | None = None,
-    cwd: str | os.PathLike[str] = REPOSITORY,
+    cwd: str | os.PathLike[str] = commands.REPOSITORY,
     timeout: float = 120.0,
 ) -> list[Result]:
     """`start`, then waits; all processes must end with 0.
@@ -224,3 +217,18 @@ def run(
         results = job.wait(timeout)
         assert not any(result.returncode for result in results), job.outputs()
         return results
+
+
+def finished_steps(workdir: pathlib.Path) -> list[int]:
+    """Checkpoints of a run that are on disk as a whole."""
+    folder = workdir / "checkpoints"
+    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
+
+
+def wait_for_step(job: Job, workdir: pathlib.Path, step: int, timeout: float = 400) -> None:
+    """Returns when a checkpoint of `step` or a later one is there; all processes must still run."""
+    deadline = time.monotonic() + timeout
+    while max(finished_steps(workdir), default=0) < step:
+        assert all(process.exitcode is None for process in job.processes), job.outputs()
+        assert time.monotonic() < deadline, job.outputs()
+        time.sleep(0.02)

@@ -5,9 +5,6 @@ import json
 import pathlib
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +27,7 @@ from fasttta_jax.training.state import TrainState
 from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
 from fasttta_jax.workdir.metrics_log import read_metrics
+from tests.support import commands, launch
 from tests.support.helpers import (
     rows_of,
     run_config_file,
@@ -176,24 +174,17 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
         encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
     )
     file = run_config_file(config, tmp_path / "run.py")
-    command = [sys.executable, *train_command(file, tmp_path / "killed")]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    checkpoints = tmp_path / "killed" / "checkpoints"
-    deadline = time.time() + 240
-    while time.time() < deadline and process.poll() is None:
-        finished = [path for path in checkpoints.glob("*") if path.name.isdigit()]
-        if any(int(path.name) >= 15 for path in finished):
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, "the run ended before it could be killed"
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-
-    again = subprocess.run(command, check=False, capture_output=True, text=True, timeout=300)
+    command = train_command(file, tmp_path / "killed")
+    with launch.start(command, num_processes=1, devices_per_process=1) as job:
+        launch.wait_for_step(job, tmp_path / "killed", 15)
+        job.signal(0, signal.SIGKILL)
+        (killed,) = job.wait()
+    assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    again = commands.run(*command)
     assert again.returncode == 0, again.stderr
     assert "resuming" in again.stderr
-    left_alone = [sys.executable, *train_command(file, tmp_path / "whole", "--profile=31:32")]
-    subprocess.run(left_alone, check=True, capture_output=True, timeout=300)
+    left_alone = commands.run(*train_command(file, tmp_path / "whole", "--profile=31:32"))
+    assert left_alone.returncode == 0, left_alone.stderr
     rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
     assert rows[0] == rows[1]
     assert max(row["step"] for row in rows[0]) == 60

@@ -6,8 +6,6 @@ import hashlib
 import json
 import logging
 import pathlib
-import subprocess
-import sys
 import textwrap
 import threading
 from typing import Any
@@ -26,6 +24,7 @@ from fasttta_jax.workdir.checkpoint import (
     StoredCheckpoints,
     tree_hash,
 )
+from tests.support import commands
 
 
 def items(value: float) -> dict[str, Any]:
@@ -322,9 +321,7 @@ def test_full_disk(tmp_path: pathlib.Path) -> None:
             print("CAUGHT", error)
         """
     )
-    result = subprocess.run(
-        [sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=False
-    )
+    result = commands.run("-c", script)
     assert "CAUGHT a checkpoint of step 2" in result.stdout, result.stdout + result.stderr
     assert "the last good one is step 1" in result.stdout
     assert names(tmp_path) == ["1"]

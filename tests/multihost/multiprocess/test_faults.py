@@ -18,6 +18,7 @@ from fasttta_jax.multihost import exit_codes
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.checkpoint import CheckpointError, StoredCheckpoints
 from tests.support import helpers, launch
+from tests.support.launch import finished_steps, wait_for_step
 
 NUM_STEPS = 200
 EVERY = 20
@@ -34,21 +35,6 @@ def long_config(encoded: pathlib.Path) -> RunConfig:
         mesh=MeshConfig(data=2, fsdp=-1),
         hang_timeout=45.0,  # where the other host is gone, Gloo would wait for jax's 100 s
     )
-
-
-def finished_steps(workdir: pathlib.Path) -> list[int]:
-    """Steps that are on disk as a whole."""
-    folder = workdir / "checkpoints"
-    return sorted(int(path.name) for path in folder.glob("*") if path.name.isdigit())
-
-
-def wait_for_step(job: launch.Job, workdir: pathlib.Path, step: int, timeout: float = 400) -> None:
-    """Returns when a checkpoint of `step` or a later one is there."""
-    deadline = time.monotonic() + timeout
-    while max(finished_steps(workdir), default=0) < step:
-        assert all(process.poll() is None for process in job.processes), job.outputs()
-        assert time.monotonic() < deadline, job.outputs()
-        time.sleep(0.02)
 
 
 @pytest.mark.slow
