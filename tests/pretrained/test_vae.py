@@ -23,6 +23,7 @@ from fasttta_jax.pretrained.vae import (
     sample,
 )
 from fasttta_jax.storage.weights import ConvertedError
+from tests.support.tolerance import assert_close, kernel_terms, rounding
 
 PUBLISHED = VaeConfig(scaling_factor=0.9227914214134216)
 SMALL = VaeConfig(
@@ -98,7 +99,7 @@ def test_upsampling_is_nearest_and_a_convolution() -> None:
     windows = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), axis=(1, 2))
     expected = np.einsum("bhwiyx,yxio->bhwo", windows, kernel) + bias
     found = jax.jit(Upsample(jnp.float32).apply)({"params": {"kernel": kernel, "bias": bias}}, x)
-    np.testing.assert_allclose(found, expected, atol=1e-5)
+    assert_close(found, expected, rounding(9 * 8))
 
 
 def test_clips_do_not_see_each_other(params: Any) -> None:
@@ -115,7 +116,7 @@ def test_calling_goes_there_and_back(params: Any) -> None:
     mean, _, _ = run(params, PICTURES, LATENTS)
     _, _, expected = run(params, PICTURES, mean)
     there_and_back = jax.jit(Vae(SMALL).apply)(params, PICTURES)
-    np.testing.assert_allclose(there_and_back, expected, atol=1e-5)
+    assert_close(there_and_back, expected, rounding(kernel_terms(params)))
 
 
 def test_half_precision_is_close_and_gives_float32(params: Any) -> None:
