@@ -6,7 +6,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from tests.support.tolerance import assert_close, rounding, unit_roundoff, worst_rounding
+from tests.support.tolerance import (
+    assert_close,
+    assert_within,
+    rounding,
+    unit_roundoff,
+    worst_rounding,
+)
 
 NUM_SUMS = 2000
 
@@ -67,7 +73,13 @@ def test_a_number_rounds_by_at_most_the_unit(dtype: type) -> None:
 def test_more_is_not_close() -> None:
     expected = np.asarray([1.0, -4.0])
     assert_close(expected + 0.3, expected, 0.1)
-    with pytest.raises(AssertionError, match=r"relative error 1\.0e-01; allowed: 9\.0e-02"):
+    with pytest.raises(
+        AssertionError, match=r"2 of 2 entries .* 4\.00e-01, largest bound 3\.60e-01"
+    ):
         assert_close(expected + 0.4, expected, 0.09)
+    with pytest.raises(AssertionError, match=r"1 of 2 entries"):
+        assert_within(expected + 0.4, expected, np.asarray([0.3, 0.5]))
+    with pytest.raises(AssertionError, match=r"1 of 2 entries"):
+        assert_within([1.0, np.nan], expected, 9.0)
     with pytest.raises(AssertionError, match="leave no digit of bfloat16"):
         worst_rounding(300, jnp.bfloat16)

@@ -70,10 +70,18 @@ def kernel_terms(params: Any) -> int:
     return sum(math.prod(leaf.shape[:-1]) for leaf in jax.tree.leaves(params) if leaf.ndim > 1)
 
 
-def assert_close(found: Any, expected: Any, bound: float) -> None:
-    """Equal but for an error of `bound`, relative to the largest expected entry."""
+def assert_within(found: Any, expected: Any, bound: Any) -> None:
+    """Every entry is off by its bound at most, in the entries' unit."""
     found, expected = np.asarray(found), np.asarray(expected)
     assert found.shape == expected.shape
-    scale = np.abs(expected).max()
-    error = np.abs(np.subtract(found, expected, dtype=np.float64)).max() / scale
-    assert error <= bound, f"relative error {error:.1e}; allowed: {bound:.1e}"
+    error = np.abs(np.subtract(found, expected, dtype=np.float64))
+    bound = np.broadcast_to(bound, error.shape)
+    assert (error <= bound).all(), (
+        f"{np.sum(~(error <= bound))} of {error.size} entries are off by more than their bounds; "
+        f"largest error {error.max():.2e}, largest bound {bound.max():.2e}"
+    )
+
+
+def assert_close(found: Any, expected: Any, bound: float) -> None:
+    """Every entry is off by `bound` at most, relative to the largest expected entry."""
+    assert_within(found, expected, bound * np.abs(np.asarray(expected)).max())
