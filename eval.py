@@ -1,11 +1,12 @@
-"""Judges trained runs: what a tagger hears in their sounds, energy score, sampling time.
+"""Judges trained runs: metrics of their sounds, energy score, sampling time.
 
     python eval.py --run=teacher=runs/demo/teacher --run=student=runs/demo/student \\
         --audio_data=runs/demo/data --encoded_data=runs/demo/encoded --out=runs/demo/report
 
-Works for every dataset whose labels name sound events. Writes metrics.json and report.html, one
-file with tables, training curves and sounds, and keeps the tagger beside them for the next time.
-With --gates=demo the exit code is 1 where a figure misses its bound.
+Works for every dataset with captions; where labels name sound events, a tagger is trained to judge
+by them. Writes metrics.json and report.html, one file with tables, training curves and sounds, and
+keeps the tagger and the features of all sounds beside them for the next time. With --gates=demo the
+exit code is 1 where a figure misses its bound.
 """
 
 import sys
@@ -30,8 +31,12 @@ ENCODED_DATA = flags.DEFINE_string(
 OUT = flags.DEFINE_string(
     "out", None, required=True, help="Folder for metrics.json, report.html and the tagger."
 )
-NUM_CLIPS = flags.DEFINE_integer("num_clips", 192, "Test clips with one event.", lower_bound=1)
-NUM_SCENES = flags.DEFINE_integer("num_scenes", 96, "Test clips with two events.", lower_bound=0)
+NUM_CLIPS = flags.DEFINE_integer(
+    "num_clips", 192, "Test clips with one event; of data without labels, all.", lower_bound=1
+)
+NUM_TWO_EVENT_CLIPS = flags.DEFINE_integer(
+    "num_two_event_clips", 96, "Test clips with two events.", lower_bound=0
+)
 NUM_ENERGY_CLIPS = flags.DEFINE_integer(
     "num_energy_clips", 128, "Test clips whose tokens are scored.", lower_bound=1
 )
@@ -65,7 +70,7 @@ def main() -> None:
             encoded_data=ENCODED_DATA.value,
             out=OUT.value,
             num_clips=NUM_CLIPS.value,
-            num_scenes=NUM_SCENES.value,
+            num_two_event_clips=NUM_TWO_EVENT_CLIPS.value,
             num_energy_clips=NUM_ENERGY_CLIPS.value,
             batch_size=BATCH_SIZE.value,
             seed=SEED.value,

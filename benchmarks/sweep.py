@@ -35,13 +35,14 @@ from benchmarks.sweep_table import to_markdown
 from configs import demo_student
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig, from_config_dict
-from fasttta_jax.evaluation.evaluator import Evaluator, environment
+from fasttta_jax.evaluation.evaluator import Evaluator
+from fasttta_jax.evaluation.output import environment
+from fasttta_jax.evaluation.rows import TIMES_SLOWER
 from fasttta_jax.evaluation.setup import (
     EvaluationConfig,
     EvaluationSetup,
     load_setup,
 )
-from fasttta_jax.evaluation.tables import RowResult
 from fasttta_jax.evaluation.tagger_cache import DESCRIPTION_FILE
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
@@ -126,17 +127,17 @@ class Judge:
         mesh = local_mesh()
         self.settings = settings
         setup = load_setup(config, mesh)
-        self.remarks = setup.remarks()
+        self.warnings = setup.warnings()
         self.evaluator = Evaluator(config, expand(setup, settings))
         self._folder = pathlib.Path(config.out) / ROWS_FOLDER
         self._folder.mkdir(parents=True, exist_ok=True)
         self._hashes = {name: run.origin()["sha256"] for name, run in setup.trained.items()}
-        _ = self.evaluator.scorer  # the tagger comes first: every row rests on it
+        _ = self.evaluator.scorer  # embedders come first: every row rests on them
         self._common = {
-            "data_hash": setup.dataset.fingerprint(),
+            "data_hash": setup.encoded.fingerprint(),
             "tagger": _read(pathlib.Path(config.out) / DESCRIPTION_FILE),
             "num_clips": config.num_clips,
-            "num_scenes": config.num_scenes,
+            "num_two_event_clips": config.num_two_event_clips,
             "num_energy_clips": config.num_energy_clips,
             "seed": config.seed,
         }
@@ -146,7 +147,9 @@ class Judge:
         path = self._folder / "references.json"
         found = _read(path)
         if found.get("made_from") != self._common:
-            figures = {row.name: row.to_json() for row in self.evaluator.references()}
+            quantities = self.evaluator.quantities
+            rows = self.evaluator.references()
+            figures = {row.name: row.to_json(quantities) for row in rows}
             found = {"made_from": self._common, "figures": figures}
             write_json(path, found)
         return found["figures"]
@@ -166,10 +169,10 @@ class Judge:
                     part = (setting.run, setting.sampling_steps)
                     if part not in energies:
                         energies[part] = self.evaluator.energy(setting.name)
-                    scores = self.evaluator.scorer.score(*self.evaluator.answers(setting.name))
-                    stage = self.evaluator.setup.trained[setting.name].config.stage
-                    result = RowResult(setting.name, stage, scores, energies[part])
-                    known = {"made_from": made_from, "figures": result.to_json()}
+                    clips = self.evaluator.sounds(setting.name)
+                    row = self.evaluator.run_row(setting.name, clips, energies[part], {})
+                    figures = row.to_json(self.evaluator.quantities)
+                    known = {"made_from": made_from, "figures": figures}
                     write_json(path, known)
                 found[setting.name] = known["figures"]
         return found
@@ -219,6 +222,11 @@ def sweep(
     times = {name: found.to_json() for name, found in judge.evaluator.times().items()}
     trained = judge.evaluator.setup.trained
     results = {
+        "quantities": [
+            {"name": one.name, "title": one.title}
+            for one in judge.evaluator.quantities
+            if one != TIMES_SLOWER  # the sweep holds no run against another
+        ],
         "references": references,
         "rows": [
             {
@@ -232,7 +240,7 @@ def sweep(
             }
             for row in rows
         ],
-        "remarks": judge.remarks,
+        "warnings": judge.warnings,
         "settings": {
             "evaluation": dataclasses.asdict(judge.evaluator.config),
             "environment": environment(),
@@ -257,7 +265,7 @@ def _define_flags() -> None:
     text("only", "", "Regular expression: only rows whose name it finds. Default: all.")
     integer("num_steps", None, "Steps of every student, for a quick look.", lower_bound=2)
     integer("num_clips", 192, "Test clips with one event.", lower_bound=1)
-    integer("num_scenes", 48, "Test clips with two events.", lower_bound=0)
+    integer("num_two_event_clips", 48, "Test clips with two events.", lower_bound=0)
     integer("num_energy_clips", 64, "Test clips whose tokens are scored.", lower_bound=1)
     integer("batch_size", 8, "Clips computed together.", lower_bound=1)
     integer("seed", 0, "Of tagger, sounds and energy score.", lower_bound=0)
@@ -277,7 +285,7 @@ def main() -> None:
         encoded_data=values.encoded_data,
         out=values.out,
         num_clips=values.num_clips,
-        num_scenes=values.num_scenes,
+        num_two_event_clips=values.num_two_event_clips,
         num_energy_clips=values.num_energy_clips,
         batch_size=values.batch_size,
         seed=values.seed,

@@ -1,9 +1,7 @@
-"""Real clips for an evaluation, read from an audio dataset whose labels name sound events.
+"""Clips that an evaluation works on: waveforms with their captions and labels.
 
-A label is a JSON object. "events" lists the names of what is heard; it alone is needed. Where
-"attributes" is {event: {axis: value}} and "mentioned" lists, for each caption, {event: [axis]},
-attributes can be judged too; other forms are left aside. Recordings are cut or padded with silence
-to the length that the models generate.
+Real ones are read from an audio dataset, and cut or padded with silence to the length that the
+models generate. Generated ones have the captions and labels of the test clips they were made for.
 
 Dimensions: n clips, S samples.
 """
@@ -11,96 +9,105 @@ Dimensions: n clips, S samples.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16
+from jaxtyping import Int16, Num
 from tqdm import tqdm
 
-from fasttta_jax.evaluation.tagger import TAGGER_MEL, TaggerSpec
+from fasttta_jax.evaluation.embedders import Features
+from fasttta_jax.evaluation.labels import events_of
 from fasttta_jax.input_pipeline.records import DatasetError, Records
 
 MAX_TRAINING_CLIPS = 10_000
-"""The tagger hears this many at most, spread evenly over a larger training split."""
+"""The tagger is trained on this many at most, spread evenly over a larger training split."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Clips:
-    """Some clips of one split.
+    """Waveforms of one length and sample rate, real or generated.
 
     Attributes:
-      audio: waveforms, int16 [n, S].
-      prompts: the first caption of each; "" where a clip has none.
+      audio: waveforms: int16, or floating in [-1, 1].
+      prompts: the caption of each; "" where a clip has none.
       labels: as in the dataset.
+      features: of the audio, where they were computed.
     """
 
-    audio: Int16[np.ndarray, "n S"]
+    audio: Num[np.ndarray, "n S"]
     prompts: tuple[str, ...]
     labels: tuple[Mapping[str, Any], ...]
+    features: Features | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
 
+    def take(self, rows: Sequence[int]) -> Clips:
+        """Some of the clips, in the order of `rows`."""
+        return Clips(
+            self.audio[list(rows)],
+            tuple(self.prompts[row] for row in rows),
+            tuple(self.labels[row] for row in rows),
+            None if self.features is None else self.features.take(rows),
+        )
 
-@dataclasses.dataclass(frozen=True, eq=False)
-class Material:
-    """Clips of the test split.
+    def with_audio(self, audio: Num[np.ndarray, "n S"]) -> Clips:
+        """Other waveforms for the same captions and labels."""
+        return dataclasses.replace(self, audio=audio, features=None)
 
-    Attributes:
-      singles: with one event each.
-      scenes: with two events each; there may be none.
-    """
-
-    singles: Clips
-    scenes: Clips
+    def rows_with(self, num_events: int) -> list[int]:
+        """Rows of the clips whose labels name that many events."""
+        return [row for row, one in enumerate(self.labels) if len(events_of(one)) == num_events]
 
 
-def events_of(labels: Mapping[str, Any]) -> list[str]:
-    """The distinct events of a clip, in order; empty where its labels name none."""
-    return list(dict.fromkeys(labels.get("events", ())))
-
-
-def cut_or_pad(audio: Int16[np.ndarray, " T"], num_samples: int) -> Int16[np.ndarray, " S"]:
+def cut_or_pad(audio: Num[np.ndarray, " T"], num_samples: int) -> Num[np.ndarray, " S"]:
     """The first `num_samples` samples, with silence behind a shorter recording."""
     audio = audio[:num_samples]
     return np.pad(audio, (0, num_samples - len(audio)))
 
 
-def read_test_material(
-    records: Records, *, num_clips: int, num_scenes: int, num_samples: int
-) -> Material:
-    """The first single-event clips and the first two-event clips that have a caption.
+def read_test_clips(
+    records: Records, *, num_clips: int, num_two_event_clips: int, num_samples: int | None
+) -> Clips:
+    """Clips of the test split that have a caption.
+
+    Where labels name events: the first single-event clips, then the first two-event clips. Where no
+    clip of these kinds is there: the first clips, whatever their labels say.
 
     Args:
       records: the test split.
-      num_clips: single-event clips wanted; fewer are taken where there are fewer.
-      num_scenes: two-event clips wanted, likewise.
-      num_samples: S.
+      num_clips: single-event clips, or clips of unlabelled data, wanted; fewer are taken where
+        there are fewer.
+      num_two_event_clips: two-event clips wanted, likewise.
+      num_samples: S; None for the length of the longest of the clips.
 
     Raises:
-      DatasetError: no clip names an event, or none holds a single one.
+      DatasetError: no clip has a caption.
     """
-    wanted = {1: num_clips, 2: num_scenes}
+    wanted = {1: num_clips, 2: num_two_event_clips}
     found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
-    names_events = False
+    first: list[dict[str, Any]] = []
     for index in tqdm(range(len(records)), "reading test clips", unit="clip", mininterval=1.0):
         if all(len(found[count]) == wanted[count] for count in wanted):
             break
         record = records[index]
+        if not record["captions"]:
+            continue
+        if len(first) < num_clips:
+            first.append(record)
         count = len(events_of(record["labels"]))
-        names_events |= count > 0
-        if count in wanted and len(found[count]) < wanted[count] and record["captions"]:
+        if count in wanted and len(found[count]) < wanted[count]:
             found[count].append(record)
-    if not found[1]:
-        lack = "captioned single-event clips" if names_events else 'labels with "events"'
+    chosen = [*found[1], *found[2]] or first
+    if not chosen:
         raise DatasetError(
-            f"the test split of the audio dataset has no {lack} among {len(records)} clips; the "
-            "evaluation judges clips by the sound events that their labels name"
+            f"no clip among {len(records)} of the test split has a caption; models are judged by "
+            "what they generate for the captions of test clips"
         )
-    return Material(_clips(found[1], num_samples), _clips(found[2], num_samples))
+    longest = max(len(record["audio"]) for record in chosen)
+    return _clips(chosen, longest if num_samples is None else num_samples)
 
 
 def read_training_clips(records: Records, num_samples: int) -> Clips:
@@ -110,9 +117,8 @@ def read_training_clips(records: Records, num_samples: int) -> Clips:
       DatasetError: there are none.
     """
     number = min(len(records), MAX_TRAINING_CLIPS)
-    rows = np.linspace(0, len(records), number, endpoint=False).astype(int)
-    progress = tqdm(rows, "reading training clips", unit="clip", mininterval=1.0)
-    found = [record for record in (records[int(row)] for row in progress) if _has_events(record)]
+    progress = tqdm(_spread(records, number), "reading training clips", unit="clip", mininterval=1)
+    found = [record for record in map(records.__getitem__, progress) if _has_events(record)]
     if not found:
         raise DatasetError(
             f'none of {number} training clips has labels with "events", so no tagger can be trained'
@@ -120,21 +126,31 @@ def read_training_clips(records: Records, num_samples: int) -> Clips:
     return _clips(found, num_samples)
 
 
-def read_matched_clips(records: Records, clips: Clips, num_samples: int) -> tuple[Clips, list[int]]:
-    """Single-event training clips, one for each of `clips` and with the same event.
+def read_reference_clips(
+    records: Records, clips: Clips, num_samples: int
+) -> tuple[Clips, list[int]]:
+    """Real training clips to compare the distribution of `clips` with, one for each.
+
+    Single-event clips are matched by their event, and the others are left out. Where no clip names
+    a single event, training clips spread evenly over the split stand for all.
 
     Args:
       records: the training split.
-      clips: single-event clips.
+      clips: test clips.
       num_samples: S.
 
     Returns:
-      The training clips, in the order of the split, and the rising rows of `clips` that found a
-      match: all of them, unless the split holds too few clips of an event.
+      The training clips, in the order of the split, and the row of `clips` that each of them stands
+      for: fewer where the split has too few clips, of an event or in all.
     """
+    single = clips.rows_with(1)
+    if not single:
+        number = min(len(records), len(clips))
+        spread = [records[row] for row in _spread(records, number)]
+        return _clips(spread, num_samples), list(range(number))
     waiting: dict[str, list[int]] = defaultdict(list)
-    for row, labels in enumerate(clips.labels):
-        waiting[events_of(labels)[0]].append(row)
+    for row in single:
+        waiting[events_of(clips.labels[row])[0]].append(row)
     found, rows = [], []
     for index in tqdm(range(len(records)), "reading reference clips", unit="clip", mininterval=1.0):
         if not any(waiting.values()):
@@ -144,7 +160,12 @@ def read_matched_clips(records: Records, clips: Clips, num_samples: int) -> tupl
         if len(events) == 1 and waiting.get(events[0]):
             found.append(record)
             rows.append(waiting[events[0]].pop(0))
-    return _clips(found, num_samples), sorted(rows)
+    return _clips(found, num_samples), rows
+
+
+def _spread(records: Records, number: int) -> list[int]:
+    """`number` rows, evenly over a split."""
+    return np.linspace(0, len(records), number, endpoint=False).astype(int).tolist()
 
 
 def _has_events(record: Mapping[str, Any]) -> bool:
@@ -152,7 +173,7 @@ def _has_events(record: Mapping[str, Any]) -> bool:
 
 
 def _clips(records: Sequence[Mapping[str, Any]], num_samples: int) -> Clips:
-    audio = np.zeros((len(records), num_samples), np.int16)
+    audio: Int16[np.ndarray, "n S"] = np.zeros((len(records), num_samples), np.int16)
     for row, record in enumerate(records):
         audio[row] = cut_or_pad(np.asarray(record["audio"]), num_samples)
     return Clips(
@@ -160,49 +181,3 @@ def _clips(records: Sequence[Mapping[str, Any]], num_samples: int) -> Clips:
         tuple(record["captions"][0] if record["captions"] else "" for record in records),
         tuple(record["labels"] for record in records),
     )
-
-
-def spec_for(labels: Sequence[Mapping[str, Any]], num_samples: int, sample_rate: int) -> TaggerSpec:
-    """What a tagger for these labels listens for: all events, and axes with two values or more."""
-    events = sorted({event for one in labels for event in events_of(one)})
-    values: dict[str, set[str]] = defaultdict(set)
-    for one in labels:
-        for chosen in _attributes(one).values():
-            for axis, value in chosen.items():
-                values[axis].add(value)
-    axes = {axis: tuple(sorted(found)) for axis, found in sorted(values.items()) if len(found) > 1}
-    f_max = min(TAGGER_MEL.f_max, sample_rate / 2)
-    mel = dataclasses.replace(TAGGER_MEL, sample_rate=sample_rate, f_max=f_max)
-    return TaggerSpec(tuple(events), axes, num_samples, mel)
-
-
-def labels_for(labels: Sequence[Mapping[str, Any]], spec: TaggerSpec) -> list[str]:
-    """Labels in the form that `tagger.labels_to_arrays` and `mentioned_mask` read.
-
-    Axes that the spec does not listen to are dropped, and so are mentions of an attribute that the
-    labels give no value for.
-    """
-    texts = []
-    for one in labels:
-        attributes = {
-            event: {axis: value for axis, value in chosen.items() if axis in spec.axes}
-            for event, chosen in _attributes(one).items()
-        }
-        cleaned: dict[str, Any] = {"events": events_of(one), "attributes": attributes}
-        if isinstance(one.get("mentioned"), list):
-            cleaned["mentioned"] = [
-                {
-                    event: [axis for axis in axes if axis in attributes.get(event, {})]
-                    for event, axes in caption.items()
-                }
-                for caption in one["mentioned"]
-            ]
-        texts.append(json.dumps(cleaned))
-    return texts
-
-
-def _attributes(labels: Mapping[str, Any]) -> dict[str, Mapping[str, str]]:
-    attributes = labels.get("attributes")
-    if not isinstance(attributes, Mapping):
-        return {}
-    return {event: chosen for event, chosen in attributes.items() if isinstance(chosen, Mapping)}

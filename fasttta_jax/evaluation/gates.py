@@ -1,4 +1,4 @@
-"""Bounds that the figures of an evaluation must meet, so that a run can fail by its sound.
+"""Gates: bounds that the figures of an evaluation must meet, so that a run can fail by its sound.
 
 A bound belongs to a row of the main table by its name. Rows that are not there are not judged; a
 figure that was not measured does not meet its bound.
@@ -6,77 +6,88 @@ figure that was not measured does not meet its bound.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Mapping, Sequence
+from typing import Literal, NamedTuple
 
+from fasttta_jax.evaluation.metric import Quantity
+from fasttta_jax.evaluation.rows import REFERENCES, TIMES_SLOWER
+from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.page import Gate, format_value
-
-Figures = Mapping[str, float | None]
 
 
 class Bound(NamedTuple):
-    """The least that a figure of a row may be.
+    """What a figure of a row must be.
 
     Attributes:
       row: name of the row.
-      figure: key of the figure.
-      minimum: the bound.
-      words: the figure in words.
+      figure: name of its quantity.
+      limit: the bound.
+      side: on which side of the bound the figure must lie.
     """
 
     row: str
     figure: str
-    minimum: float
-    words: str
+    limit: float
+    side: Literal["at least", "at most"] = "at least"
 
 
 def _demo() -> tuple[Bound, ...]:
-    bounds = [
-        Bound("real", "event_accuracy", 0.97, "event accuracy"),
-        Bound("codec", "event_accuracy", 0.95, "event accuracy"),
-    ]
+    bounds = [Bound("real", "event_accuracy", 0.97), Bound("codec", "event_accuracy", 0.95)]
     for row in ("teacher", "student"):
         bounds += [
-            Bound(row, "event_accuracy", 0.85, "event accuracy"),
-            Bound(row, "attribute_accuracy", 0.75, "attribute accuracy"),
-            Bound(row, "recall_at_2", 0.6, "two-event recall@2"),
+            Bound(row, "event_accuracy", 0.85),
+            Bound(row, "attribute_accuracy", 0.75),
+            Bound(row, "recall_at_2", 0.6),
         ]
-    return (*bounds, Bound("teacher", "times_slower", 3.0, "sampling time over the student's"))
+    return (*bounds, Bound("teacher", TIMES_SLOWER.name, 3.0))
 
 
 GATES: dict[str, tuple[Bound, ...]] = {"demo": _demo()}
-RUNS_JUDGED = ("teacher", "student")
 
 
 def check_runs(name: str, runs: Mapping[str, str]) -> None:
     """Raises ValueError where there are no such gates, or they would judge none of the runs."""
     if name not in GATES:
         raise ValueError(f"gates is {name!r}; allowed: {sorted(GATES)}")
-    if not set(runs) & set(RUNS_JUDGED):
+    rows = dict.fromkeys(bound.row for bound in GATES[name])
+    judged = [row for row in rows if row not in REFERENCES]
+    if not set(runs) & set(judged):
         raise ValueError(
-            f"gates is {name!r}, which judges runs named {' and '.join(RUNS_JUDGED)}; the runs are "
-            f"named {', '.join(runs)}"
+            f"gates is {name!r}, which judges runs named {' and '.join(judged)}; the runs are "
+            f"named {', '.join(runs) or 'nothing'}"
         )
 
 
-def judge(name: str, rows: Mapping[str, Figures]) -> dict[str, tuple[Gate, ...]]:
+def judge(
+    bounds: Sequence[Bound],
+    rows: Mapping[str, Mapping[str, Measured]],
+    quantities: Sequence[Quantity],
+) -> dict[str, tuple[Gate, ...]]:
     """The gates of every row, by its name.
 
     Args:
-      name: which set of bounds.
+      bounds: what is demanded.
       rows: the figures of each row; the comparison of sampling times is made only where there is
         a row "student" to compare with.
+      quantities: how the figures are called.
     """
+    titles = {quantity.name: quantity.title for quantity in quantities}
     gates: dict[str, list[Gate]] = {row: [] for row in rows}
-    for bound in GATES[name]:
-        if bound.row not in rows or (bound.figure == "times_slower" and "student" not in rows):
+    for bound in bounds:
+        if bound.row not in rows or (bound.figure == TIMES_SLOWER.name and "student" not in rows):
             continue
-        value = rows[bound.row].get(bound.figure)
-        found = "not measured" if value is None else format_value(value)
+        measured = rows[bound.row].get(bound.figure)
+        found = "not measured" if measured is None else format_value(measured.value)
+        title = titles.get(bound.figure, bound.figure)
         gates[bound.row].append(
-            Gate(
-                f"{bound.words} at least {bound.minimum:g} (found: {found})",
-                value is not None and value >= bound.minimum,
-            )
+            Gate(f"{title} {bound.side} {bound.limit:g} (found: {found})", _passed(bound, measured))
         )
     return {row: tuple(found) for row, found in gates.items()}
+
+
+def _passed(bound: Bound, measured: Measured | None) -> bool:
+    if measured is None:
+        return False
+    if bound.side == "at least":
+        return measured.value >= bound.limit
+    return measured.value <= bound.limit

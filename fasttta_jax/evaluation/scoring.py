@@ -1,159 +1,147 @@
-"""What the tagger says about a set of clips, real or generated: shares, and distance to real clips.
+"""Metrics over sets of clips: features are computed once for a set, and each metric gets its own.
 
-The same clips were asked for in every set: set A's clip i and set B's clip i answer one prompt.
-
-Dimensions: n single-event clips, m two-event clips, S samples, E events, A attribute axes.
+Dimensions: n clips, S samples.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
-import math
-from collections import Counter
+import functools
+from collections.abc import Callable, Mapping, Sequence
 
-import numpy as np
-from jaxtyping import Num
-
-from fasttta_jax.evaluation.clips import (
-    Clips,
-    Material,
-    labels_for,
-)
-from fasttta_jax.evaluation.tagger import (
-    Tagger,
-    attribute_accuracy,
-    event_accuracy,
-    labels_to_arrays,
-    mentioned_mask,
-    recall_at_2,
-)
-from fasttta_jax.metrics.frechet import frechet_distance
+from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
+from fasttta_jax.evaluation.metric import Metric, NotMeasured
+from fasttta_jax.evaluation.tagger import to_float
+from fasttta_jax.metrics.intervals import Measured
 
 
-@dataclasses.dataclass(frozen=True)
-class Share:
-    """A proportion.
-
-    Attributes:
-      value: from 0 to 1.
-      count: yes-or-no answers behind it.
-    """
-
-    value: float
-    count: int
-
-    @property
-    def standard_error(self) -> float:
-        """sqrt(p (1 - p) / n), as if the answers were independent."""
-        return math.sqrt(self.value * (1.0 - self.value) / self.count)
-
-
-@dataclasses.dataclass(frozen=True)
-class EventCount:
-    """How the clips of one event fared.
-
-    Attributes:
-      event: what was asked for.
-      clips: how often.
-      right: how often the tagger heard it.
-      taken_for: other events it heard instead, with their numbers, the most frequent first.
-    """
-
-    event: str
-    clips: int
-    right: int
-    taken_for: tuple[tuple[str, int], ...]
-
-
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Scores:
-    """Figures of one set of clips.
+    """What the metrics found for one set of clips.
 
     Attributes:
-      event_accuracy: share of single-event clips whose event is heard as the likeliest.
-      attribute_accuracy: share of mentioned attributes that are heard, in single-event clips; None
-        where captions mention none.
-      recall_at_2: share of a scene's two events among the two likeliest; None without scenes.
-      frechet: distance between tagger embeddings of the single-event clips and of as many real
-        training clips; None where fewer than two could be matched.
-      num_clips: single-event clips.
-      num_scenes: two-event clips.
-      frechet_clips: clips on each side of the distance.
-      events: single-event clips event by event.
+      values: the figures by the names of their quantities.
+      not_measured: why the others are missing.
     """
 
-    event_accuracy: Share
-    attribute_accuracy: Share | None
-    recall_at_2: Share | None
-    frechet: float | None
-    num_clips: int
-    num_scenes: int
-    frechet_clips: int
-    events: tuple[EventCount, ...]
+    values: Mapping[str, Measured]
+    not_measured: Mapping[str, str]
 
 
 class Scorer:
-    """Judges sets of clips that answer the same prompts.
+    """Scores sets of clips that were generated for the captions of the same test clips.
 
     Args:
-      tagger: the judge.
-      material: the test clips whose captions are the prompts.
-      reference: real training clips for the Fréchet distance.
-      matched_rows: the single-event clips that are held against them, one for each.
-
-    Raises:
-      ValueError: a test clip has an event or attribute value that the tagger never heard of.
+      metrics: what is computed, in order.
+      embedders: by name, a function that makes the network when it is first needed; it raises
+        NotMeasured where it cannot.
+      test: the real clips.
+      read_reference: real training clips, and the rows of `test` that they stand for; called when
+        a metric first needs them.
+      sample_rate: of all clips.
+      cache: keeps features.
     """
 
     def __init__(
-        self, tagger: Tagger, material: Material, reference: Clips, matched_rows: list[int]
+        self,
+        metrics: Sequence[Metric],
+        embedders: Mapping[str, Callable[[], Embedder]],
+        test: Clips,
+        read_reference: Callable[[], tuple[Clips, list[int]]],
+        sample_rate: int,
+        cache: FeatureCache,
     ) -> None:
-        spec = tagger.spec
-        self._tagger = tagger
-        self._matched_rows = matched_rows
-        self._reference = (
-            tagger.predict(reference.audio).embeddings if len(matched_rows) > 1 else None
-        )
-        labels = labels_for(material.singles.labels, spec)
-        self._singles = labels_to_arrays(labels, spec)
-        self._mentioned = mentioned_mask(labels, [0] * len(labels), spec)
-        self._scenes = labels_to_arrays(labels_for(material.scenes.labels, spec), spec)
+        self.metrics = tuple(metrics)
+        self.sample_rate = sample_rate
+        self._test = test
+        self._cache = cache
+        self._make = embedders
+        self._embedders: dict[str, Embedder | NotMeasured] = {}
+        self._read_reference = functools.cache(read_reference)
+        self._references: dict[tuple[str, str | None], Clips] = {}
 
-    def score(self, singles: Num[np.ndarray, "n S"], scenes: Num[np.ndarray, "m S"]) -> Scores:
-        """The figures of one set: int16, or floating in [-1, 1]."""
-        heard = self._tagger.predict(singles)
-        asked = self._singles.events.argmax(axis=1)
-        attributes = None
-        if self._mentioned.any():
-            value = attribute_accuracy(
-                heard.attribute_probabilities, self._singles.attributes, self._mentioned
-            )
-            attributes = Share(value, int(self._mentioned.sum()))
-        recall = None
-        if len(scenes):
-            probabilities = self._tagger.predict(scenes).event_probabilities
-            recall = Share(recall_at_2(probabilities, self._scenes.events), 2 * len(scenes))
-        frechet = None
-        if self._reference is not None:
-            frechet = frechet_distance(heard.embeddings[self._matched_rows], self._reference)
-        return Scores(
-            Share(event_accuracy(heard.event_probabilities, asked), len(singles)),
-            attributes,
-            recall,
-            frechet,
-            len(singles),
-            len(scenes),
-            len(self._matched_rows),
-            self._by_event(asked, heard.event_probabilities.argmax(axis=1)),
-        )
+    def prepare(self) -> None:
+        """Makes the embedders that can be made, so that no later stage fails for one."""
+        for metric in self.metrics:
+            if metric.needs.embedder is not None:
+                with contextlib.suppress(NotMeasured):
+                    self.embedder(metric.needs.embedder)
 
-    def _by_event(self, asked: np.ndarray, heard: np.ndarray) -> tuple[EventCount, ...]:
-        names = self._tagger.spec.events
-        counts = []
-        for event in np.unique(asked):
-            answers = Counter(heard[asked == event].tolist())
-            right = answers.pop(int(event), 0)
-            total = right + answers.total()
-            mistakes = tuple((names[i], n) for i, n in answers.most_common())
-            counts.append(EventCount(names[event], total, right, mistakes))
-        return tuple(counts)
+    def embedder(self, name: str) -> Embedder:
+        """The network of that name.
+
+        Raises:
+          NotMeasured: it cannot be made; says why.
+        """
+        if name not in self._embedders:
+            try:
+                if name not in self._make:
+                    raise NotMeasured(f"there is no embedder {name!r}")
+                self._embedders[name] = self._make[name]()
+            except NotMeasured as error:
+                self._embedders[name] = error
+        found = self._embedders[name]
+        if isinstance(found, NotMeasured):
+            raise NotMeasured(str(found))
+        return found
+
+    def with_features(self, clips: Clips, embedder: str | None) -> Clips:
+        """The clips with the features of an embedder; with none for None.
+
+        Raises:
+          NotMeasured: there is no such embedder.
+        """
+        if embedder is None:
+            return dataclasses.replace(clips, features=None)
+        network = self.embedder(embedder)
+        audio = to_float(clips.audio)
+        features = self._cache.features(network, audio, self.sample_rate)
+        return dataclasses.replace(clips, features=features)
+
+    def score(self, clips: Clips, rows: Sequence[int] | None = None) -> Scores:
+        """The figures of one set.
+
+        Args:
+          clips: what is judged.
+          rows: the rising rows of the test clips that `clips` were made for; None for all.
+        """
+        rows = list(range(len(self._test))) if rows is None else list(rows)
+        with_features = functools.cache(functools.partial(self.with_features, clips))
+        values: dict[str, Measured] = {}
+        reasons: dict[str, str] = {}
+        for metric in self.metrics:
+            name = metric.quantity.name
+            try:
+                if metric.needs.labels and not _names_events(clips):
+                    raise NotMeasured('no label names an event (labels with "events")')
+                judged, reference = self._sides(metric, with_features(metric.needs.embedder), rows)
+                values[name] = metric.score(judged, reference, self.sample_rate)
+            except NotMeasured as reason:
+                reasons[name] = str(reason)
+        return Scores(values, reasons)
+
+    def _sides(self, metric: Metric, clips: Clips, rows: list[int]) -> tuple[Clips, Clips | None]:
+        """The clips that a metric judges, and what they are held against."""
+        needs = metric.needs
+        if needs.reference is None:
+            return clips, None
+        if needs.reference == "test":
+            return clips, self._reference("test", needs.embedder).take(rows)
+        place = {row: index for index, row in enumerate(rows)}
+        matched = self._read_reference()[1]
+        kept = [index for index, row in enumerate(matched) if row in place]
+        reference = self._reference("training", needs.embedder).take(kept)
+        return clips.take(sorted(place[matched[index]] for index in kept)), reference
+
+    def _reference(self, which: str, embedder: str | None) -> Clips:
+        key = (which, embedder)
+        if key not in self._references:
+            clips = self._test if which == "test" else self._read_reference()[0]
+            self._references[key] = self.with_features(clips, embedder)
+        return self._references[key]
+
+
+def _names_events(clips: Clips) -> bool:
+    return len(clips.rows_with(0)) < len(clips)

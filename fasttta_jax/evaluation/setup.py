@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.evaluation import gates
+from fasttta_jax.evaluation.rows import REFERENCES
 from fasttta_jax.input_pipeline.records import (
     CODEC_FOLDER,
     RECORDS_FOLDER,
@@ -20,12 +21,9 @@ from fasttta_jax.input_pipeline.records import (
     find_records,
 )
 from fasttta_jax.parallel.mesh import check_batch_size
-from fasttta_jax.storage.files import AnyPath, as_path
-from fasttta_jax.workdir.folder import CONFIG_FILE
+from fasttta_jax.storage.files import as_path
+from fasttta_jax.workdir.folder import CONFIG_FILE, same_files
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
-
-REFERENCES = ("real", "codec")
-"""Rows that are not runs."""
 
 
 class EvaluationError(ValueError):
@@ -41,8 +39,8 @@ class EvaluationConfig:
       audio_data: folder of the audio dataset.
       encoded_data: folder that `python -m data.encode_latents` made of it.
       out: folder for the results; a tagger that is already there is used again if it fits.
-      num_clips: single-event test clips.
-      num_scenes: two-event test clips.
+      num_clips: single-event test clips; of data without event labels, all test clips.
+      num_two_event_clips: two-event test clips.
       num_energy_clips: test clips whose tokens are scored.
       batch_size: clips computed together; 8 needs no other program than the one that is timed.
       seed: of the tagger, of the generated clips, and of the masks and draws of the energy score.
@@ -56,7 +54,7 @@ class EvaluationConfig:
     encoded_data: str
     out: str
     num_clips: int = 192
-    num_scenes: int = 96
+    num_two_event_clips: int = 96
     num_energy_clips: int = 128
     batch_size: int = 8
     seed: int = 0
@@ -76,8 +74,10 @@ class EvaluationConfig:
         for field in ("num_clips", "num_energy_clips", "batch_size", "tagger_steps"):
             if getattr(self, field) < 1:
                 raise EvaluationError(f"{field} is {getattr(self, field)}; allowed: 1 or more")
-        if self.num_scenes < 0:
-            raise EvaluationError(f"num_scenes is {self.num_scenes}; allowed: 0 or more")
+        if self.num_two_event_clips < 0:
+            raise EvaluationError(
+                f"num_two_event_clips is {self.num_two_event_clips}; allowed: 0 or more"
+            )
         if not 0 <= self.seed < 2**32:
             raise EvaluationError(f"seed is {self.seed}; allowed: 0 to 2^32 - 1")
         if self.gates is not None:
@@ -109,38 +109,36 @@ class EvaluationSetup:
 
     Attributes:
       mesh: over this host's devices.
-      dataset: the encoded data, with the codec of all runs.
+      encoded: the encoded data, with the codec of all runs.
       trained: the runs by name.
       decode: the settings that each run generates with.
-      num_tokens: N of all runs.
       num_samples: length of a clip.
     """
 
     mesh: Mesh
-    dataset: EncodedDataset
+    encoded: EncodedDataset
     trained: Mapping[str, TrainedModel]
     decode: Mapping[str, DecodeConfig]
-    num_tokens: int
     num_samples: int
 
     @property
     def sample_rate(self) -> int:
-        return self.dataset.codec.sample_rate
+        return self.encoded.codec.sample_rate
 
-    def remarks(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What a reader of the figures must know about how the runs differ."""
-        remarks = []
+        warnings = []
         if len({trained.config.masking for trained in self.trained.values()}) > 1:
-            remarks.append(
-                "The runs were trained with different laws of the mask rate. Each energy score is "
-                "taken under the run's own law, so these scores cannot be compared."
+            warnings.append(
+                "The runs were trained with different distributions of the mask rate. Each energy "
+                "score is taken under the run's own, so these scores cannot be compared."
             )
-        fingerprint = self.dataset.fingerprint()
+        fingerprint = self.encoded.fingerprint()
         for name, trained in self.trained.items():
             config = json.loads((as_path(trained.workdir) / CONFIG_FILE).read_text())
             if config["data_hash"] != fingerprint:
-                remarks.append(f"Run {name} was trained on other data than {self.dataset.path}.")
-        return remarks
+                warnings.append(f"Run {name} was trained on other data than {self.encoded.path}.")
+        return warnings
 
 
 def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
@@ -153,63 +151,57 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
       ConfigError: a setting for decoding is out of range, or the batch cannot be split.
     """
     check_batch_size(config.batch_size, mesh)
-    dataset = EncodedDataset(config.encoded_data)
-    _check_same_data(config, dataset)
+    encoded = EncodedDataset(config.encoded_data)
+    _check_same_data(config, encoded)
     trained = {name: load_trained(workdir, mesh) for name, workdir in config.runs.items()}
-    _check_fit(trained, dataset)
+    _check_fit(trained, encoded)
     num_tokens = next(iter(trained.values())).config.model.num_tokens
-    columns = num_tokens // dataset.codec.tokens_per_column
+    columns = num_tokens // encoded.codec.tokens_per_column
     return EvaluationSetup(
         mesh,
-        dataset,
+        encoded,
         trained,
         {
             name: dataclasses.replace(one.config.decode, **config.decode)
             for name, one in trained.items()
         },
-        num_tokens,
-        columns * dataset.codec.samples_per_column,
+        columns * encoded.codec.samples_per_column,
     )
 
 
-def _check_same_data(config: EvaluationConfig, dataset: EncodedDataset) -> None:
-    audio, encoded = Records(config.audio_data, "test"), dataset.split("test")
-    for path, records in ((config.audio_data, audio), (config.encoded_data, encoded)):
+def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset) -> None:
+    audio, tokens = Records(config.audio_data, "test"), encoded.split("test")
+    for path, records in ((config.audio_data, audio), (config.encoded_data, tokens)):
         if not len(records):
             raise DatasetError(f"the test split of {path} is empty")
     rate = audio.metadata.get("sample_rate")
-    if rate != dataset.codec.sample_rate:
+    if rate != encoded.codec.sample_rate:
         raise DatasetError(
             f"{config.audio_data} has a sample rate of {rate} Hz; allowed: the codec's "
-            f"{dataset.codec.sample_rate} Hz"
+            f"{encoded.codec.sample_rate} Hz"
         )
     info = json.loads((find_records(config.audio_data) / "dataset_info.json").read_text())
-    made_from = encoded.metadata.get("made_from", {}).get("source", info["splits"])
-    if made_from != info["splits"]:
+    source = tokens.metadata.get("made_from", {}).get("source", info["splits"])
+    if source != info["splits"]:
         raise DatasetError(
             f"{config.encoded_data}/{RECORDS_FOLDER} was not encoded from {config.audio_data}: "
             "their splits have other sizes"
         )
 
 
-def _check_fit(trained: Mapping[str, TrainedModel], dataset: EncodedDataset) -> None:
+def _check_fit(trained: Mapping[str, TrainedModel], encoded: EncodedDataset) -> None:
     first_name, first = next(iter(trained.items()))
-    codec = _read_files(dataset.path / CODEC_FOLDER)
     for name, one in trained.items():
-        if _read_files(as_path(one.workdir) / CODEC_FOLDER) != codec:
+        if not same_files(as_path(one.workdir) / CODEC_FOLDER, encoded.path / CODEC_FOLDER):
             raise EvaluationError(
                 f"run {name!r} in {one.workdir} was trained with another codec than that of "
-                f"{dataset.path}, so its tokens mean other sounds; give the encoded data that it "
+                f"{encoded.path}, so its tokens mean other sounds; give the encoded data that it "
                 "was trained on"
             )
-        dataset.check(one.config.model)
+        encoded.check(one.config.model)
         if one.config.model.num_tokens != first.config.model.num_tokens:
             raise EvaluationError(
                 f"run {name!r} has model.num_tokens = {one.config.model.num_tokens} and run "
                 f"{first_name!r} has {first.config.model.num_tokens}; clips of different length "
                 "cannot stand in one table"
             )
-
-
-def _read_files(folder: AnyPath) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}

@@ -5,18 +5,19 @@ hears log-mel magnitudes only, so a clip whose phase was reconstructed is judged
 like. It is trained on real clips of the dataset's own training split (`tagger_training`): its
 figures compare models on that dataset, and are not comparable with those of public audio networks.
 
-Dimensions: n clips, S samples, T frames, F mel bands, E events, A attribute axes, V values of an
-axis, D = 64.
+Dimensions: n clips, S samples, T frames, F mel bands, E events, V values of an attribute axis,
+D = 64.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import hashlib
 import json
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -26,17 +27,21 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Float
 
 from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.audio.mel import MelConfig, log_mel
+from fasttta_jax.evaluation.embedders import Features
+from fasttta_jax.evaluation.labels import Vocabulary
+from fasttta_jax.storage.files import write_atomically
 from fasttta_jax.typing import Params
-from fasttta_jax.workdir.metrics_log import write_atomically
+from fasttta_jax.workdir.checkpoint import tree_hash
 
 EMBEDDING_DIM = 64
-UNKNOWN = -1
-"""The attribute value of an axis that a clip does not have, or that is not known."""
-
+EVENTS = "event"
+"""Name of the classification of events among the tagger's features."""
+AXIS = "attribute/"
+"""Before the name of an attribute axis, its classification among them."""
 PREDICT_BATCH = 64
 TAGGER_MEL = MelConfig(floor=1e-2)
 
@@ -72,6 +77,11 @@ class TaggerSpec:
                 f"{self.mel.n_fft}"
             )
 
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """Events and axes, in the order of the network's outputs."""
+        return Vocabulary(self.events, self.axes)
+
     def to_json(self) -> str:
         """The spec as a JSON object."""
         return json.dumps(dataclasses.asdict(self))
@@ -86,75 +96,6 @@ class TaggerSpec:
             num_samples=fields["num_samples"],
             mel=MelConfig(**fields["mel"]),
         )
-
-
-class LabelArrays(NamedTuple):
-    """Labels of n clips, in the order of a spec.
-
-    Attributes:
-      events: which events are present.
-      attributes: for each axis, the index of its value; UNKNOWN where the clip has no value on the
-        axis or holds more than one event.
-    """
-
-    events: Bool[np.ndarray, "n E"]
-    attributes: Int[np.ndarray, "n A"]
-
-
-def labels_to_arrays(labels: Sequence[str], spec: TaggerSpec) -> LabelArrays:
-    """Turns the JSON labels of a dataset into arrays.
-
-    Args:
-      labels: for each clip a JSON object {"events": [name, ...], "attributes": {event: {axis:
-        value}}}; "attributes" may be missing, and further keys are ignored.
-      spec: gives the order of events, axes and values.
-
-    Raises:
-      ValueError: a name that the spec does not have.
-    """
-    axes = list(spec.axes)
-    events = np.zeros((len(labels), len(spec.events)), bool)
-    attributes = np.full((len(labels), len(axes)), UNKNOWN, np.int32)
-    for row, text in enumerate(labels):
-        label = json.loads(text)
-        where = f"labels of clip {row}"
-        for event in label["events"]:
-            events[row, _index(spec.events, event, f"{where}: event")] = True
-        if events[row].sum() != 1:
-            continue
-        (event,) = set(label["events"])
-        for axis, value in label.get("attributes", {}).get(event, {}).items():
-            column = _index(axes, axis, f"{where}: axis")
-            attributes[row, column] = _index(spec.axes[axis], value, f"{where}: {axis}")
-    return LabelArrays(events, attributes)
-
-
-def mentioned_mask(
-    labels: Sequence[str], captions: Sequence[int], spec: TaggerSpec
-) -> Bool[np.ndarray, "n A"]:
-    """Which axes a caption of each clip mentions: the mask that `attribute_accuracy` wants.
-
-    Args:
-      labels: as in `labels_to_arrays`, with "mentioned": for each caption {event: [axis, ...]}.
-      captions: for each clip, the index of the caption that was used as the prompt.
-      spec: gives the order of axes.
-
-    Returns:
-      True for the pairs that count; none do for a clip with more than one event.
-    """
-    mask = np.zeros((len(labels), len(spec.axes)), bool)
-    for row, (text, caption) in enumerate(zip(labels, captions, strict=True)):
-        label = json.loads(text)
-        if len(set(label["events"])) == 1 and "mentioned" in label:
-            for axis in label["mentioned"][caption].get(label["events"][0], ()):
-                mask[row, _index(list(spec.axes), axis, f"labels of clip {row}: axis")] = True
-    return mask
-
-
-def _index(allowed: Sequence[str], name: str, where: str) -> int:
-    if name not in allowed:
-        raise ValueError(f"{where} is {name!r}; allowed: {tuple(allowed)}")
-    return list(allowed).index(name)
 
 
 class TaggerNetwork(nn.Module):
@@ -175,10 +116,10 @@ class TaggerNetwork(nn.Module):
 
     @nn.compact
     def __call__(
-        self, pictures: Float[Array, "n T F"]
+        self, spectrograms: Float[Array, "n T F"]
     ) -> tuple[Float[Array, "n E"], tuple[Float[Array, "n V"], ...], Float[Array, "n D"]]:
-        """Standardised log-mel pictures to event logits, logits of each axis, and embeddings."""
-        x = nn.Conv(self.widths[0], kernel_size=(4, 2), strides=(4, 2))(pictures[..., None])
+        """Standardised log-mels to event logits, logits of each axis, and embeddings."""
+        x = nn.Conv(self.widths[0], kernel_size=(4, 2), strides=(4, 2))(spectrograms[..., None])
         x = nn.relu(nn.GroupNorm(num_groups=8)(x))
         for width in self.widths[1:]:
             x = nn.Conv(width, kernel_size=(3, 3), strides=(2, 2))(x)
@@ -228,6 +169,35 @@ class Tagger:
     params: Params
     mean: float
     deviation: float
+
+    @property
+    def name(self) -> str:
+        """What metrics ask for."""
+        return "tagger"
+
+    @property
+    def sample_rate(self) -> int:
+        """Samples per second of the waveforms that it takes."""
+        return self.spec.mel.sample_rate
+
+    @property
+    def hash(self) -> str:
+        """SHA-256 of weights, spec and scale."""
+        settings = f"{self.spec.to_json()} {self.mean!r} {self.deviation!r}"
+        return hashlib.sha256(f"{settings} {tree_hash(self.params)}".encode()).hexdigest()
+
+    def embed(self, audio: Float[np.ndarray, "n S"]) -> Features:
+        """The tagger as an embedder; arguments and errors are those of `predict`."""
+        output = self.predict(audio)
+        axes = {axis_name(axis): values for axis, values in self.spec.axes.items()}
+        probabilities = {
+            axis_name(axis): values for axis, values in output.attribute_probabilities.items()
+        }
+        return Features(
+            output.embeddings,
+            {EVENTS: output.event_probabilities, **probabilities},
+            {EVENTS: self.spec.events, **axes},
+        )
 
     def predict(self, audio: Float[np.ndarray, "n S"]) -> TaggerOutput:
         """Tags clips, in padded batches of one fixed size, so that the network compiles once.
@@ -293,11 +263,26 @@ class Tagger:
         return cls(spec, params, float(metadata["mean"]), float(metadata["deviation"]))
 
 
+def axis_name(axis: str) -> str:
+    """Name of the classification of an attribute axis among the tagger's features."""
+    return f"{AXIS}{axis}"
+
+
+def vocabulary_in(features: Features) -> Vocabulary:
+    """Events and axes that the tagger which made these features listens for."""
+    axes = {
+        name.removeprefix(AXIS): values
+        for name, values in features.classes.items()
+        if name.startswith(AXIS)
+    }
+    return Vocabulary(features.classes[EVENTS], axes)
+
+
 def abstract_params(spec: TaggerSpec) -> Any:
     """Shapes and dtypes of the weights for `spec`."""
     frames = spec.mel.num_frames(spec.num_samples)
-    picture = jax.ShapeDtypeStruct((1, frames, spec.mel.num_mels), jnp.float32)
-    return jax.eval_shape(network_for(spec).init, jax.random.key(0), picture)["params"]
+    spectrogram = jax.ShapeDtypeStruct((1, frames, spec.mel.num_mels), jnp.float32)
+    return jax.eval_shape(network_for(spec).init, jax.random.key(0), spectrogram)["params"]
 
 
 def checked_audio(audio: np.ndarray, spec: TaggerSpec) -> np.ndarray:
@@ -332,8 +317,8 @@ def _predict(
     network: TaggerNetwork,
     mel: MelConfig,
 ) -> tuple[Array, tuple[Array, ...], Array]:
-    pictures = (log_mel(audio, mel) - scale[0]) / scale[1]
-    logits: Any = network.apply({"params": params}, pictures)
+    spectrograms = (log_mel(audio, mel) - scale[0]) / scale[1]
+    logits: Any = network.apply({"params": params}, spectrograms)
     event_logits, axis_logits, embeddings = logits
     return jax.nn.sigmoid(event_logits), tuple(map(jax.nn.softmax, axis_logits)), embeddings
 
@@ -341,60 +326,3 @@ def _predict(
 def _shapes(params: Any) -> dict[str, tuple[int, ...]]:
     flat: dict[str, Any] = flax.traverse_util.flatten_dict(dict(params), sep="/")
     return {name: tuple(value.shape) for name, value in flat.items()}
-
-
-def event_accuracy(probabilities: Float[np.ndarray, "n E"], labels: Int[np.ndarray, " n"]) -> float:
-    """Share of single-event clips whose likeliest event is the right one (`labels`: its index)."""
-    if len(labels) == 0 or probabilities.shape[:1] != np.shape(labels):
-        raise ValueError(
-            f"probabilities {probabilities.shape} and labels {np.shape(labels)} must be "
-            "[clips, events] and [clips], with at least one clip"
-        )
-    return float(np.mean(probabilities.argmax(axis=1) == np.asarray(labels)))
-
-
-def recall_at_2(probabilities: Float[np.ndarray, "n E"], events: Bool[np.ndarray, "n E"]) -> float:
-    """Mean share of a clip's two events that are among its two likeliest.
-
-    Raises:
-      ValueError: a clip does not hold exactly two events, or there are no clips.
-    """
-    events = np.asarray(events, bool)
-    if len(events) == 0 or probabilities.shape != events.shape or np.any(events.sum(axis=1) != 2):
-        raise ValueError(
-            f"recall at two needs clips with exactly two events each, as [clips, events]; "
-            f"probabilities are {probabilities.shape}, events {events.shape} with "
-            f"{sorted(set(events.sum(axis=-1).ravel().tolist()))} events a clip"
-        )
-    top_two = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
-    return float(np.take_along_axis(events, top_two, axis=1).mean())
-
-
-def attribute_accuracy(
-    probabilities: Mapping[str, Float[np.ndarray, "n V"]],
-    attributes: Int[np.ndarray, "n A"],
-    mask: Bool[np.ndarray, "n A"],
-) -> float:
-    """Share of right values over the (clip, axis) pairs in `mask`.
-
-    Args:
-      probabilities: of each axis, in the order of the columns of `attributes`.
-      attributes: index of the value asked for.
-      mask: the pairs that count: those that the caption mentions.
-
-    Raises:
-      ValueError: the mask is empty, or holds a pair whose value is UNKNOWN.
-    """
-    mask = np.asarray(mask, bool)
-    if attributes.shape != mask.shape or attributes.shape[1:] != (len(probabilities),):
-        raise ValueError(
-            f"attributes {attributes.shape} and mask {mask.shape} must be [clips, axes] with "
-            f"{len(probabilities)} axes: {tuple(probabilities)}"
-        )
-    if not mask.any():
-        raise ValueError("mask holds no (clip, axis) pair, so the accuracy is not defined")
-    if np.any(attributes[mask] == UNKNOWN):
-        clip = int(np.argwhere(mask & (attributes == UNKNOWN))[0, 0])
-        raise ValueError(f"mask holds a pair whose value is unknown, first in clip {clip}")
-    guesses = np.stack([values.argmax(axis=1) for values in probabilities.values()], axis=1)
-    return float(np.mean((guesses == attributes)[mask]))

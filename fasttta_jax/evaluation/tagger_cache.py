@@ -6,17 +6,17 @@ used again for the same training clips, clip length, seed and number of steps, a
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
 import logging
 import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any
 
-from fasttta_jax.evaluation.clips import (
-    labels_for,
-    read_training_clips,
-    spec_for,
-)
-from fasttta_jax.evaluation.tagger import Tagger, labels_to_arrays
+from fasttta_jax.evaluation.clips import read_training_clips
+from fasttta_jax.evaluation.labels import labels_for, labels_to_arrays, vocabulary_of
+from fasttta_jax.evaluation.tagger import TAGGER_MEL, Tagger, TaggerSpec
 from fasttta_jax.evaluation.tagger_training import TaggerData, train_tagger
 from fasttta_jax.input_pipeline.records import Records, find_records
 from fasttta_jax.storage.files import write_json
@@ -65,7 +65,7 @@ def load_or_train_tagger(
     records = Records(audio_data, "train")
     clips = read_training_clips(records, num_samples)
     spec = spec_for(clips.labels, num_samples, sample_rate)
-    arrays = labels_to_arrays(labels_for(clips.labels, spec), spec)
+    arrays = labels_to_arrays(labels_for(clips.labels, spec.axes), spec.vocabulary)
     tagger = train_tagger(
         TaggerData(clips.audio, arrays.events, arrays.attributes),
         spec,
@@ -77,6 +77,20 @@ def load_or_train_tagger(
     tagger.save(path)
     write_json(description_path, description)
     return tagger
+
+
+def spec_for(labels: Sequence[Mapping[str, Any]], num_samples: int, sample_rate: int) -> TaggerSpec:
+    """The spec of a tagger for these labels: all their events and axes.
+
+    Args:
+      labels: of the training clips.
+      num_samples: length of a clip.
+      sample_rate: of the clips.
+    """
+    events, axes = vocabulary_of(labels)
+    f_max = min(TAGGER_MEL.f_max, sample_rate / 2)
+    mel = dataclasses.replace(TAGGER_MEL, sample_rate=sample_rate, f_max=f_max)
+    return TaggerSpec(events, axes, num_samples, mel)
 
 
 def _hash_split(folder: str | pathlib.Path, split: str) -> str:

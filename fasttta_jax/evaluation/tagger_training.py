@@ -1,9 +1,9 @@
 """Trains the tagger on real clips, against what generated audio must not be punished for.
 
 Phase reconstruction smears a spectrogram a little, decoders blur it, and levels drift. Each
-training picture is therefore shifted in time, made louder or softer, blurred, made noisy, and has
-one band and one stretch of time hidden (SpecAugment: Park et al., 2019, arXiv:1904.08779). Changes
-stay small: loudness is how one hears distance, and a frequency is how one hears pitch.
+training spectrogram is therefore shifted in time, made louder or softer, blurred, made noisy, and
+has one band and one stretch of time hidden (SpecAugment: Park et al., 2019, arXiv:1904.08779).
+Changes stay small: loudness is how one hears distance, and a frequency is how one hears pitch.
 
 Dimensions: n clips, S samples, T frames, F mel bands, E events, A attribute axes.
 """
@@ -23,9 +23,9 @@ from jaxtyping import Array, Bool, Float, Int
 from tqdm import tqdm
 
 from fasttta_jax.audio.mel import MelConfig, log_mel
+from fasttta_jax.evaluation.labels import UNKNOWN
 from fasttta_jax.evaluation.tagger import (
     PREDICT_BATCH,
-    UNKNOWN,
     Tagger,
     TaggerNetwork,
     TaggerSpec,
@@ -45,7 +45,7 @@ _OPTIMIZER = optax.chain(optax.scale_by_adam(), optax.add_decayed_weights(1e-3))
 
 
 class TaggerData(NamedTuple):
-    """Clips and their labels; `tagger.labels_to_arrays` makes the last two.
+    """Clips and their labels; `labels.labels_to_arrays` makes the last two.
 
     Attributes:
       audio: int16, or floating in [-1, 1].
@@ -59,7 +59,7 @@ class TaggerData(NamedTuple):
 
 
 class _Batch(NamedTuple):
-    pictures: Any  # [n, T, F], on the host before the step and on the device inside
+    spectrograms: Any  # [n, T, F], on the host before the step and on the device inside
     events: Any  # bool [n, E]
     attributes: Any  # int [n, A]
 
@@ -90,9 +90,9 @@ def train_tagger(
         than the number of clips.
     """
     _check(clips, spec, batch_size)
-    pictures = _pictures(clips.audio, spec, progress)
-    mean = float(pictures.mean(dtype=np.float64))
-    deviation = float(pictures.std(dtype=np.float64)) or 1.0
+    spectrograms = _spectrograms(clips.audio, spec, progress)
+    mean = float(spectrograms.mean(dtype=np.float64))
+    deviation = float(spectrograms.std(dtype=np.float64)) or 1.0
     scale = np.asarray([mean, deviation], np.float32)
     network = network_for(spec)
     schedule = optax.warmup_cosine_decay_schedule(
@@ -100,16 +100,16 @@ def train_tagger(
     )
     learning_rates = np.asarray(schedule(np.arange(1, num_steps + 1)), np.float32)
     key = jax.random.key(seed)
-    params = _initial_params(jax.random.fold_in(key, 0), pictures.shape[1:], network)
+    params = _initial_params(jax.random.fold_in(key, 0), spectrograms.shape[1:], network)
     optimizer_state = _OPTIMIZER.init(params)
     rng = np.random.default_rng(seed)
     order = np.empty(0, np.int64)
     bar = tqdm(range(num_steps), desc="training the tagger", unit="step", disable=not progress)
     for index in bar:
         if len(order) < batch_size:
-            order = np.concatenate([order, rng.permutation(len(pictures))])
+            order = np.concatenate([order, rng.permutation(len(spectrograms))])
         rows, order = order[:batch_size], order[batch_size:]
-        batch = _Batch(pictures[rows], clips.events[rows], clips.attributes[rows])
+        batch = _Batch(spectrograms[rows], clips.events[rows], clips.attributes[rows])
         step_key = jax.random.fold_in(key, 1 + index)
         params, optimizer_state, loss = _step(
             params,
@@ -145,8 +145,8 @@ def _step(
     network: TaggerNetwork,
     floor: float,
 ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
-    augmented = augment(batch.pictures.astype(jnp.float32), key, floor=floor)
-    batch = batch._replace(pictures=(augmented - scale[0]) / scale[1])
+    augmented = augment(batch.spectrograms.astype(jnp.float32), key, floor=floor)
+    batch = batch._replace(spectrograms=(augmented - scale[0]) / scale[1])
     loss, gradients = jax.value_and_grad(_loss)(params, batch, network)
     directions, optimizer_state = _OPTIMIZER.update(gradients, optimizer_state, params)
     updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
@@ -154,13 +154,15 @@ def _step(
     return params, optimizer_state, loss
 
 
-def augment(pictures: Float[Array, "n T F"], key: Key, *, floor: float) -> Float[Array, "n T F"]:
-    """Changes each log-mel picture a little, and differently.
+def augment(
+    spectrograms: Float[Array, "n T F"], key: Key, *, floor: float
+) -> Float[Array, "n T F"]:
+    """Changes each log-mel spectrogram a little, and differently.
 
     Args:
-      pictures: natural-log mel magnitudes.
+      spectrograms: natural-log mel magnitudes.
       key: of this batch.
-      floor: the lowest value a picture may hold.
+      floor: the lowest value a spectrogram may hold.
 
     Returns:
       Pictures of the same shape, nowhere below `floor`.
@@ -168,10 +170,10 @@ def augment(pictures: Float[Array, "n T F"], key: Key, *, floor: float) -> Float
     gain_key, shift_key, blur_key, noise_key, level_key, band_key, frame_key = jax.random.split(
         key, 7
     )
-    num, num_frames, num_bands = pictures.shape
+    num, num_frames, num_bands = spectrograms.shape
     one_each = (num, 1, 1)
     gain = jax.random.uniform(gain_key, one_each, minval=-MAX_GAIN_DB, maxval=MAX_GAIN_DB)
-    x = jnp.maximum(pictures + gain * (math.log(10) / 20), floor)
+    x = jnp.maximum(spectrograms + gain * (math.log(10) / 20), floor)
     x = _shift(x, shift_key)
     blurred = nn.avg_pool(x[..., None], (3, 3), padding="SAME", count_include_pad=False)[..., 0]
     x = x + jax.random.uniform(blur_key, one_each) * (blurred - x)
@@ -182,12 +184,12 @@ def augment(pictures: Float[Array, "n T F"], key: Key, *, floor: float) -> Float
     return jnp.where(hidden_bands | hidden_frames, x.mean(axis=(1, 2), keepdims=True), x)
 
 
-def _shift(pictures: Float[Array, "n T F"], key: Key) -> Float[Array, "n T F"]:
-    """Moves each picture by up to MAX_SHIFT_FRAMES either way; its edge frame fills the gap."""
-    num, num_frames, _ = pictures.shape
+def _shift(spectrograms: Float[Array, "n T F"], key: Key) -> Float[Array, "n T F"]:
+    """Moves each spectrogram by up to MAX_SHIFT_FRAMES either way; its edge frame fills the gap."""
+    num, num_frames, _ = spectrograms.shape
     shifts = jax.random.randint(key, (num, 1, 1), -MAX_SHIFT_FRAMES, MAX_SHIFT_FRAMES + 1)
     source = jnp.arange(num_frames)[None, :, None] + shifts
-    return jnp.take_along_axis(pictures, jnp.clip(source, 0, num_frames - 1), axis=1)
+    return jnp.take_along_axis(spectrograms, jnp.clip(source, 0, num_frames - 1), axis=1)
 
 
 def _spans(key: Key, num: int, length: int, max_width: int) -> Bool[Array, "n length"]:
@@ -201,7 +203,7 @@ def _spans(key: Key, num: int, length: int, max_width: int) -> Bool[Array, "n le
 
 def _loss(params: Params, batch: _Batch, network: TaggerNetwork) -> Float[Array, ""]:
     """Binary cross-entropy over events plus, for each axis, cross-entropy where it is known."""
-    logits: Any = network.apply({"params": params}, batch.pictures)
+    logits: Any = network.apply({"params": params}, batch.spectrograms)
     event_logits, axis_logits, _ = logits
     presence = batch.events.astype(jnp.float32)
     loss = optax.sigmoid_binary_cross_entropy(event_logits, presence).sum(axis=-1).mean()
@@ -220,19 +222,21 @@ def _half_log_mel(audio: Float[Array, "n S"], mel: MelConfig) -> Float[Array, "n
     return log_mel(audio, mel).astype(jnp.float16)
 
 
-def _pictures(audio: np.ndarray, spec: TaggerSpec, progress: bool) -> Float[np.ndarray, "n T F"]:
+def _spectrograms(
+    audio: np.ndarray, spec: TaggerSpec, progress: bool
+) -> Float[np.ndarray, "n T F"]:
     """Log-mels of all clips in half precision, which is finer than their noise, to halve memory."""
     shape = (len(audio), spec.mel.num_frames(spec.num_samples), spec.mel.num_mels)
-    pictures = np.empty(shape, np.float16)
+    spectrograms = np.empty(shape, np.float16)
     starts = range(0, len(audio), PREDICT_BATCH)
     for start in tqdm(starts, desc="log-mels for the tagger", unit="batch", disable=not progress):
         batch = to_float(audio[start : start + PREDICT_BATCH])
         padded = np.zeros((PREDICT_BATCH, spec.num_samples), np.float32)
         padded[: len(batch)] = batch
-        pictures[start : start + len(batch)] = np.asarray(_half_log_mel(padded, spec.mel))[
+        spectrograms[start : start + len(batch)] = np.asarray(_half_log_mel(padded, spec.mel))[
             : len(batch)
         ]
-    return pictures
+    return spectrograms
 
 
 def _check(clips: TaggerData, spec: TaggerSpec, batch_size: int) -> None:

@@ -12,23 +12,16 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import jinja2
 import numpy as np
 import soundfile
 from jaxtyping import Float
 
+from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.spectrograms import spectrogram_png
-from fasttta_jax.workdir.metrics_log import write_atomically
-
-
-class Measured(NamedTuple):
-    """A figure with its standard error, shown as 0.885 ± 0.023."""
-
-    value: float
-    standard_error: float
-
+from fasttta_jax.storage.files import write_atomically
 
 Value = float | int | str | bool | Measured | None
 
@@ -70,12 +63,14 @@ class Table:
       columns: names of all columns; the first is that of the row names.
       rows: lines.
       caption: what the columns mean, with their units.
+      missing: what could not be measured, each with the reason.
     """
 
     title: str
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
+    missing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for row in self.rows:
@@ -183,12 +178,15 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 def format_value(value: Value) -> str:
     """A figure for a reader: four significant digits, grouped thousands, a dash for None.
 
-    One with a standard error has as many decimals as two digits of the error need.
+    One with a standard error is shown as 0.885 ± 0.023, with as many decimals as two digits of the
+    error need.
     """
     if value is None:
         return "–"
     if isinstance(value, Measured):
-        return _format_measured(value)
+        if value.standard_error is None:
+            return format_value(value.value)
+        return _format_with_error(value.value, value.standard_error)
     if isinstance(value, bool | np.bool_):
         return "yes" if value else "no"
     if isinstance(value, int | np.integer):
@@ -203,8 +201,7 @@ def format_value(value: Value) -> str:
     return str(value)
 
 
-def _format_measured(measured: Measured) -> str:
-    value, error = measured
+def _format_with_error(value: float, error: float) -> str:
     decimals = 3
     if math.isfinite(error) and error > 0:
         decimals = min(max(1 - math.floor(math.log10(error)), 0), 6)

@@ -11,7 +11,7 @@ import tensorflow_datasets as tfds
 
 from benchmarks import sweep, sweep_plan
 from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, plan, shortened
-from benchmarks.sweep_table import COLUMNS, to_markdown
+from benchmarks.sweep_table import to_markdown
 from configs import demo_student, demo_teacher
 from data import embed_text, encode_latents
 from fasttta_jax.config import RunConfig, from_config_dict
@@ -228,7 +228,7 @@ def test_a_sweep_writes_its_table_and_judges_nothing_twice(world, trained, monke
     page = (world / "out" / sweep.TABLE_FILE).read_text()
     assert page == to_markdown(found)
 
-    for stage in ("answers", "energy", "references"):
+    for stage in ("sounds", "energy", "references"):
         monkeypatch.setattr(Evaluator, stage, lambda *_: pytest.fail("judged twice"))
     again = sweep.sweep(config, str(world / "teacher"), only=only)
     assert trained == [STUDENT]
@@ -247,15 +247,29 @@ def test_the_table_has_a_line_for_every_row():
         "recall_at_2": None,
         "frechet": None,
     }
-    energy = {"energy": {"mean": 8.0, "standard_error": None}}
+    energy = {"energy_score": 8.0}
     row = {"group": "A", "name": "x", "steps": 500, "training_seconds": None, "sampling": sampling}
     row["figures"] = {**figures, **energy}
+    titles = {
+        "event_accuracy": "event accuracy",
+        "attribute_accuracy": "attribute accuracy",
+        "recall_at_2": "two-event recall@2",
+        "frechet": "Fréchet (tagger)",
+        "energy_score": "energy score",
+        "sampling_ms": "sampling, ms",
+    }
     results = {
+        "quantities": [{"name": name, "title": title} for name, title in titles.items()],
         "references": {"real": figures},
         "rows": [row, {**row, "group": "B", "name": "y", "training_seconds": 99.6}],
-        "remarks": ["Mind this."],
+        "warnings": ["Mind this."],
         "settings": {
-            "evaluation": {"num_clips": 4, "num_scenes": 0, "num_energy_clips": 2, "seed": 0},
+            "evaluation": {
+                "num_clips": 4,
+                "num_two_event_clips": 0,
+                "num_energy_clips": 2,
+                "seed": 0,
+            },
             "environment": {"devices": "1 x cpu", "machine": "Linux", "jax": "1"},
         },
     }
@@ -264,5 +278,7 @@ def test_the_table_has_a_line_for_every_row():
     assert "| `x` | 500 | – | 0.500 ± 0.050 | 1.000 ± 0.000 | – | – | 8.000 | 12.35 |" in lines
     assert "| `y` | 500 | 100 | 0.500 ± 0.050 | 1.000 ± 0.000 | – | – | 8.000 | 12.35 |" in lines
     assert [line for line in lines if line.startswith("## ")] == ["## References", "## A", "## B"]
-    assert all(line.count("|") == len(COLUMNS) + 1 for line in lines if line.startswith("|"))
+    head = ["variant", "steps", "training, s", *titles.values()]
+    assert lines.count(f"| {' | '.join(head)} |") == 3
+    assert all(line.count("|") == len(head) + 1 for line in lines if line.startswith("|"))
     assert lines[-1] == "- Mind this."

@@ -1,11 +1,9 @@
-"""Clips are chosen by their events and cut to length; labels of several forms are understood."""
-
-import json
+"""Test clips are chosen by events or captions and cut to length; references match them."""
 
 import numpy as np
 import pytest
 
-from fasttta_jax.evaluation import clips as material
+from fasttta_jax.evaluation.clips import read_reference_clips, read_test_clips
 from fasttta_jax.input_pipeline.records import DatasetError
 
 
@@ -28,42 +26,45 @@ def test_test_clips_are_the_first_of_their_kind_cut_or_padded():
         record(["a", "b", "c"]),
         record(["c"]),
     ]
-    found = material.read_test_material(records, num_clips=3, num_scenes=5, num_samples=4)
-    assert [labels["events"] for labels in found.singles.labels] == [["a"], ["b"], ["b", "b"]]
-    np.testing.assert_array_equal(found.singles.audio[:2], [[1, 2, 3, 4], [1, 2, 0, 0]])
-    assert len(found.scenes) == 1
-    for unfit, words in (
-        ([{**record([]), "labels": {}}], 'labels with "events"'),
-        (records[1:2], "single-event"),
-    ):
-        with pytest.raises(DatasetError, match=words):
-            material.read_test_material(unfit, num_clips=1, num_scenes=1, num_samples=4)
+    found = read_test_clips(records, num_clips=3, num_two_event_clips=5, num_samples=4)
+    assert [one["events"] for one in found.labels] == [["a"], ["b"], ["b", "b"], ["a", "b"]]
+    np.testing.assert_array_equal(found.audio[:2], [[1, 2, 3, 4], [1, 2, 0, 0]])
+    assert (found.rows_with(1), found.rows_with(2)) == ([0, 1, 2], [3])
 
 
-def test_reference_clips_have_the_same_events_as_the_clips_they_stand_against():
-    asked = material.read_test_material(
-        [record(["a"]), record(["b"]), record(["a"]), record(["c"])],
+def test_without_labels_the_first_captioned_clips_are_taken():
+    unlabelled = [
+        record(["a", "b", "c"], 5),
+        {**record([], captions=()), "labels": {}},
+        {**record([], 7), "labels": {}},
+        record([]),
+    ]
+    found = read_test_clips(unlabelled, num_clips=2, num_two_event_clips=1, num_samples=None)
+    assert found.audio.shape == (2, 7), "as long as the longest"
+    assert found.labels == ({"events": ["a", "b", "c"]}, {})
+    with pytest.raises(DatasetError, match="no clip among 1 of the test split has a caption"):
+        read_test_clips(unlabelled[1:2], num_clips=1, num_two_event_clips=1, num_samples=4)
+
+
+def test_reference_clips_have_the_same_events_as_the_clips_they_stand_for():
+    asked = read_test_clips(
+        [record(["a"]), record(["b"]), record(["a"]), record(["c"]), record(["a", "b"])],
         num_clips=4,
-        num_scenes=0,
+        num_two_event_clips=1,
         num_samples=4,
-    ).singles
+    )
     train = [record(["b"]), record(["a"]), record(["b"]), record(["a", "c"]), record(["a"])]
-    found, rows = material.read_matched_clips(train, asked, 4)
+    found, rows = read_reference_clips(train, asked, 4)
     assert [labels["events"] for labels in found.labels] == [["b"], ["a"], ["a"]]
-    assert rows == [0, 1, 2]  # there is no lone "c" to stand against the last
+    assert rows == [1, 0, 2]  # there is no lone "c" to stand for the last
 
 
-def test_labels_with_and_without_attributes_are_understood():
-    rich = {
-        "events": ["a"],
-        "attributes": {"a": {"pitch": "low", "room": "hall"}},
-        "mentioned": [{"a": ["pitch", "room", "speed"]}],
-    }
-    labels = [rich, {"events": ["b"], "attributes": {"b": {"pitch": "high", "room": "hall"}}}]
-    spec = material.spec_for(labels, 4096, 8000)
-    assert spec.events == ("a", "b")
-    assert spec.axes == {"pitch": ("high", "low")}  # an axis with one value tells nothing
-    assert (spec.mel.sample_rate, spec.mel.f_max) == (8000, 4000)
-    assert json.loads(material.labels_for(labels, spec)[0])["mentioned"] == [{"a": ["pitch"]}]
-    plain = [{"events": ["a"], "attributes": {"a": ["low"]}}, {"events": ["b", "a"]}]
-    assert material.spec_for(plain, 4096, 16_000).axes == {}
+def test_references_of_unlabelled_clips_are_spread_over_the_split():
+    asked = read_test_clips(
+        [{**record([]), "labels": {}}] * 2, num_clips=2, num_two_event_clips=0, num_samples=4
+    )
+    train = [{**record([], length), "labels": {}} for length in (1, 2, 3, 4)]
+    found, rows = read_reference_clips(train, asked, 4)
+    assert rows == [0, 1]
+    np.testing.assert_array_equal(found.audio, [[1, 0, 0, 0], [1, 2, 3, 0]])
+    assert read_reference_clips(train[:1], asked, 4)[1] == [0]

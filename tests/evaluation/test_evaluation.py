@@ -16,6 +16,7 @@ from data.common import records as builder
 from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.evaluation import evaluator as evaluation
 from fasttta_jax.evaluation import tagger_cache
+from fasttta_jax.evaluation.evaluator import METRICS, Evaluator
 from fasttta_jax.evaluation.setup import (
     EvaluationConfig,
     EvaluationError,
@@ -31,6 +32,7 @@ from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
 from fasttta_jax.workdir.metrics_log import MetricsWriter
+from tests.evaluation.level_error import LevelError
 from tests.support import commands, helpers
 
 EVENTS = ("clicks", "noise", "tone")
@@ -38,7 +40,7 @@ NUM_CLIPS = {"train": 36, "validation": 8, "test": 20}
 LENGTHS = (helpers.CLIP_SAMPLES, helpers.CLIP_SAMPLES - 2000, helpers.CLIP_SAMPLES + 3000)
 
 
-def clips(split: str):
+def clips(split: str, *, labelled: bool = True):
     """Every fifth clip holds two events; lengths vary; the tone is the third of them."""
     rng = np.random.default_rng(list(NUM_CLIPS).index(split))
     for index in range(NUM_CLIPS[split]):
@@ -58,18 +60,25 @@ def clips(split: str):
                 "events": names,
                 "attributes": {name: {"level": level} for name, level in levels.items()},
                 "mentioned": [{name: ["level"] for name in names}],
-            },
+            }
+            if labelled
+            else {},
         )
 
 
-def write_audio_data(folder: pathlib.Path, splits: dict[str, str]) -> pathlib.Path:
+def write_audio_data(
+    folder: pathlib.Path, splits: dict[str, str], *, labelled: bool = True
+) -> pathlib.Path:
     """A dataset whose splits hold the clips that `clips` makes for the names given."""
     builder.write_dataset(
         folder,
         name="tiny",
         description="For tests.",
         sample_rate=helpers.SAMPLE_RATE,
-        splits={split: lambda made=made: clips(made) for split, made in splits.items()},
+        splits={
+            split: lambda made=made: clips(made, labelled=labelled)
+            for split, made in splits.items()
+        },
     )
     return folder
 
@@ -147,15 +156,19 @@ def test_every_row_has_its_figures_and_counts(evaluated):
     rows = evaluated[1]["rows"]
     assert list(rows) == ["real", "codec", "teacher", "student"]
     for row in rows.values():
-        assert (row["num_clips"], row["num_scenes"], row["frechet_clips"]) == (16, 4, 16)
+        assert (row["num_clips"], row["num_scenes"], row["frechet_count"]) == (16, 4, 16)
         assert row["attribute_accuracy_count"] == 16
         assert sum(count["clips"] for count in row["events"].values()) == 16
         right = sum(count["right"] for count in row["events"].values())
         assert row["event_accuracy"] == right / 16
     assert rows["real"]["event_accuracy"] >= 0.8 > rows["teacher"]["event_accuracy"]
     assert rows["real"]["frechet"] < rows["teacher"]["frechet"]
+    assert all(row["not_measured"] == {} for row in rows.values())
     assert "energy" not in rows["codec"]
     for name in ("teacher", "student"):
+        assert rows[name]["energy_score"] == rows[name]["energy"]["mean"]
+        assert rows[name]["energy_score_count"] == 12
+        assert rows[name]["sampling_ms"] == rows[name]["sampling"]["median_ms"]
         assert rows[name]["energy"]["num_clips"] == 12
         assert rows[name]["energy"]["standard_error"] > 0
         sampling = rows[name]["sampling"]
@@ -183,7 +196,7 @@ def test_failed_gates_are_named_and_the_exit_code_is_one(evaluated):
 
 def test_the_page_has_sounds_curves_and_settings(evaluated):
     _, metrics, page = evaluated
-    # one prompt for each event and each of the four scenes; real, teacher, student
+    # one prompt for each event and each of the four two-event clips; real, teacher, student
     assert page.count("data:audio/flac") == (len(EVENTS) + 4) * 3
     for title in ("diffusion loss", "energy distance", "Event by event: student"):
         assert title in page
@@ -199,21 +212,58 @@ def test_figures_repeat_with_a_kept_tagger_fewer_runs_and_more_devices(
         raise AssertionError("the tagger is there already")
 
     monkeypatch.setattr(tagger_cache, "train_tagger", forbidden)
+    config = world.config(
+        runs={"student": world.runs["student"]},
+        num_energy_clips=12,
+        tagger_steps=20,
+        decode={"num_iterations": 1},
+    )
+    found = evaluation.evaluate(config)
+    before = evaluated[1]["rows"]
+    for row in found.rows:
+        for name, measured in row.values.items():
+            if name != "sampling_ms":
+                assert measured.value == pytest.approx(before[row.name][name], rel=1e-3)
+    assert "times_slower" not in found.rows[-1].values
+    assert found.failures() == []
+    monkeypatch.setattr(Tagger, "embed", lambda *_: pytest.fail("its features are there already"))
+    again = Evaluator(config, load_setup(config, local_mesh())).references()
+    assert [row.values for row in again] == [row.values for row in found.rows[:2]]
+
+
+@pytest.mark.slow
+def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
+    """Another metric has its column; what needs labels or the tagger says why it is missing."""
+    audio, encoded = tmp_path / "audio", tmp_path / "encoded"
+    write_audio_data(audio, {split: split for split in NUM_CLIPS}, labelled=False)
+    encode_latents.encode(audio, encoded, helpers.CODEC)
+    embed_text.fit(encoded, 300)
     found = evaluation.evaluate(
         world.config(
             runs={"student": world.runs["student"]},
-            num_energy_clips=12,
-            tagger_steps=20,
+            audio_data=str(audio),
+            encoded_data=str(encoded),
+            out=str(tmp_path / "report"),
+            num_clips=6,
+            num_energy_clips=8,
             decode={"num_iterations": 1},
-        )
+        ),
+        [*METRICS, LevelError()],
     )
-    before = evaluated[1]["rows"]
-    for row in found.rows:
-        for name, value in row.figures().items():
-            if value is not None:
-                assert value == pytest.approx(before[row.name][name], rel=1e-3)
-    assert found.rows[-1].times_slower is None
-    assert found.failures() == []
+    real, codec, student = json.loads((tmp_path / "report/metrics.json").read_text())[
+        "rows"
+    ].values()
+    assert real["level_error"] == 0 < codec["level_error"]
+    assert student["level_error_count"] == student["num_clips"] == 6
+    for name in ("energy_score", "sampling_ms"):
+        assert student[name] > 0
+    assert set(student["not_measured"]) == {metric.quantity.name for metric in METRICS}
+    missing = found.table.missing
+    assert 'event accuracy: no label names an event (labels with "events")' in missing
+    assert missing[-1].startswith("Fréchet (tagger): none of 36 training clips has labels")
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "no tagger can be trained" in page
+    assert page.count("data:audio/flac") == 6 * 2  # real and student
 
 
 def test_the_tagger_is_kept_for_the_same_clips_and_settings_only(world, tmp_path, monkeypatch):

@@ -1,79 +1,208 @@
-"""Scores count what is heard, gates judge the rows that are there, samplers are timed warm."""
+"""Metrics count what is recognised or say why they cannot; gates judge the rows there are."""
 
+import json
 import math
 
 import jax
 import numpy as np
 import pytest
 
-from fasttta_jax.evaluation import clips as material
-from fasttta_jax.evaluation import gates
-from fasttta_jax.evaluation.clips import Clips, Material
-from fasttta_jax.evaluation.scoring import (
-    EventCount,
-    Scorer,
-    Scores,
-    Share,
-)
-from fasttta_jax.evaluation.tables import (
-    RowResult,
-    as_text,
-    main_table,
-)
-from fasttta_jax.evaluation.tagger import TaggerOutput
+from fasttta_jax.evaluation import gates, tables
+from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.evaluation.embedders import FeatureCache, Features
+from fasttta_jax.evaluation.evaluator import METRICS
+from fasttta_jax.evaluation.gates import GATES, Bound
+from fasttta_jax.evaluation.metric import NotMeasured
+from fasttta_jax.evaluation.rows import ENERGY_SCORE, TIMES_SLOWER, RowResult, energy_value
+from fasttta_jax.evaluation.scoring import Scorer
+from fasttta_jax.evaluation.tagger_metrics import EventCount, event_counts
 from fasttta_jax.evaluation.timing import time_samplers
 from fasttta_jax.metrics.energy_score import HeldOutEnergy
+from fasttta_jax.metrics.intervals import Measured, proportion
+from tests.evaluation.level_error import LevelError
+
+QUANTITIES = (*(metric.quantity for metric in METRICS), ENERGY_SCORE, TIMES_SLOWER)
 
 
 class StubTagger:
-    """Hears the event whose index the first sample names."""
+    """Finds the events whose indices the first two samples name, the first of them likelier."""
 
-    def __init__(self, spec) -> None:
-        self.spec = spec
+    name, sample_rate, hash = "tagger", 16_000, "stub"
 
-    def predict(self, audio):
-        heard = np.eye(len(self.spec.events), dtype=np.float32)[audio[:, 0].astype(int)]
-        embeddings = np.stack([audio[:, 0], audio[:, 1]], axis=1)
-        return TaggerOutput(heard, {}, embeddings)
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def embed(self, audio):
+        self.calls += 1
+        levels = np.rint(audio[:, :2] * 10).astype(int)
+        one, other = (np.eye(3, dtype=np.float32)[levels[:, column]] for column in (0, 1))
+        probabilities = {"event": one + 0.5 * other, "attribute/level": one[:, :2]}
+        classes = {"event": ("a", "b", "c"), "attribute/level": ("quiet", "loud")}
+        return Features(audio[:, 1:3], probabilities, classes)
 
 
-def test_scores_count_what_is_heard_event_by_event():
-    labels = [{"events": [name]} for name in ("a", "a", "a", "b")]
-    spec = material.spec_for([*labels, {"events": ["c"]}], 4096, 16_000)
-    audio = np.asarray([[0, 5], [1, 1], [1, 2], [1, 3]], np.int16)
-    singles = Clips(audio, ("",) * 4, tuple(labels))
-    none = Clips(audio[:0], (), ())
-    scorer = Scorer(StubTagger(spec), Material(singles, none), singles, [0, 1, 2, 3])
-    scores = scorer.score(audio, none.audio)
-    assert scores.event_accuracy == Share(0.5, 4)
-    assert scores.event_accuracy.standard_error == 0.25
-    assert scores.attribute_accuracy is None
-    assert scores.recall_at_2 is None
-    assert scores.frechet == pytest.approx(0, abs=1e-6)
-    assert scores.events == (EventCount("a", 3, 1, (("b", 2),)), EventCount("b", 1, 1, ()))
+def clips(rows: list[list[int]], labels: list[dict]) -> Clips:
+    audio = np.asarray(rows, np.float32) / 10
+    return Clips(audio, ("",) * len(rows), tuple(labels))
+
+
+def scorer(tmp_path, test: Clips, reference: tuple[Clips, list[int]], metrics=METRICS) -> Scorer:
+    return Scorer(
+        metrics,
+        {"tagger": StubTagger},
+        test,
+        lambda: reference,
+        16_000,
+        FeatureCache(tmp_path),
+    )
+
+
+def test_scores_count_what_is_recognised_event_by_event(tmp_path):
+    labels = [{"events": [name]} for name in ("a", "a", "a", "b")] + [{"events": ["a", "c"]}]
+    test = clips([[0, 2, 5], [1, 0, 1], [1, 0, 2], [1, 0, 3], [2, 1, 0]], labels)
+    single = test.take([0, 1, 2, 3])
+    found = scorer(tmp_path, test, (single, [0, 1, 2, 3])).score(test)
+    assert found.values["event_accuracy"] == proportion(2, 4)
+    assert found.values["event_accuracy"].standard_error == 0.25
+    assert found.values["recall_at_2"] == proportion(1, 2)
+    assert found.values["frechet"].value == pytest.approx(0, abs=1e-6)
+    assert found.values["frechet"].count == 4
+    assert found.not_measured == {
+        "attribute_accuracy": "no caption mentions an attribute that the tagger knows"
+    }
+    with_features = scorer(tmp_path, test, (single, [])).with_features(test, "tagger")
+    assert event_counts(with_features) == (
+        EventCount("a", 3, 1, (("b", 2),)),
+        EventCount("b", 1, 1, ()),
+    )
+
+
+def test_attributes_that_a_caption_mentions_count(tmp_path):
+    label = {
+        "events": ["a"],
+        "attributes": {"a": {"level": "quiet"}},
+        "mentioned": [{"a": ["level"]}],
+    }
+    test = clips([[0, 0, 0], [1, 0, 0], [0, 0, 0]], [label, label, {**label, "mentioned": [{}]}])
+    found = scorer(tmp_path, test, (test, [0, 1, 2])).score(test)
+    assert found.values["attribute_accuracy"] == proportion(1, 2)
+    assert found.not_measured == {"recall_at_2": "no clip has two events"}
+
+
+def test_without_labels_or_a_tagger_the_others_are_measured_and_reasons_given(tmp_path):
+    def no_tagger():
+        raise NotMeasured("no tagger can be trained")
+
+    test = clips([[1, 0, 0], [2, 0, 0], [1, 1, 0]], [{}, {}, {}])
+    metrics = (*METRICS, LevelError())
+    without = Scorer(
+        metrics,
+        {"tagger": no_tagger},
+        test,
+        lambda: pytest.fail("nothing needs a reference"),
+        16_000,
+        FeatureCache(tmp_path),
+    )
+    without.prepare()
+    found = without.score(test.with_audio(test.audio / 2))
+    assert set(found.values) == {"level_error"}
+    assert found.values["level_error"].value == pytest.approx(20 * math.log10(2), abs=1e-4)
+    assert found.not_measured["event_accuracy"] == 'no label names an event (labels with "events")'
+    assert found.not_measured["frechet"] == "no tagger can be trained"
+    # with a tagger, the distance needs no labels
+    found = scorer(tmp_path, test, (test, [0, 1, 2])).score(test)
+    assert set(found.values) == {"frechet"}
+
+
+def test_some_rows_are_held_against_their_own_counterparts(tmp_path):
+    labels = [{"events": [name]} for name in ("a", "b", "a", "b")]
+    test = clips([[0, 1, 1], [1, 2, 2], [0, 1, 3], [1, 2, 4]], labels)
+    # the second test clip has no training clip; the others come in the order of the split
+    reference = test.take([3, 0, 2])
+    one = scorer(tmp_path, test, (reference, [3, 0, 2]), (*METRICS, LevelError()))
+    rows = [0, 1, 3]
+    found = one.score(test.take(rows), rows)
+    assert found.values["frechet"].count == 2
+    assert found.values["frechet"].value == pytest.approx(0, abs=1e-6)
+    assert found.values["level_error"] == Measured(0.0, 0.0, 3)
+    assert found.values["event_accuracy"].count == 3
+
+
+def test_one_set_is_embedded_once_for_all_metrics(tmp_path):
+    test = clips([[0, 1, 1], [1, 2, 2]], [{"events": ["a"]}, {"events": ["b"]}])
+    tagger = StubTagger()
+    one = Scorer(
+        METRICS, {"tagger": lambda: tagger}, test, lambda: (test, [0, 1]), 16_000,
+        FeatureCache(tmp_path),
+    )  # fmt: skip
+    one.score(test.with_audio(test.audio[::-1]))
+    assert tagger.calls == 2, "the set, and its reference"
+    one.score(test)
+    assert tagger.calls == 2, "the reference, seen before"
 
 
 def result(name: str, accuracy: float, times_slower: float | None = None) -> RowResult:
-    share = Share(accuracy, 100)
-    scores = Scores(share, share, None, 3.0, 100, 0, 100, ())
+    share = proportion(round(100 * accuracy), 100)
     energy = HeldOutEnergy(6.5, math.nan, 1, 8, 4)
-    return RowResult(name, "teacher", scores, energy, None, times_slower)
+    values = {"event_accuracy": share, "attribute_accuracy": share, "frechet": Measured(3.0)}
+    values |= {"energy_score": energy_value(energy)}
+    if times_slower is not None:
+        values["times_slower"] = Measured(times_slower)
+    missing = {"recall_at_2": "no clip has two events"}
+    return RowResult(name, "teacher", values, missing, {1: 100}, energy=energy)
 
 
 def test_gates_judge_the_rows_that_are_there():
     rows = [result("real", 0.99), result("teacher", 0.86, 2.0), result("baseline", 0.1)]
-    figures = {row.name: row.figures() for row in rows}
-    found = gates.judge("demo", figures)
+    figures = {row.name: row.values for row in rows}
+    found = gates.judge(GATES["demo"], figures, QUANTITIES)
     assert [gate.passed for gate in found["real"]] == [True]
     # accuracy, attributes, and a recall that was not measured; no student to be compared with
     assert [gate.passed for gate in found["teacher"]] == [True, True, False]
     assert "not measured" in found["teacher"][2].condition
     assert found["baseline"] == ()
-    compared = gates.judge("demo", figures | {"student": figures["real"]})
+    compared = gates.judge(GATES["demo"], figures | {"student": figures["real"]}, QUANTITIES)
     assert [gate.passed for gate in compared["teacher"]] == [True, True, False, False]
-    text = as_text(main_table(rows, found))
+    table = tables.main_table(rows, QUANTITIES, found)
+    text = tables.as_text(table)
     assert "FAIL  teacher: two-event recall@2 at least 0.6 (found: not measured)" in text
-    assert rows[0].to_json()["energy"]["standard_error"] is None
+    assert "not measured: two-event recall@2: no clip has two events" in text
+    assert table.missing == ["two-event recall@2: no clip has two events"]
+    rows[0] = RowResult("real", "reference", {"recall_at_2": proportion(1, 2)})
+    (line,) = tables.main_table(rows, QUANTITIES, {}).missing
+    assert line == "two-event recall@2 in teacher, baseline: no clip has two events"
+
+
+def test_every_figure_has_its_error_and_count_in_json():
+    row = result("teacher", 0.5).to_json(QUANTITIES)
+    assert json.loads(json.dumps(row, allow_nan=False)) == row
+    assert (row["event_accuracy"], row["event_accuracy_count"]) == (0.5, 100)
+    assert row["event_accuracy_standard_error"] == 0.05
+    assert row["recall_at_2"] is None
+    assert row["not_measured"] == {"recall_at_2": "no clip has two events"}
+    assert (row["frechet"], row["energy_score"]) == (3.0, 6.5)
+    assert "energy_score_standard_error" not in row, "one clip has no standard error"
+    assert row["energy"]["standard_error"] is None
+    assert (row["num_clips"], row["num_scenes"]) == (100, 0)
+
+
+def test_another_metric_is_one_file(tmp_path):
+    """It appears in the table and in JSON, and can be gated, with the names that it gives."""
+    test = clips([[1, 0, 0], [2, 0, 0], [1, 1, 0]], [{}, {}, {}])
+    quieter = test.with_audio(test.audio / 2)
+    scores = scorer(tmp_path, test, (test, []), [LevelError()]).score(quieter)
+    row = RowResult("student", "student", scores.values, scores.not_measured, {0: 3})
+    quantities = [LevelError.quantity]
+    bounds = (Bound("student", "level_error", 7.0, "at most"), Bound("student", "level_error", 7.0))
+    found = gates.judge(bounds, {"student": row.values}, quantities)
+    assert [gate.passed for gate in found["student"]] == [True, False]
+    assert found["student"][0].condition == "level error, dB at most 7 (found: 6.021)"
+    table = tables.main_table([row], quantities, found)
+    assert table.columns == ("row", "level error, dB", "clips")
+    assert "Level error, dB: mean difference of loudness" in table.caption
+    assert "lower is better" in table.caption
+    assert list(table.rows[0].values) == [row.values["level_error"], "3"]
+    assert row.to_json(quantities)["level_error_count"] == 3
 
 
 class StubSampler:

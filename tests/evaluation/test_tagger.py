@@ -1,5 +1,6 @@
 """The tagger learns what its labels say, tells clips apart one by one, and comes back from disk."""
 
+import dataclasses
 import json
 import math
 import pathlib
@@ -13,21 +14,14 @@ import pytest
 import safetensors.numpy
 
 from fasttta_jax.evaluation import tagger, tagger_training
-from fasttta_jax.evaluation.tagger import (
-    UNKNOWN,
-    Tagger,
-    TaggerSpec,
-    attribute_accuracy,
-    event_accuracy,
-    labels_to_arrays,
-    mentioned_mask,
-    recall_at_2,
-)
+from fasttta_jax.evaluation.labels import UNKNOWN, labels_to_arrays, mentioned_mask
+from fasttta_jax.evaluation.tagger import Tagger, TaggerSpec, vocabulary_in
 from fasttta_jax.evaluation.tagger_training import (
     TaggerData,
     augment,
     train_tagger,
 )
+from fasttta_jax.metrics.accuracy import attribute_accuracy, event_accuracy, recall_at_2
 
 NUM_SAMPLES = 8192
 SPEC = TaggerSpec(
@@ -76,7 +70,7 @@ def training_data() -> TaggerData:
     single, single_labels = make_clips(256, seed=0)
     double, double_labels = make_clips(96, seed=1, two_events=True)
     audio = np.concatenate([single, double])
-    labels = labels_to_arrays(single_labels + double_labels, SPEC)
+    labels = labels_to_arrays(single_labels + double_labels, SPEC.vocabulary)
     return TaggerData(np.round(audio * 32767).astype(np.int16), *labels)
 
 
@@ -87,13 +81,13 @@ def trained() -> Tagger:
 
 def test_recognises_held_out_clips_and_their_attributes(trained: Tagger) -> None:
     audio, texts = make_clips(90, seed=2)
-    labels = labels_to_arrays(texts, SPEC)
+    labels = labels_to_arrays(texts, SPEC.vocabulary)
     output = trained.predict(audio)
-    assert event_accuracy(output.event_probabilities, labels.events.argmax(axis=1)) >= 0.95
-    mask = mentioned_mask(texts, [1] * len(texts), SPEC)
+    assert event_accuracy(output.event_probabilities, labels.events.argmax(axis=1)).value >= 0.95
+    mask = mentioned_mask(texts, [1] * len(texts), list(SPEC.axes))
     np.testing.assert_array_equal(mask, labels.attributes != UNKNOWN)
     probabilities = output.attribute_probabilities
-    assert attribute_accuracy(probabilities, labels.attributes, mask) >= 0.95
+    assert attribute_accuracy(list(probabilities.values()), labels.attributes, mask).value >= 0.95
     for values in probabilities.values():
         np.testing.assert_allclose(values.sum(axis=1), 1.0, atol=1e-5)
     assert output.embeddings.shape == (90, 64)
@@ -102,8 +96,8 @@ def test_recognises_held_out_clips_and_their_attributes(trained: Tagger) -> None
 
 def test_recognises_two_events_at_once(trained: Tagger) -> None:
     audio, texts = make_clips(60, seed=3, two_events=True)
-    events = labels_to_arrays(texts, SPEC).events
-    assert recall_at_2(trained.predict(audio).event_probabilities, events) >= 0.85
+    events = labels_to_arrays(texts, SPEC.vocabulary).events
+    assert recall_at_2(trained.predict(audio).event_probabilities, events).value >= 0.85
 
 
 def test_recognises_clips_whose_phase_was_reconstructed(trained: Tagger) -> None:
@@ -121,9 +115,9 @@ def test_recognises_clips_whose_phase_was_reconstructed(trained: Tagger) -> None
             for clip in audio
         ]
     )
-    events = labels_to_arrays(texts, SPEC).events
+    events = labels_to_arrays(texts, SPEC.vocabulary).events
     probabilities = trained.predict(rebuilt).event_probabilities
-    assert event_accuracy(probabilities, events.argmax(axis=1)) >= 0.9
+    assert event_accuracy(probabilities, events.argmax(axis=1)).value >= 0.9
 
 
 def test_a_clip_is_judged_alone_and_the_network_compiles_once(trained: Tagger) -> None:
@@ -159,6 +153,19 @@ def test_comes_back_from_disk_and_equal_taggers_are_equal_files(
     ):
         np.testing.assert_array_equal(expected, found)
     assert [path.name for path in (tmp_path / "folder").iterdir()] == ["tagger.safetensors"]
+    assert loaded.hash == trained.hash
+    assert dataclasses.replace(loaded, mean=loaded.mean + 1).hash != trained.hash
+
+
+def test_as_an_embedder_it_names_its_classes(trained: Tagger) -> None:
+    audio, _ = make_clips(3, seed=9)
+    features, output = trained.embed(audio), trained.predict(audio)
+    assert (trained.name, trained.sample_rate) == ("tagger", 16_000)
+    assert vocabulary_in(features) == SPEC.vocabulary
+    np.testing.assert_array_equal(features.embeddings, output.embeddings)
+    np.testing.assert_array_equal(features.probabilities["event"], output.event_probabilities)
+    for axis, values in output.attribute_probabilities.items():
+        np.testing.assert_array_equal(features.probabilities[f"attribute/{axis}"], values)
 
 
 def test_wrong_files_are_named(trained: Tagger, tmp_path: pathlib.Path) -> None:
@@ -191,7 +198,7 @@ def test_works_without_attributes() -> None:
     spec = TaggerSpec(SPEC.events, {}, NUM_SAMPLES)
     audio, texts = make_clips(16, seed=8)
     texts = [json.dumps({"events": json.loads(text)["events"]}) for text in texts]
-    data = TaggerData(audio, *labels_to_arrays(texts, spec))
+    data = TaggerData(audio, *labels_to_arrays(texts, spec.vocabulary))
     assert data.attributes.shape == (16, 0)
     trained = train_tagger(data, spec, num_steps=1, batch_size=8, progress=False)
     output = trained.predict(audio)
@@ -201,7 +208,7 @@ def test_works_without_attributes() -> None:
 
 def test_the_loss_counts_known_attributes_only() -> None:
     network = types.SimpleNamespace(
-        apply=lambda variables, pictures: (*variables["params"], None)  # logits as parameters
+        apply=lambda variables, spectrograms: (*variables["params"], None)  # logits as parameters
     )
     events = np.eye(3, dtype=bool)[[0, 1, 2, 0]]
     attributes = np.array([[0, -1], [1, -1], [-1, -1], [-1, -1]], np.int32)
@@ -218,58 +225,13 @@ def test_the_loss_counts_known_attributes_only() -> None:
 def test_augmentation_keeps_the_shape_and_the_floor_and_changes_clips_differently() -> None:
     floor = math.log(1e-2)
     one = jnp.maximum(jax.random.normal(jax.random.key(0), (1, 60, 64)) * 2 - 2, floor)
-    pictures = jnp.tile(one, (5, 1, 1))
-    changed = np.asarray(augment(pictures, jax.random.key(1), floor=floor))
-    assert changed.shape == pictures.shape
+    spectrograms = jnp.tile(one, (5, 1, 1))
+    changed = np.asarray(augment(spectrograms, jax.random.key(1), floor=floor))
+    assert changed.shape == spectrograms.shape
     assert changed.min() >= floor - 1e-6
-    assert len({picture.tobytes() for picture in changed}) == 5
-    again = np.asarray(augment(pictures, jax.random.key(1), floor=floor))
+    assert len({one.tobytes() for one in changed}) == 5
+    again = np.asarray(augment(spectrograms, jax.random.key(1), floor=floor))
     np.testing.assert_array_equal(changed, again)
-
-
-def test_labels_become_arrays_in_the_order_of_the_spec() -> None:
-    texts = [
-        json.dumps({"events": ["clicks"], "attributes": {"clicks": {"speed": "fast"}}}),
-        json.dumps({"events": ["noise"], "attributes": {"noise": {"pitch": "low"}}}),
-        json.dumps({"events": ["tone", "clicks"], "attributes": {"tone": {"pitch": "high"}}}),
-        json.dumps({"events": ["tone"]}),
-    ]
-    events, attributes = labels_to_arrays(texts, SPEC)
-    np.testing.assert_array_equal(events, [[0, 0, 1], [0, 1, 0], [1, 0, 1], [1, 0, 0]])
-    np.testing.assert_array_equal(attributes, [[-1, 1], [0, -1], [-1, -1], [-1, -1]])
-    with pytest.raises(ValueError, match=r"clip 1: event is 'bark'; allowed: \('tone'"):
-        labels_to_arrays([texts[0], json.dumps({"events": ["bark"]})], SPEC)
-    label = {"events": ["tone"], "attributes": {"tone": {"pitch": "middle"}}}
-    with pytest.raises(ValueError, match="pitch is 'middle'"):
-        labels_to_arrays([json.dumps(label)], SPEC)
-
-
-def test_mentioned_mask_follows_the_caption_that_was_used() -> None:
-    mentioned = [{"tone": []}, {"tone": ["pitch"]}]
-    one = json.dumps({"events": ["tone"], "mentioned": mentioned})
-    two = json.dumps({"events": ["tone", "noise"], "mentioned": mentioned})
-    mask = mentioned_mask([one, one, two], [0, 1, 1], SPEC)
-    np.testing.assert_array_equal(mask, [[0, 0], [1, 0], [0, 0]])
-
-
-def test_scores_by_hand() -> None:
-    probabilities = np.array([[0.9, 0.2, 0.1], [0.3, 0.2, 0.4], [0.1, 0.8, 0.7]])
-    assert event_accuracy(probabilities, np.array([0, 1, 1])) == pytest.approx(2 / 3)
-    events = np.array([[1, 1, 0], [1, 1, 0], [0, 1, 1]], bool)
-    assert recall_at_2(probabilities, events) == pytest.approx((1 + 0.5 + 1) / 3)
-    values = {
-        "pitch": np.array([[0.9, 0.1], [0.2, 0.8]]),
-        "speed": np.array([[0.4, 0.6], [0.9, 0.1]]),
-    }
-    attributes = np.array([[0, 0], [1, UNKNOWN]])
-    mask = np.array([[True, True], [True, False]])
-    assert attribute_accuracy(values, attributes, mask) == pytest.approx(2 / 3)
-    with pytest.raises(ValueError, match="unknown, first in clip 1"):
-        attribute_accuracy(values, attributes, np.ones((2, 2), bool))
-    with pytest.raises(ValueError, match=r"no .* pair"):
-        attribute_accuracy(values, attributes, np.zeros((2, 2), bool))
-    with pytest.raises(ValueError, match="exactly two events"):
-        recall_at_2(probabilities, np.eye(3, dtype=bool))
 
 
 def test_bad_input_is_named(trained: Tagger) -> None:

@@ -1,0 +1,75 @@
+"""The seam of metrics: what a metric is called, what it needs, and how it scores clips.
+
+A metric is one file: an object with a `Quantity`, its `Needs` and `score`. Table, metrics.json and
+gates take its name, its title and its words from there.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Literal, Protocol
+
+from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.metrics.intervals import Measured
+
+
+class NotMeasured(ValueError):
+    """A metric cannot be computed on these clips; the message is the reason."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantity:
+    """How a figure is called and read.
+
+    Attributes:
+      name: its key in metrics.json and in gates.
+      title: the heading of its column.
+      words: what it says, in a sentence for the reader of a table.
+      better: whether a higher or a lower figure is the better one.
+    """
+
+    name: str
+    title: str
+    words: str
+    better: Literal["higher", "lower"]
+
+
+@dataclasses.dataclass(frozen=True)
+class Needs:
+    """What a metric cannot do without, beside the clips and their captions, which all have.
+
+    Attributes:
+      embedder: name of the network whose features it compares; None for waveforms alone.
+      labels: whether labels must name events.
+      reference: what clips are held against: "test", the real clips with the same captions, in
+        the same order; "training", as many real training clips, of the same events where labels
+        name them; None for nothing.
+    """
+
+    embedder: str | None = None
+    labels: bool = False
+    reference: Literal["test", "training"] | None = None
+
+
+class Metric(Protocol):
+    """A figure of a set of clips."""
+
+    @property
+    def quantity(self) -> Quantity: ...
+
+    @property
+    def needs(self) -> Needs: ...
+
+    def score(self, clips: Clips, reference: Clips | None, sample_rate: int) -> Measured:
+        """The figure.
+
+        Args:
+          clips: what is judged, with the features of the embedder that is needed. Where clips are
+            held against training clips, those that have no counterpart are left out.
+          reference: what it is held against, likewise; None if nothing is needed.
+          sample_rate: of all clips.
+
+        Raises:
+          NotMeasured: there is nothing to compute it from.
+        """
+        ...

@@ -1,0 +1,137 @@
+"""What an evaluation found and its files: metrics.json for programs, report.html for people."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+import pathlib
+import platform
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jaxtyping import Float
+
+from fasttta_jax.config import flatten, to_config_dict
+from fasttta_jax.evaluation import tables
+from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.evaluation.metric import Quantity
+from fasttta_jax.evaluation.rows import RowResult
+from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationSetup
+from fasttta_jax.report.page import Gate, Report, Table, write_report
+from fasttta_jax.storage.files import as_path, write_json
+from fasttta_jax.workdir.metrics_log import METRICS_FILE, read_metrics
+
+RESULT_FILE = "metrics.json"
+REPORT_FILE = "report.html"
+
+
+@dataclasses.dataclass(frozen=True)
+class Evaluation:
+    """What was found.
+
+    Attributes:
+      rows: real clips, codec, then the runs.
+      quantities: how the figures of the rows are called.
+      gates: the bounds of each row, where they were asked for.
+      table: the main table.
+    """
+
+    rows: tuple[RowResult, ...]
+    quantities: tuple[Quantity, ...]
+    gates: Mapping[str, tuple[Gate, ...]]
+    table: Table
+
+    def failures(self) -> list[str]:
+        """The gates that failed, each with its row."""
+        return [
+            f"{row}: {gate.condition}"
+            for row, found in self.gates.items()
+            for gate in found
+            if not gate.passed
+        ]
+
+
+def write_results(
+    evaluation: Evaluation,
+    config: EvaluationConfig,
+    setup: EvaluationSetup,
+    test: Clips,
+    sounds: Mapping[str, Mapping[int, Float[np.ndarray, " S"]]],
+    seconds: Mapping[str, float],
+) -> None:
+    """Writes metrics.json and report.html into the output folder.
+
+    Args:
+      evaluation: what was found.
+      config: what was asked for.
+      setup: the runs and data.
+      test: the test clips.
+      sounds: for each row that has some, its sounds by the row of `test`.
+      seconds: how long each stage took.
+    """
+    out = pathlib.Path(config.out)
+    out.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "evaluation": dataclasses.asdict(config),
+        "environment": environment(),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+        "run": {name: _about(setup, name) for name in setup.trained},
+    }
+    write_json(
+        out / RESULT_FILE,
+        {
+            "rows": {row.name: row.to_json(evaluation.quantities) for row in evaluation.rows},
+            "gates": [
+                {"row": row, **dataclasses.asdict(gate)}
+                for row, found in evaluation.gates.items()
+                for gate in found
+            ],
+            "settings": settings,
+        },
+    )
+    runs = [row for row in evaluation.rows if row.sampling is not None]
+    histories = {
+        name: read_metrics(trained.workdir)
+        for name, trained in setup.trained.items()
+        if (as_path(trained.workdir) / METRICS_FILE).is_file()
+    }
+    report = Report(
+        title="Evaluation of " + ", ".join(sounds),
+        introduction=tables.introduction(evaluation.rows),
+        tables=[
+            evaluation.table,
+            *([tables.sampling_table(runs)] if runs else []),
+            *(
+                tables.event_table(row)
+                for row in evaluation.rows
+                if row.name in sounds and row.events
+            ),
+        ],
+        curves=tables.curves(histories),
+        prompts=tables.prompt_rows(test, sounds, setup.sample_rate),
+        settings=flatten(settings),
+        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        notes=setup.warnings(),
+    )
+    write_report(out / REPORT_FILE, report)
+
+
+def environment() -> dict[str, str]:
+    """Versions and machine behind the figures."""
+    return {
+        "jax": jax.__version__,
+        "python": platform.python_version(),
+        "devices": f"{jax.device_count()} x {jax.devices()[0].device_kind}",
+        "machine": f"{platform.system()} {platform.machine()}",
+    }
+
+
+def _about(setup: EvaluationSetup, name: str) -> dict[str, Any]:
+    trained = setup.trained[name]
+    return {
+        **trained.origin(),
+        "decode": dataclasses.asdict(setup.decode[name]),
+        "config": to_config_dict(trained.config).to_dict(),
+    }

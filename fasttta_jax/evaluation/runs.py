@@ -1,0 +1,93 @@
+"""What is computed from trained runs: sounds for captions, energy scores, sampling times.
+
+Dimensions: n clips, S samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import tqdm
+from jaxtyping import Float
+
+from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationSetup
+from fasttta_jax.evaluation.timing import SamplingTime, time_samplers
+from fasttta_jax.generation.sampler import TokenGenerator, generate
+from fasttta_jax.input_pipeline.batches import evaluation_batches
+from fasttta_jax.metrics.energy_score import HeldOutEnergy, held_out_energy
+from fasttta_jax.parallel.mesh import batch_shards
+
+TIMING_BATCH = 8
+
+
+class Runs:
+    """Computes with the runs of a setup; a sampler is compiled once for a run and a batch size.
+
+    Args:
+      config: batch size, seed, number of clips.
+      setup: the runs and data.
+    """
+
+    def __init__(self, config: EvaluationConfig, setup: EvaluationSetup) -> None:
+        self.config = config
+        self.setup = setup
+        self._generators: dict[tuple[str, int], TokenGenerator] = {}
+
+    def _generator(self, name: str, batch_size: int) -> TokenGenerator:
+        setup, key = self.setup, (name, batch_size)
+        if key not in self._generators:
+            self._generators[key] = TokenGenerator(
+                setup.trained[name].model, setup.decode[name], setup.mesh, batch_size
+            )
+        return self._generators[key]
+
+    def sounds(self, name: str, prompts: Sequence[str]) -> Float[np.ndarray, "n S"]:
+        """What a run generates for the prompts; each clip's seed is that of its place.
+
+        Raises:
+          FloatingPointError: a clip is not finite.
+        """
+        seeds = np.random.SeedSequence(self.config.seed).generate_state(len(prompts)).tolist()
+        generator = self._generator(name, self.config.batch_size)
+        clips = generate(self.setup.trained[name], generator, prompts, seeds)
+        return np.stack(list(tqdm.tqdm(clips, f"generating, {name}", len(prompts), unit="clip")))
+
+    def energy(self, name: str) -> HeldOutEnergy:
+        """The energy score of a run on test clips, one iteration, without guidance."""
+        setup, trained = self.setup, self.setup.trained[name]
+        number = min(self.config.num_energy_clips, len(setup.encoded.split("test")))
+        batches = evaluation_batches(
+            setup.encoded,
+            trained.model.text,
+            "test",
+            batch_size=self.config.batch_size,
+            num_tokens=trained.config.model.num_tokens,
+            mesh=setup.mesh,
+            max_clips=number,
+        )
+        total = math.ceil(number / self.config.batch_size)
+        return held_out_energy(
+            trained.model,
+            trained.params,
+            tqdm.tqdm(batches, f"energy score, {name}", total, unit="batch"),
+            trained.config.masking,
+            seed=self.config.seed,
+            mesh=setup.mesh,
+        )
+
+    @property
+    def timing_batch(self) -> int:
+        """Clips sampled together when runs are timed: TIMING_BATCH, or the next that splits."""
+        shards = batch_shards(self.setup.mesh)
+        return math.ceil(TIMING_BATCH / shards) * shards
+
+    def times(self, prompts: Sequence[str]) -> dict[str, SamplingTime]:
+        """Sampling times of all runs, taken in turns."""
+        samplers = {
+            name: (self._generator(name, self.timing_batch), trained.params)
+            for name, trained in self.setup.trained.items()
+        }
+        clip_seconds = self.setup.num_samples / self.setup.sample_rate
+        return time_samplers(samplers, prompts, clip_seconds=clip_seconds)
