@@ -45,11 +45,7 @@ from data.common import batches
 from data.common import codec_fit as codecs
 from data.common.moments import Moments
 from data.common.records import Clip
-from data.common.shards import (
-    ShardedDataset,
-    Summary,
-    write_whole,
-)
+from data.common.shards import ShardedDataset, Summary
 from data.common.sources import Source, open_source
 from data.common.tables import Skipped
 from data.folder import report
@@ -58,6 +54,7 @@ from fasttta_jax.audio.mel import MelConfig
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, find_records
+from fasttta_jax.storage.files import write_json
 
 Stored = Literal["mean", "moments"]
 
@@ -285,7 +282,7 @@ def _write_statistics(out: pathlib.Path) -> None:
     """Puts the statistics of the complete dataset beside it."""
     folder = find_records(out / RECORDS_FOLDER)
     statistics = json.loads((folder / "metadata.json").read_text())["statistics"]
-    write_whole(out / STATISTICS_FILE, (json.dumps(statistics, indent=2) + "\n").encode())
+    write_json(out / STATISTICS_FILE, statistics)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

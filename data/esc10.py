@@ -26,6 +26,7 @@ from collections.abc import Mapping, Sequence
 import tensorflow_datasets as tfds
 
 from data import folder
+from fasttta_jax.storage.files import write_atomically
 
 COLUMNS = ("file_name", "fold", "category", "freesound_id")
 TRAIN_FOLDS = ("1", "2", "3")
@@ -151,11 +152,8 @@ def build(
     """
     esc10_dir, out = pathlib.Path(esc10_dir), pathlib.Path(out)
     records = captioned(read_clips(esc10_dir / "metadata.csv"))
-    out.mkdir(parents=True, exist_ok=True)
     table = out / "esc10_metadata.jsonl"
-    unfinished = table.with_suffix(".tmp")
-    unfinished.write_text("".join(json.dumps(record) + "\n" for record in records), "utf-8")
-    unfinished.replace(table)
+    write_atomically(table, "".join(json.dumps(record) + "\n" for record in records).encode())
     return folder.build(
         esc10_dir / "audio",
         out,

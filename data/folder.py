@@ -41,6 +41,7 @@ import tqdm
 from data.common import recordings
 from data.common import records as builder
 from data.common.tables import Skipped
+from fasttta_jax.storage.files import differences
 
 SHOWN_PER_REASON = 20
 
@@ -194,12 +195,7 @@ def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
 def _check_same(folder: pathlib.Path, made_from: Mapping[str, Any]) -> None:
     metadata = tfds.builder_from_directory(str(folder)).info.metadata or {}
     known = metadata.get("made_from", {})
-    different = [
-        f"{field} is {known.get(field)!r} there and {value!r} here"
-        for field, value in made_from.items()
-        if known.get(field) != value
-    ]
-    if different:
+    if different := differences(known, made_from):
         raise ValueError(
             f"{folder} is already there but differs: {'; '.join(different)}. "
             "Choose another name, or delete that folder"

@@ -19,8 +19,8 @@ import fasttta_jax
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "fasttta_jax"
 FLOORS = (
-    ("typing", "config", "audio", "losses"),
-    ("storage", "parallel", "masking", "randomness"),
+    ("typing", "config", "storage", "audio", "losses"),
+    ("parallel", "masking", "randomness"),
     ("models", "diffusion", "multihost"),
     ("pretrained", "decode", "cli"),
     ("text", "codecs", "performance"),

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import pathlib
-import tempfile
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig, 
 from fasttta_jax.input_pipeline.on_the_fly import num_columns, padded_length
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER
 from fasttta_jax.parallel.local import local_rows
+from fasttta_jax.storage.files import whole_folder
 from fasttta_jax.storage.weights import copy_folder
 
 
@@ -112,14 +112,5 @@ def copy_codec(codec: pathlib.Path, target: pathlib.Path) -> None:
     """Makes `target` a copy of a codec's folder, whole or not at all."""
     if target.is_dir() and hash_codec(target) == hash_codec(codec):
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix="incomplete.", dir=target.parent) as temporary:
-        copy = pathlib.Path(temporary) / target.name
-        copy_folder(codec, copy)
-        if target.is_dir():
-            target.rename(pathlib.Path(temporary) / "replaced")
-        try:
-            copy.rename(target)
-        except OSError:
-            if hash_codec(target) != hash_codec(codec):  # another host was faster
-                raise
+    with whole_folder(target) as folder:
+        copy_folder(codec, folder)

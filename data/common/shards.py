@@ -24,7 +24,7 @@ import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,13 +36,13 @@ from tensorflow_datasets.core import dataset_info, naming, splits
 from data.common import records as builder
 from data.common.moments import Moments
 from data.common.tables import Skipped
+from fasttta_jax.storage.files import TEMPORARY, differences, whole, write_json
 
 VERSION = "1.0.0"
 INCOMPLETE = ".incomplete"
 SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.jsonl"
 NOTES_FOLDER = "shards"
-TEMPORARY = ".tmp"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -163,7 +163,7 @@ class ShardedDataset:
         if kept is not None:
             return kept
         described = {"made_from": self._settings, "kept": keep}
-        write_whole(self.unfinished / SETTINGS_FILE, json.dumps(described, indent=2).encode())
+        write_json(self.unfinished / SETTINGS_FILE, described)
         return dict(keep)
 
     def missing(self, host_index: int = 0, num_hosts: int = 1) -> list[Shard]:
@@ -185,7 +185,7 @@ class ShardedDataset:
         digest = hashlib.sha256()
         moments: Moments | None = None
         num_records = num_bytes = 0
-        with _whole(self._shard_file(shard)) as file, contextlib.ExitStack() as stack:
+        with whole(self._shard_file(shard)) as file, contextlib.ExitStack() as stack:
             writer = ArrayRecordWriter(str(file), "group_size:1")
             stack.callback(writer.close)
             for record in records:
@@ -213,7 +213,7 @@ class ShardedDataset:
             "token_square_sum": moments.squares.tolist() if moments else None,
             "skipped": [dataclasses.asdict(item) for item in skipped],
         }
-        write_whole(self._note_file(shard), json.dumps(note, indent=2, ensure_ascii=False).encode())
+        write_json(self._note_file(shard), note)
 
     def finish(self, describe: Callable[[Summary], Mapping[str, Any]]) -> Summary | None:
         """Makes the dataset of all shards; None while some are missing.
@@ -347,35 +347,8 @@ class ShardedDataset:
 
 
 def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    different = [
-        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
-        for name in sorted({*found, *wanted})
-        if found.get(name) != wanted.get(name)
-    ]
-    if different:
+    if different := differences(found, wanted):
         raise ValueError(
             f"{folder} holds data encoded from another dataset or with other settings: "
             f"{'; '.join(different)}. Choose another folder, or remove it"
         )
-
-
-@contextlib.contextmanager
-def _whole(path: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A path to write to; what was written appears at `path` if nothing was raised."""
-    descriptor, name = tempfile.mkstemp(TEMPORARY, f".{path.name}.", path.parent)
-    os.close(descriptor)
-    temporary = pathlib.Path(name)
-    try:
-        yield temporary
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())  # a machine that goes down leaves no empty file of full name
-        temporary.chmod(0o644)  # mkstemp's is for the owner alone
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def write_whole(path: pathlib.Path, content: bytes) -> None:
-    """Writes a file that is there with all of its content or not at all."""
-    with _whole(path) as file:
-        file.write_bytes(content)

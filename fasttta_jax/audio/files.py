@@ -7,17 +7,17 @@ Dimensions: S audio samples.
 
 from __future__ import annotations
 
-import contextlib
 import io
 import os
 import pathlib
-import secrets
 from typing import Literal, get_args
 
 import librosa
 import numpy as np
 import soundfile
 from jaxtyping import Float
+
+from fasttta_jax.storage.files import whole
 
 AudioFormat = Literal["wav", "flac", "ogg"]
 AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite", "silent"]
@@ -243,9 +243,9 @@ def write_audio(
 ) -> None:
     """Writes a mono file: 16-bit WAV, 16-bit FLAC, or Ogg Vorbis.
 
-    The file appears whole or not at all: it is written under another name in the same folder and
-    then renamed. Equal input gives equal bytes in WAV and FLAC. Ogg carries a random stream number
-    that libsndfile does not let one set, so there only the decoded samples are equal.
+    The file appears whole or not at all. Equal input gives equal bytes in WAV and FLAC. Ogg carries
+    a random stream number that libsndfile does not let one set, so there only the decoded samples
+    are equal.
 
     Args:
       path: file to write; its folder must exist, and an older file is replaced.
@@ -276,17 +276,13 @@ def write_audio(
     ) as file:
         for start in range(0, audio.size, _WRITE_FRAMES):
             file.write(samples[start : start + _WRITE_FRAMES])
-    temporary = path.parent / f".{secrets.token_hex(8)}.tmp"
     try:
-        temporary.write_bytes(encoded.getvalue())
-        os.replace(temporary, path)
+        with whole(path) as temporary:
+            temporary.write_bytes(encoded.getvalue())
     except OSError as error:
         raise OSError(
             error.errno, f"the audio file could not be written ({error.strerror})", str(path)
         ) from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
 
 
 def _check_waveform(audio: np.ndarray, where: str) -> None:

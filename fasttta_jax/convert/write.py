@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import collections
 import json
-import os
 import pathlib
 import re
-import shutil
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any, NamedTuple
@@ -16,6 +14,13 @@ import numpy as np
 from safetensors.numpy import save_file
 
 from fasttta_jax.convert.stored import ConversionError
+from fasttta_jax.storage.files import (
+    TEMPORARY,
+    differences,
+    whole,
+    write_atomically,
+    write_json,
+)
 from fasttta_jax.storage.weights import METADATA_FILE, WEIGHTS_FILE
 
 
@@ -50,7 +55,7 @@ def check_target(folder: pathlib.Path, metadata: dict[str, Any] | None = None) -
     try:
         found = json.loads((folder / METADATA_FILE).read_text())
     except FileNotFoundError:
-        if any(path.suffix != ".tmp" for path in folder.iterdir()):
+        if any(path.suffix != TEMPORARY for path in folder.iterdir()):
             raise ConversionError(
                 f"{folder} is not empty and holds no conversion; choose another folder"
             ) from None
@@ -58,12 +63,7 @@ def check_target(folder: pathlib.Path, metadata: dict[str, Any] | None = None) -
     except (OSError, ValueError) as error:
         raise ConversionError(f"{folder / METADATA_FILE} cannot be read: {error}") from error
     if metadata is not None and found != metadata:
-        names = sorted(found.keys() | metadata) if isinstance(found, dict) else []
-        changed = [name for name in names if found.get(name) != metadata.get(name)]
-        shown = "; ".join(
-            f"{name} is {found.get(name)!r} there and {metadata.get(name)!r} here"
-            for name in changed
-        )
+        shown = "; ".join(differences(found, metadata)) if isinstance(found, dict) else ""
         raise ConversionError(
             f"{folder} holds another conversion ({shown or 'unreadable'}); choose another folder"
         )
@@ -78,16 +78,12 @@ def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
     check_target(folder, conversion.metadata)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in conversion.files.items():
-        (folder / f"{name}.tmp").write_text(text, encoding="utf-8")
-        os.replace(folder / f"{name}.tmp", folder / name)
-    weights, metadata = (folder / f"{name}.tmp" for name in (WEIGHTS_FILE, METADATA_FILE))
+        write_atomically(folder / name, text.encode())
     # safetensors writes the buffer of a strided view as if it were contiguous
     contiguous = {path: np.ascontiguousarray(values) for path, values in conversion.params.items()}
-    save_file(contiguous, weights)
-    metadata.write_text(json.dumps(conversion.metadata, indent=2) + "\n")
-    shutil.copymode(metadata, weights)  # safetensors lets nobody but the owner read
-    os.replace(weights, folder / WEIGHTS_FILE)
-    os.replace(metadata, folder / METADATA_FILE)
+    with whole(folder / WEIGHTS_FILE) as weights:
+        save_file(contiguous, weights)
+    write_json(folder / METADATA_FILE, conversion.metadata)
 
 
 def describe(conversion: Conversion) -> str:

@@ -13,7 +13,8 @@ import json
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import fsspec
@@ -24,6 +25,8 @@ AnyPath = pathlib.Path | epath.Path
 """Of this machine, or of an object store."""
 BACKENDS = {"gs": ("gcs", "gcsfs"), "s3": ("s3", "s3fs"), "az": ("az", "adlfs")}
 """By scheme, what fsspec calls it, and the package that it needs."""
+TEMPORARY = ".tmp"
+"""How names of files and folders end that are not whole yet; they begin with a dot."""
 
 
 class StorageError(ValueError):
@@ -113,6 +116,75 @@ def _list_into(found: dict[str, int], folder: AnyPath, prefix: str) -> None:
         found[prefix + child.name] = size
 
 
+@contextlib.contextmanager
+def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Another path of this machine to write a file to, which stands at `path` at the end.
+
+    Where an error is raised, `path` is what it was. At any moment it holds all of a file or none of
+    it, even if the machine goes down; several processes, of several hosts, may write the same file
+    at once, and the last of them wins. Its folder must exist; mode bits are those of the file
+    before, or those that a new file gets.
+    """
+    path = pathlib.Path(path)
+    temporary = _beside(path)
+    try:
+        temporary.touch(exist_ok=False)
+        if path.is_file():
+            shutil.copymode(path, temporary)
+        mode = temporary.stat().st_mode
+        yield temporary
+        temporary.chmod(mode)  # some libraries let nobody but the owner read what they write
+        _sync(temporary)
+        temporary.replace(path)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
+@contextlib.contextmanager
+def whole_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A new folder of this machine to fill, which stands at `path` at the end, as `whole` does.
+
+    A folder that was there before is replaced, and for a moment there is none. Where several
+    processes write the same folder at once, the first of them wins.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary, replaced = _beside(path), _beside(path)
+    before = _identity(path)
+    try:
+        temporary.mkdir()
+        yield temporary
+        for file in temporary.rglob("*"):
+            if file.is_file():
+                _sync(file)
+        if before is not None and _identity(path) == before:
+            with contextlib.suppress(FileNotFoundError):  # another process took it away
+                os.rename(path, replaced)
+        try:
+            os.rename(temporary, path)
+        except OSError:
+            if not path.is_dir():
+                raise
+    finally:
+        for leftover in (temporary, replaced):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _identity(folder: pathlib.Path) -> int | None:
+    return folder.stat().st_ino if folder.is_dir() else None
+
+
+def _beside(path: pathlib.Path) -> pathlib.Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(4)}{TEMPORARY}")
+
+
+def _sync(path: pathlib.Path) -> None:
+    """Waits until a file is on the disk: renamed before, it might be empty after a power cut."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
 def write_json(path: AnyPath, values: Any) -> None:
     """`write_atomically` for JSON."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"
@@ -120,22 +192,25 @@ def write_json(path: AnyPath, values: Any) -> None:
 
 
 def write_atomically(path: str | os.PathLike[str], content: bytes) -> None:
-    """Writes a file so that at any moment `path` is what it was, or holds all of `content`.
+    """Writes a file, here (see `whole`) or in an object store, where objects are always whole.
 
-    Several processes, of several hosts, may write the same file at once. Makes the folder.
+    Makes the folder.
     """
     if is_remote(path):
         as_path(path).write_bytes(content)
         return
-    path = pathlib.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
+    pathlib.Path(path).parent.mkdir(parents=True, exist_ok=True)
+    with whole(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """What two records say differently, "seed is 0 there and 1 here", in order of name.
+
+    A name that a record does not have counts as None.
+    """
+    return [
+        f"{name} is {found.get(name)!r} there and {wanted.get(name)!r} here"
+        for name in sorted(found.keys() | wanted.keys())
+        if found.get(name) != wanted.get(name)
+    ]

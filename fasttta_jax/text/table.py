@@ -15,16 +15,14 @@ import dataclasses
 import functools
 import hashlib
 import json
-import os
 import pathlib
 import shutil
-import tempfile
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import differences, whole_folder, write_json
 
 FOLDER = "embeddings"
 CAPTIONS_FILE = "captions.json"
@@ -88,14 +86,10 @@ class TableWriter:
         plan = self._table / "plan.json"
         if plan.is_file():
             found, wanted = json.loads(plan.read_text()), self._plan()
-            changed = [name for name in wanted if found.get(name) != wanted[name]]
-            if changed:
-                shown = "; ".join(
-                    f"{name} is {found.get(name)!r} there and {wanted[name]!r} here"
-                    for name in changed
-                )
+            if different := differences(found, wanted):
                 raise EmbeddingError(
-                    f"{self._table} holds another table: {shown}. Remove the folder to make it anew"
+                    f"{self._table} holds another table: {'; '.join(different)}. Remove the folder "
+                    "to make it anew"
                 )
             return
         self._table.mkdir(parents=True, exist_ok=True)
@@ -126,17 +120,9 @@ class TableWriter:
             held = np.arange(positions)[None] < lengths[:, None]
             arrays[name] = np.asarray(values, np.float16)[held]
             arrays[name + LENGTHS] = np.asarray(lengths, np.int32)
-        temporary = pathlib.Path(tempfile.mkdtemp(prefix=f"{shard:05d}.", dir=self._table))
-        try:
+        with whole_folder(self._path(shard)) as folder:
             for name, array in arrays.items():
-                np.save(temporary / f"{name}.npy", array)
-            temporary.chmod(self._table.stat().st_mode)  # mkdtemp lets nobody but the owner in
-            os.replace(temporary, self._path(shard))
-        except OSError:
-            if not self.is_done(shard):  # else another host was faster, with the same
-                raise
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
+                np.save(folder / f"{name}.npy", array)
 
     def finish(self) -> bool:
         """Writes `table.json` once every shard is there; returns whether it is."""

@@ -24,6 +24,7 @@ from fasttta_jax.storage.files import (
     AnyPath,
     StorageError,
     as_path,
+    differences,
     is_remote,
     storage_errors,
     write_json,
@@ -78,6 +79,14 @@ def same_files(first: str | os.PathLike[str], second: str | os.PathLike[str]) ->
 def _as_json(config: RunConfig) -> dict[str, Any]:
     """The config as JSON gives it back; a field that an older run did not have has its default."""
     return json.loads(json.dumps(to_config_dict(config).to_dict()))
+
+
+def _by_freedom(config: dict[str, Any]) -> dict[bool, dict[str, Any]]:
+    """The fields of a config: those that a resumed run may change, and those that it may not."""
+    parts: dict[bool, dict[str, Any]] = {True: {}, False: {}}
+    for name, value in flatten(config).items():
+        parts[name.startswith(FREE_TO_CHANGE + FREE_PATHS)][name] = value
+    return parts
 
 
 class Workdir:
@@ -150,20 +159,13 @@ class Workdir:
                 copy_folder(temporary, target)
 
     def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
-        before, now = flatten(found), flatten(wanted)
-        changed = [name for name in sorted(before | now) if before.get(name) != now.get(name)]
-        free = FREE_TO_CHANGE + FREE_PATHS
-        for name in changed:
-            if name.startswith(free):
-                logger.info("%s changes from %r to %r", name, before.get(name), now.get(name))
-        fixed = [name for name in changed if not name.startswith(free)]
-        if fixed:
-            shown = "; ".join(
-                f"{name} was {before.get(name)!r} and is {now.get(name)!r}" for name in fixed
-            )
+        before, now = _by_freedom(found), _by_freedom(wanted)
+        for difference in differences(before[True], now[True]):
+            logger.info("a setting that may change: %s", difference)
+        if different := differences(before[False], now[False]):
             raise WorkdirError(
-                f"{self.path} holds a run with other settings: {shown}. Choose a new workdir, or "
-                "go back to the old values to resume"
+                f"{self.path} holds a run with other settings: {'; '.join(different)}. Choose a "
+                "new workdir, or go back to the old values to resume"
             )
 
     def config(self) -> RunConfig:

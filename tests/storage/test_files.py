@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import pathlib
+import threading
 
 import pytest
 from etils import epath
@@ -12,8 +14,11 @@ from fsspec.registry import _registry
 from fasttta_jax.storage.files import (
     StorageError,
     as_path,
+    differences,
     list_files,
     storage_errors,
+    whole,
+    whole_folder,
     write_atomically,
     write_json,
 )
@@ -97,3 +102,95 @@ def test_errors_of_a_store_name_the_path() -> None:
         storage_errors(path, "read"),
     ):
         path.read_bytes()
+
+
+def leftovers(folder: pathlib.Path) -> list[str]:
+    return [path.name for path in folder.iterdir() if path.name.startswith(".")]
+
+
+def test_a_file_is_whole_or_what_it_was(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "file"
+    with whole(path) as temporary:
+        temporary.write_text("half")
+        assert not path.exists()
+        temporary.write_text("first")
+
+    def fail() -> None:
+        with whole(path) as temporary:
+            temporary.write_text("half")
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        fail()
+    assert path.read_text() == "first"
+    assert leftovers(path.parent) == []
+
+
+@pytest.mark.parametrize("bits", [0o600, 0o640, 0o664])
+def test_mode_bits_are_those_of_an_ordinary_file(tmp_path: pathlib.Path, bits: int) -> None:
+    """Of the file before, or those that the umask leaves, whatever the writer makes of them."""
+    ordinary, path = tmp_path / "ordinary", tmp_path / "file"
+    ordinary.touch()
+    with whole(path) as temporary:
+        temporary.unlink()
+        temporary.touch(0o600)
+    assert path.stat().st_mode == ordinary.stat().st_mode
+    path.chmod(bits)
+    write_atomically(path, b"x")
+    assert path.stat().st_mode & 0o777 == bits
+    (tmp_path / "folder").mkdir()
+    with whole_folder(tmp_path / "other"):
+        pass
+    assert (tmp_path / "other").stat().st_mode == (tmp_path / "folder").stat().st_mode
+
+
+def test_a_folder_is_whole_or_what_it_was(tmp_path: pathlib.Path) -> None:
+    path = tmp_path / "new" / "folder"
+    for content in ("first", "second"):
+        with whole_folder(path) as folder:
+            (folder / "deep").mkdir()
+            (folder / "deep" / content).write_text(content)
+        assert list(list_files(path)) == [f"deep/{content}"]
+
+    def fail() -> None:
+        with whole_folder(path) as folder:
+            (folder / "half").touch()
+            raise RuntimeError("no more")
+
+    with pytest.raises(RuntimeError, match="no more"):
+        fail()
+    assert list(list_files(path)) == ["deep/second"]
+    assert leftovers(path.parent) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError), whole_folder(tmp_path / "file"):
+        pass
+    assert leftovers(tmp_path) == []
+
+
+def test_several_may_write_the_same_at_once(tmp_path: pathlib.Path) -> None:
+    together = threading.Barrier(8)
+
+    def write(number: int) -> None:
+        together.wait(30)
+        for _ in range(20):
+            write_atomically(tmp_path / "file", bytes([number]) * 1000)
+            with whole_folder(tmp_path / "folder") as folder:
+                for name in ("a", "b"):
+                    (folder / name).write_bytes(bytes([number]) * 1000)
+
+    with concurrent.futures.ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, range(8)))
+    assert len(set((tmp_path / "file").read_bytes())) == 1
+    found = {(tmp_path / "folder" / name).read_bytes() for name in ("a", "b")}
+    assert len(found) == 1
+    assert len(set(found.pop())) == 1
+    assert leftovers(tmp_path) == []
+
+
+def test_differences_are_told_by_name() -> None:
+    assert differences({"a": 1, "b": 2}, {"b": 2, "a": 1}) == []
+    assert differences({"b": [1], "a": 1}, {"a": "1", "c": 0}) == [
+        "a is 1 there and '1' here",
+        "b is [1] there and None here",
+        "c is None there and 0 here",
+    ]

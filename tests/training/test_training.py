@@ -265,7 +265,7 @@ def test_another_run_in_the_workdir_is_refused(
     wider = dataclasses.replace(
         config, model=tiny_model_config(head=HeadConfig(width=48, depth=1, noise_dim=8))
     )
-    with pytest.raises(WorkdirError, match=r"model.head.width was 32 and is 48"):
+    with pytest.raises(WorkdirError, match=r"model.head.width is 32 there and 48 here"):
         Trainer(wider, workdir)
     Trainer(dataclasses.replace(config, log_every=2), workdir)
 

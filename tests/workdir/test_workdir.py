@@ -73,7 +73,7 @@ def test_a_restart_is_compared(path: str, config: RunConfig, dataset: EncodedDat
     longer = dataclasses.replace(config, log_every=7)
     Workdir(path).prepare(longer, dataset)
     assert Workdir(path).config() == longer
-    with pytest.raises(WorkdirError, match="with other settings: seed was 0 and is 1"):
+    with pytest.raises(WorkdirError, match="with other settings: seed is 0 there and 1 here"):
         Workdir(path).prepare(dataclasses.replace(config, seed=1), dataset)
     assert Workdir(path).config() == longer
 
