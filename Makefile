@@ -24,7 +24,8 @@ demo ablations: export MALLOC_ARENA_MAX := 1
 demo ablations: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 demo: setup
 	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
-	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded
+	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec
+	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded --codec $(RUNS)/codec
 	$(RUN) -m data.embed_text --data $(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher

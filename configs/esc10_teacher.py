@@ -1,7 +1,9 @@
 """A diffusion teacher on the 320 real recordings of ESC-10, made a dataset by `data.esc10`.
 
     python -m data.esc10 --esc10_dir=ESC10 --out=runs/esc10/data
-    python -m data.encode_latents --data=runs/esc10/data --out=runs/esc10/encoded
+    python -m data.spectrogram_codec --data=runs/esc10/data --out=runs/esc10/codec
+    python -m data.encode_latents --data=runs/esc10/data --out=runs/esc10/encoded \\
+        --codec=runs/esc10/codec
     python -m data.embed_text --data=runs/esc10/encoded
     python train.py --config=configs/esc10_teacher.py --workdir=runs/esc10/teacher
 

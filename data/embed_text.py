@@ -11,8 +11,8 @@ By default, fits the tokenizer of the learned text encoder on the training capti
 With --encoder NAME=FOLDER, once for each stream, runs frozen networks over every caption of every
 split and writes `text/embeddings/` (a table) and `text/networks/` (for captions that come later)
 for text.encoder = "frozen". FOLDER is what `python -m fasttta_jax.convert t5` or `clap` wrote.
-Batches are spread over all devices of a host, and shards of captions over hosts (--host_index,
---num_hosts). A run that was killed goes on where it was.
+Batches are spread over all devices of a host, and shards of captions over processes that share a
+file system (--process_id, --num_processes). A run that was killed goes on where it was.
 
 With --embeddings, takes what other text encoders said of every caption. The file is one of
 numpy.savez:
@@ -127,8 +127,8 @@ def embed(
     *,
     positions: Mapping[str, int] | None = None,
     dtype: str = "float32",
-    host_index: int = 0,
-    num_hosts: int = 1,
+    process_id: int = 0,
+    num_processes: int = 1,
 ) -> pathlib.Path:
     """Runs frozen networks over all captions of a dataset; returns the table's folder.
 
@@ -137,12 +137,12 @@ def embed(
       encoders: by stream, a folder of converted weights.
       positions: by stream, L where it is not the published one.
       dtype: of the networks' matrix products.
-      host_index: which part of the work is ours.
-      num_hosts: parts that the work has.
+      process_id: which of the processes this is.
+      num_processes: how many share the work.
 
     Raises:
-      EmbeddingError: a folder holds no text encoder, or another table is there.
-      ValueError: the dataset has no captions.
+      EmbeddingError: a folder holds no text encoder.
+      ValueError: the dataset has no captions, or another table is there.
     """
     dataset = EncodedDataset(data)
     given = positions or {}
@@ -152,25 +152,28 @@ def embed(
     captions = sorted(all_captions(dataset), key=lambda caption: (len(caption), caption))
     folder = dataset.text_folder
     writer = TableWriter(folder, captions, networks.streams, networks.summary())
-    writer.start()
-    if host_index == 0:
+    if process_id == 0:
         save_networks(folder, encoders, networks)
-    ours = range(host_index, writer.num_shards, num_hosts)
-    done = sum(len(writer.captions_of(shard)) for shard in ours if writer.is_done(shard))
-    total = sum(len(writer.captions_of(shard)) for shard in ours)
-    with tqdm.tqdm(total=total, initial=done, desc="embedding", unit="caption") as bar:
-        for shard in ours:
-            if not writer.is_done(shard):
-                part = writer.captions_of(shard)
-                writer.write(shard, networks.encode(part))
-                bar.update(len(part))
-    if writer.finish():
-        _describe(folder / FOLDER, len(captions), networks.streams)
-    else:
-        print(
-            f"host {host_index} of {num_hosts} is done; {folder / SUMMARY_FILE} appears with the "
-            "last one"
+    if not writer.is_complete:
+        writer.start()
+        shards = writer.work.missing(process_id, num_processes)
+        total, todo = (
+            sum(len(shard.indices) for shard in some)
+            for some in (writer.work.of_process(process_id, num_processes), shards)
         )
+        with tqdm.tqdm(
+            desc="embedding", total=total, initial=total - todo, unit="caption"
+        ) as progress:
+            for shard in shards:
+                writer.write(shard, networks.encode(writer.captions_of(shard)))
+                progress.update(len(shard.indices))
+        if not writer.finish():
+            print(
+                f"process {process_id} of {num_processes} is done; {folder / SUMMARY_FILE} appears "
+                "with the last one"
+            )
+            return folder / FOLDER
+    _describe(folder / FOLDER, len(captions), networks.streams)
     return folder / FOLDER
 
 
@@ -289,15 +292,14 @@ def _define_flags() -> None:
         "positions", [], "NAME=L: positions of a stream; left out, 77 for T5 and 1 for CLAP."
     )
     flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the networks' matrix products.")
-    flags.DEFINE_integer("host_index", None, "Which host this is; left out, jax knows.")
-    flags.DEFINE_integer("num_hosts", None, "Hosts that share the work; left out, jax knows.")
+    cli.define_share_flags()
     flags.DEFINE_string(
         "embeddings", None, "File of embeddings to take instead of fitting a tokenizer."
     )
 
 
 MODES = {
-    "encoder": ("positions", "dtype", "host_index", "num_hosts"),
+    "encoder": ("positions", "dtype", "process_id", "num_processes"),
     "embeddings": (),
     "vocabulary_size": (),
 }
@@ -322,17 +324,14 @@ def main() -> None:
     _check_flags(values)
     if values.encoder:
         encoders = named("encoder", values.encoder)
-        num_hosts = jax.process_count() if values.num_hosts is None else values.num_hosts
-        host_index = jax.process_index() if values.host_index is None else values.host_index
-        if not 0 <= host_index < num_hosts:
-            raise ValueError(f"--host_index is {host_index}; allowed: 0 to {num_hosts - 1}")
+        process_id, num_processes = cli.share(jax.process_index, jax.process_count)
         embed(
             values.data,
             encoders,
             positions=_positions(values.positions, encoders),
             dtype=values.dtype,
-            host_index=host_index,
-            num_hosts=num_hosts,
+            process_id=process_id,
+            num_processes=num_processes,
         )
     elif values.embeddings is not None:
         bring(values.data, values.embeddings)

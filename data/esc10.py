@@ -14,18 +14,18 @@ The recordings are under Creative Commons licences of their authors, mostly for 
 
 from __future__ import annotations
 
-import argparse
 import csv
 import hashlib
 import json
 import os
 import pathlib
-import sys
 from collections.abc import Mapping, Sequence
 
-import tensorflow_datasets as tfds
+from absl import flags
 
 from data import folder
+from data.common.sources import WORKERS
+from fasttta_jax import cli
 from fasttta_jax.storage.files import write_atomically
 
 COLUMNS = ("file_name", "fold", "category", "freesound_id")
@@ -142,7 +142,7 @@ HELD_OUT_WORDINGS = {
 
 
 def build(
-    esc10_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, workers: int = 2
+    esc10_dir: str | os.PathLike[str], out: str | os.PathLike[str], *, workers: int = WORKERS
 ) -> pathlib.Path:
     """Writes `out/esc10_metadata.jsonl`, makes the dataset `out/esc10/1.0.0` of it, returns that.
 
@@ -229,22 +229,23 @@ def _hash(text: str) -> int:
     return int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "big")
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+
+    def text(name: str, help: str) -> None:
+        flags.DEFINE_string(name, None, help, required=True, flag_values=values)
+
+    text("esc10_dir", "Holds metadata.csv and audio/*.ogg.")
+    text("out", "Parent folder; makes OUT/esc10/1.0.0.")
+    flags.DEFINE_integer("workers", WORKERS, "Decoding threads.", flag_values=values)
+
+
+def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m data.esc10",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.add_argument("--esc10_dir", required=True, help="holds metadata.csv and audio/*.ogg")
-    parser.add_argument("--out", required=True, help="parent folder; makes OUT/esc10/1.0.0")
-    parser.add_argument("--workers", type=int, default=2, help="decoding threads (%(default)s)")
-    tfds.disable_progress_bar()
-    try:
-        build(**vars(parser.parse_args(arguments)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+    values = flags.FLAGS
+    build(values.esc10_dir, values.out, workers=values.workers)
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    cli.run(main)

@@ -20,30 +20,30 @@ other file. A file is decoded to mono at one sample rate, levelled as in AudioLD
 equal consecutive pieces ("rain.flac#0", "rain.flac#1", ...) if it is longer than --max_seconds.
 Files that cannot be used are skipped, counted by reason, shown at the end and listed in
 skipped.jsonl in the dataset; if they are too many, nothing is made.
+
+The work is cut into shards (`data.common.shards`): start the same command again after a kill, and
+only what is missing is done. Processes that share a file system run it with --num_processes and
+their own --process_id; whichever ends last completes the dataset.
 """
 
 from __future__ import annotations
 
-import argparse
 import collections
-import dataclasses
-import json
 import os
 import pathlib
 import re
-import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Mapping, Sequence
 from typing import Any
 
-import tensorflow_datasets as tfds
-import tqdm
+from absl import flags
 
 from data.common import recordings
-from data.common import records as builder
-from data.common.tables import Skipped
-from fasttta_jax.storage.files import differences
-
-SHOWN_PER_REASON = 20
+from data.common.arguments import define_shard_flags
+from data.common.records import Clip, audio_dataset, to_records
+from data.common.shards import ITEMS_PER_SHARD, Item, Summary
+from data.common.sources import WORKERS
+from data.common.tables import Skipped, report
+from fasttta_jax import cli
 
 
 def build(
@@ -58,16 +58,19 @@ def build(
     validation_fraction: float = 0.05,
     test_fraction: float = 0.05,
     seed: int = 0,
-    workers: int = 2,
+    workers: int = WORKERS,
     level: bool = True,
     with_captions: bool = True,
     max_skipped_fraction: float = 0.1,
+    clips_per_shard: int = ITEMS_PER_SHARD,
+    process_id: int = 0,
+    num_processes: int = 1,
     description: str = "Audio files of a folder.",
 ) -> pathlib.Path:
     """Turns a folder into a dataset under `out/name/1.0.0` and returns that folder.
 
-    A dataset that is already there is kept if the settings, the table, and the names and sizes of
-    the audio files are those it was made from.
+    What is already there of the dataset is kept if the settings, the table, and the names and sizes
+    of the audio files are those it was made from; shards that are missing are written.
 
     Args:
       audio_dir: folder of the audio files.
@@ -86,11 +89,14 @@ def build(
       with_captions: False keeps no captions, and takes all audio below `audio_dir` where there is
         no table.
       max_skipped_fraction: largest share of files that may be skipped.
+      clips_per_shard: files of a shard: what a kill can cost, and the unit that processes share.
+      process_id: which of the processes this is.
+      num_processes: how many share the work; the dataset appears with the last one.
       description: what the clips are and where they come from.
 
     Raises:
       ValueError: the settings or the table are wrong, too many files cannot be used, a split is
-        left without a clip, or another dataset is already there. No dataset is left behind.
+        left without a clip, or another dataset is already there. Then no dataset appears.
       OSError: the table cannot be read or the dataset cannot be written.
     """
     if not re.fullmatch(r"[a-z][a-z0-9_]*", name):
@@ -110,141 +116,128 @@ def build(
         with_captions=with_captions,
     )
     files = recordings.find_files(audio_dir, settings, metadata=metadata)
-    folder = pathlib.Path(out) / name / "1.0.0"
-    if folder.exists():
-        _check_same(folder, files.made_from)
-        print(f"{folder} is already there, made from the same files and settings; nothing to do")
-        return folder
+    names = {entry.file for entries in files.members.values() for entry in entries}
+    dataset = audio_dataset(
+        out,
+        name=name,
+        description=description,
+        lengths={split: len(entries) for split, entries in files.members.items()},
+        settings=files.made_from,
+        clips_per_shard=clips_per_shard,
+        left_out=files.left_out,
+    )
 
-    num_files = sum(map(len, files.members.values()))
-    skipped: list[Skipped] = []
-    left_out = list(files.left_out)
-
-    def clips(split: str) -> Iterator[builder.Clip]:
-        num_clips = 0
-        entries = files.members[split]
-        results = recordings.ordered_map(
+    def read(items: Iterable[Item]) -> Generator[list[Clip | Skipped], None, None]:
+        entries = (files.members[split][index] for split, index in items)
+        return recordings.ordered_map(
             lambda entry: recordings.read_clips(entry, files.audio_dir, settings), entries, workers
         )
-        with tqdm.tqdm(desc=split, total=len(entries), unit="file") as progress:
-            for entry, result in zip(entries, results, strict=True):
-                progress.update()
-                for item in result:
-                    if isinstance(item, builder.Clip):
-                        num_clips += 1
-                        yield item
-                    else:
-                        (skipped if item.file == entry.file else left_out).append(item)
-                progress.set_postfix(skipped=len(skipped))
-        if not num_clips:
-            raise ValueError(
-                f"split {split!r} is left without a clip: none of its {len(entries)} files "
-                f"can be used\n{report(skipped, left_out)}"
-            )
 
-    def finish(folder: pathlib.Path) -> Mapping[str, Any]:
-        if len(skipped) > max_skipped_fraction * num_files:
+    def parted(skipped: Sequence[Skipped]) -> tuple[list[Skipped], list[Skipped]]:
+        """Files, and pieces and captions of files that are there."""
+        whole = [item for item in skipped if item.file in names]
+        pieces = [item for item in skipped if item.file not in names]
+        return whole, [*files.left_out, *pieces]
+
+    def describe(summary: Summary) -> Mapping[str, Any]:
+        skipped, left_out = parted(summary.skipped)
+        if len(skipped) > max_skipped_fraction * len(names):
             raise ValueError(
-                f"{len(skipped)} of {num_files} files cannot be used, but max_skipped_fraction "
-                f"is {max_skipped_fraction:g}; mend {files.table or 'the files'}, or raise the "
-                "limit\n"
+                f"{len(skipped)} of {len(names)} files cannot be used, but max_skipped_fraction "
+                f"is {max_skipped_fraction:g}; raise the limit, or mend "
+                f"{files.table or 'the files'} and remove {dataset.work.folder}\n"
                 f"{report(skipped, left_out)}"
             )
-        with open(folder / "skipped.jsonl", "w", encoding="utf-8") as file:
-            for item in (*skipped, *left_out):
-                file.write(json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n")
         return {
+            "sample_rate": sample_rate,
             "skipped_files": dict(collections.Counter(item.reason for item in skipped)),
             "left_out": dict(collections.Counter(item.reason for item in left_out)),
         }
 
-    builder.write_dataset(
-        out,
-        name=name,
-        description=description,
-        sample_rate=sample_rate,
-        splits={split: lambda split=split: clips(split) for split in files.members},
-        metadata={"made_from": files.made_from},
-        finish=finish,
+    summary = dataset.make(
+        read,
+        to_records,
+        describe,
+        process_id=process_id,
+        num_processes=num_processes,
+        unit="file",
     )
-    print(f"{folder}: made from {num_files - len(skipped)} of {num_files} files")
-    print(report(skipped, left_out), end="")
-    return folder
+    if summary is not None:
+        skipped, left_out = parted(summary.skipped)
+        print(f"{dataset.path}: made from {len(names) - len(skipped)} of {len(names)} files")
+        print(report(skipped, left_out), end="")
+    return dataset.path
 
 
-def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
-    """Reasons, counts and names as a table; an empty string if there is nothing to say."""
-    lines = []
-    for title, items in (
-        ("skipped files", skipped),
-        ("captions and pieces left out", left_out),
-    ):
-        by_reason: dict[str, list[Skipped]] = {}
-        for item in items:
-            by_reason.setdefault(item.reason, []).append(item)
-        if items:
-            lines.append(f"{title}: {len(items)}")
-        for reason, group in sorted(by_reason.items()):
-            lines.append(f"  {reason}: {len(group)}")
-            lines += [f"    {item.file}: {item.detail}" for item in group[:SHOWN_PER_REASON]]
-            if len(group) > SHOWN_PER_REASON:
-                lines.append(f"    and {len(group) - SHOWN_PER_REASON} more")
-    return "".join(line + "\n" for line in lines)
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+
+    def text(name: str, help: str, required: bool = True) -> None:
+        flags.DEFINE_string(name, None, help, required=required, flag_values=values)
+
+    def number(name: str, default: float, help: str) -> None:
+        flags.DEFINE_float(name, default, help, flag_values=values)
+
+    def integer(name: str, default: int, help: str) -> None:
+        flags.DEFINE_integer(name, default, help, flag_values=values)
+
+    def boolean(name: str, default: bool, help: str) -> None:
+        flags.DEFINE_bool(name, default, help, flag_values=values)
+
+    text("audio_dir", "Folder of the audio files.")
+    text("metadata", "The table (default: metadata.csv or .jsonl in --audio_dir).", required=False)
+    text("out", "Parent folder; the dataset is made at OUT/NAME/1.0.0.")
+    text("name", "Dataset name in snake case, such as my_sounds.")
+    integer("sample_rate", 16_000, "Hz, after resampling.")
+    number("min_seconds", 0.1, "Skip shorter files.")
+    number("max_seconds", 60.0, "Cut longer files.")
+    number("validation_fraction", 0.05, "Share of files, without a column of splits.")
+    number("test_fraction", 0.05, "Share of files, without a column of splits.")
+    integer("seed", 0, "Of the assignment to splits.")
+    integer("workers", WORKERS, "Decoding threads; they change no result.")
+    boolean(
+        "level",
+        True,
+        "Remove the mean and scale the peak to 0.5; --nolevel keeps the levels of the files.",
+    )
+    boolean(
+        "without_captions",
+        False,
+        "Keep no captions; all audio below --audio_dir where there is no table.",
+    )
+    number(
+        "max_skipped_fraction",
+        0.1,
+        "Make nothing if a larger share of the files cannot be used.",
+    )
+    define_shard_flags(values)
 
 
-def _check_same(folder: pathlib.Path, made_from: Mapping[str, Any]) -> None:
-    metadata = tfds.builder_from_directory(str(folder)).info.metadata or {}
-    known = metadata.get("made_from", {})
-    if different := differences(known, made_from):
-        raise ValueError(
-            f"{folder} is already there but differs: {'; '.join(different)}. "
-            "Choose another name, or delete that folder"
-        )
-
-
-def main(arguments: Sequence[str] | None = None) -> None:
+def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(
-        "python -m data.folder",
-        description=__doc__,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    values = flags.FLAGS
+    process_id, num_processes = cli.share()
+    build(
+        values.audio_dir,
+        values.out,
+        name=values.name,
+        metadata=values.metadata,
+        sample_rate=values.sample_rate,
+        min_seconds=values.min_seconds,
+        max_seconds=values.max_seconds,
+        validation_fraction=values.validation_fraction,
+        test_fraction=values.test_fraction,
+        seed=values.seed,
+        workers=values.workers,
+        level=values.level,
+        with_captions=not values.without_captions,
+        max_skipped_fraction=values.max_skipped_fraction,
+        clips_per_shard=values.clips_per_shard,
+        process_id=process_id,
+        num_processes=num_processes,
     )
-    add = parser.add_argument
-    add("--audio_dir", required=True, help="folder of the audio files")
-    add("--metadata", help="the table (default: metadata.csv or metadata.jsonl in --audio_dir)")
-    add("--out", required=True, help="parent folder; the dataset is made at OUT/NAME/1.0.0")
-    add("--name", required=True, help="dataset name in snake case, such as my_sounds")
-    add("--sample_rate", type=int, default=16_000, help="Hz, after resampling (%(default)s)")
-    add("--min_seconds", type=float, default=0.1, help="skip shorter files (%(default)s)")
-    add("--max_seconds", type=float, default=60.0, help="cut longer files (%(default)s)")
-    add("--validation_fraction", type=float, default=0.05, help="without splits (%(default)s)")
-    add("--test_fraction", type=float, default=0.05, help="without splits (%(default)s)")
-    add("--seed", type=int, default=0, help="of the assignment to splits (%(default)s)")
-    add("--workers", type=int, default=2, help="decoding threads; change no result (%(default)s)")
-    add(
-        "--level",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="remove the mean and scale the peak to 0.5; --no-level keeps the levels of the files",
-    )
-    add(
-        "--without_captions",
-        dest="with_captions",
-        action="store_false",
-        help="keep no captions; all audio below --audio_dir where there is no table",
-    )
-    add(
-        "--max_skipped_fraction",
-        type=float,
-        default=0.1,
-        help="make nothing if a larger share of the files cannot be used (%(default)s)",
-    )
-    tfds.disable_progress_bar()  # it knows no totals; the bars here do
-    try:
-        build(**vars(parser.parse_args(arguments)))
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":
-    main()
+    define_flags()
+    cli.run(main)

@@ -1,4 +1,4 @@
-"""What the three entry points share: flags, errors that read like sentences, logging."""
+"""What all commands share: flags, errors that read like sentences, logging."""
 
 from __future__ import annotations
 
@@ -88,6 +88,30 @@ def define_distributed_flags() -> None:
     flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
 
 
+def define_share_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Flags of a command whose work several processes share without being one job; see `share`."""
+    flags.DEFINE_integer(
+        "process_id",
+        None,
+        "Number of this process, from 0, among those that share the work: each is started by "
+        "itself, and they need a file system in common.",
+        flag_values=values,
+    )
+    flags.DEFINE_integer(
+        "num_processes", None, "Processes that share the work.", flag_values=values
+    )
+
+
+def share(
+    process_id: Callable[[], int] = lambda: 0, num_processes: Callable[[], int] = lambda: 1
+) -> tuple[int, int]:
+    """--process_id and --num_processes; the arguments say them where a flag is not given."""
+    values = flags.FLAGS
+    index = process_id() if values.process_id is None else values.process_id
+    count = num_processes() if values.num_processes is None else values.num_processes
+    return index, count
+
+
 def start_distributed() -> None:
     """Joins the job that flags, environment or cluster tell of; nothing on one host.
 
@@ -141,18 +165,26 @@ def _failed(error: BaseException) -> None:
     _stop(exit_codes.LOST if by_others else exit_codes.ERROR, text, gone)
 
 
-def run(main: Callable[[], None]) -> None:
+def run(main: Callable[..., None], arguments: str = "") -> None:
     """Parses flags, runs `main`, and turns its end into a message and one of `exit_codes`.
+
+    `arguments` names those that stand without a flag, such as "KIND SOURCE"; `main` is given them.
 
     With several hosts, an end that is not orderly on one ends all of them.
     """
 
     def guarded(argv: list[str]) -> None:
-        if len(argv) > 1:
-            sys.exit(f"error: {argv[1]!r} is not a flag; flags look like --name=value")
+        names = arguments.split()
+        if len(argv) - 1 != len(names):
+            if not names:
+                sys.exit(f"error: {argv[1]!r} is not a flag; flags look like --name=value")
+            sys.exit(
+                f"error: {len(argv) - 1} arguments, expected {len(names)}: {arguments} [flags]; "
+                "--help says more"
+            )
         _quiet_logs()
         try:
-            main()
+            main(*argv[1:])
             distributed.finish()
         except Preempted as stop:
             _preempted(stop)

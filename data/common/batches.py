@@ -8,7 +8,7 @@ Dimensions: B clips, S samples, P token columns in time, G tokens per column, C 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,21 +20,16 @@ from data.common.sources import Source
 from data.common.tables import Skipped
 from fasttta_jax.codecs import Codec
 from fasttta_jax.codecs.base import Posterior
-from fasttta_jax.input_pipeline.on_the_fly import (
-    num_columns,
-    padded_length,
-    to_columns,
-)
+from fasttta_jax.codecs.columns import num_columns, padded_length, to_columns
 from fasttta_jax.parallel.local import local_rows
 
 BATCH_SIZE = 64
-WORKERS = 2
 DTYPE = np.float16
 
 
 def read_items(
     source: Source, items: Iterable[tuple[str, int]], workers: int, ahead: int
-) -> Iterator[list[Clip | Skipped]]:
+) -> Generator[list[Clip | Skipped], None, None]:
     """What each item (split and index) gives, in order; at most `ahead` of them wait."""
     return ordered_map(lambda item: source.read(*item), items, workers, ahead)
 

@@ -6,6 +6,7 @@ Dimensions: C channels.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,20 @@ class Moments:
         """Of tokens [..., C]."""
         values = tokens.reshape(-1, tokens.shape[-1]).astype(np.float64)
         return cls(len(values), values.sum(axis=0), np.square(values).sum(axis=0))
+
+    @classmethod
+    def from_note(cls, note: Mapping[str, Any]) -> Moments:
+        """Of a shard's note that holds `sums` added up."""
+        total, squares = (np.asarray(note[name]) for name in ("token_sum", "token_square_sum"))
+        return cls(note["num_tokens"], total, squares)
+
+    def sums(self) -> dict[str, Any]:
+        """What a shard's note keeps."""
+        return {
+            "num_tokens": self.count,
+            "token_sum": self.total,
+            "token_square_sum": self.squares,
+        }
 
     def __add__(self, other: Moments) -> Moments:
         return Moments(

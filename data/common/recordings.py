@@ -14,7 +14,7 @@ import hashlib
 import math
 import os
 import pathlib
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -107,7 +107,7 @@ def find_files(
         entries, left_out = metadata_lib.read(
             table, audio_dir, with_captions=settings.with_captions
         )
-    members: dict[str, list[Entry]] = {split: [] for split in builder.SPLITS}
+    members: dict[str, list[Entry]] = {split: [] for split in metadata_lib.SPLITS}
     for entry in entries:
         members[entry.split or assign_split(entry.file, settings)].append(entry)
     made_from = {
@@ -170,7 +170,7 @@ def cut_clips(whole: builder.Clip, settings: Settings) -> list[builder.Clip | Sk
 
 def ordered_map(
     function: Callable[[T], R], items: Iterable[T], workers: int, ahead: int | None = None
-) -> Iterator[R]:
+) -> Generator[R, None, None]:
     """Results in the order of `items`, computed by threads.
 
     At most `ahead` of them wait at a time (two for each worker when None), so that memory stays

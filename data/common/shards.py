@@ -1,16 +1,15 @@
-"""A TFDS dataset written shard by shard, by any number of hosts, killed and started again at will.
+"""A TFDS dataset written shard by shard, by any number of processes, killed and started at will.
 
-Every split of a source is cut into shards: ranges of its indices, of one size. Shard i belongs to
-host i % num_hosts. A shard's records appear whole, then the note that it is done:
+A shard's records appear whole, then the note that it is done (`fasttta_jax.storage.shards`). For
+the dataset `latents` below `records`:
 
     records.incomplete/settings.json                     what the dataset is made from
-    records.incomplete/NAME/1.0.0/NAME-SPLIT.array_record-00000
-    records.incomplete/NAME/1.0.0/shards/SPLIT-00000.json
+    records.incomplete/latents/1.0.0/latents-SPLIT.array_record-00000
+    records.incomplete/latents/1.0.0/shards/SPLIT-00000.json
 
-When every shard has its note, whichever host sees that writes the description that TFDS reads, and
-the folder becomes records/. No record depends on how the work was shared, nor does the content hash
-in the metadata: it is taken over the values of the records, in the order of the source.
-Dimensions: P token columns in time, G tokens per column, C channels.
+When every shard has its note, whichever process sees that writes the description that TFDS reads,
+and the folder becomes records/. No record depends on how the work was shared, nor does the content
+hash in the metadata: it is taken over the values of the records, in the order of the source.
 """
 
 from __future__ import annotations
@@ -18,41 +17,35 @@ from __future__ import annotations
 import collections
 import contextlib
 import dataclasses
-import functools
 import hashlib
+import itertools
 import json
 import os
 import pathlib
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import tensorflow_datasets as tfds
+import tqdm
 from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
-from data.common import records as builder
-from data.common.moments import Moments
-from data.common.tables import Skipped
-from fasttta_jax.storage.files import TEMPORARY, differences, whole, write_json
+from data.common.tables import Skipped, report
+from fasttta_jax.storage.files import TEMPORARY, whole
+from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
 
 VERSION = "1.0.0"
 INCOMPLETE = ".incomplete"
-SETTINGS_FILE = "settings.json"
 SKIPPED_FILE = "skipped.jsonl"
-NOTES_FOLDER = "shards"
+ITEMS_PER_SHARD = 256
 
-
-@dataclasses.dataclass(frozen=True)
-class Shard:
-    """A range of the indices of a split, and its number among the shards of the split."""
-
-    split: str
-    index: int
-    start: int
-    stop: int
+Record = Mapping[str, Any]
+"""id, captions, labels (JSON text) and arrays."""
+Item = tuple[str, int]
+"""Split and index in a source."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,13 +54,13 @@ class Summary:
 
     Attributes:
       num_records: of each split.
-      moments: of the tokens of each split.
+      notes: of the shards of each split.
       skipped: what was left out, in the order of the source.
       sha256: over the content of every record, split by split.
     """
 
     num_records: Mapping[str, int]
-    moments: Mapping[str, Moments]
+    notes: Mapping[str, Sequence[Mapping[str, Any]]]
     skipped: Sequence[Skipped]
     sha256: str
 
@@ -76,16 +69,20 @@ class ShardedDataset:
     """The dataset to be at `folder`.
 
     Args:
-      folder: where it will appear, complete.
+      folder: what will appear, complete.
       name: dataset name, in snake case.
+      below: where in `folder` the dataset lies; NAME/VERSION when None.
       description: what the records are.
-      arrays: features beside id, captions and labels; "tokens" [P, G, C] is among them.
+      arrays: features beside id, captions and labels.
       lengths: number of items of each split of the source.
       shard_size: items of the source in a shard.
       settings: what decides the content, as JSON values.
+      left_out: what is listed behind the skipped items: what no shard knows of.
+      measure: of a record, sums as JSON values (numbers and lists of them) by name; a shard's note
+        holds the sums over its records.
 
     Raises:
-      ValueError: the folder holds something made with other settings; names the differences.
+      ValueError: the shards are too small, or there is no item.
     """
 
     def __init__(
@@ -93,132 +90,164 @@ class ShardedDataset:
         folder: str | pathlib.Path,
         *,
         name: str,
+        below: str | None = None,
         description: str,
         arrays: Mapping[str, tfds.features.Tensor],
         lengths: Mapping[str, int],
         shard_size: int,
         settings: Mapping[str, Any],
+        left_out: Sequence[Skipped] = (),
+        measure: Callable[[Record], Mapping[str, Any]] | None = None,
     ) -> None:
         if shard_size < 1:
             raise ValueError(f"clips_per_shard is {shard_size}; allowed: 1 or more")
+        below = f"{name}/{VERSION}" if below is None else below
         self.folder = pathlib.Path(folder)
-        self.unfinished = self.folder.with_name(self.folder.name + INCOMPLETE)
+        self.work = ShardedWork(
+            self.folder.with_name(self.folder.name + INCOMPLETE),
+            lengths=lengths,
+            shard_size=shard_size,
+            settings={**settings, "clips_per_shard": shard_size},
+            notes=f"{below}/{NOTES_FOLDER}",
+        )
+        self.path = self.folder / below
+        self._data = self.work.folder / below
         self._name = name
         self._description = description
-        self._features = builder.record_features(arrays)
+        self._features = tfds.features.FeaturesDict(
+            {
+                "id": tfds.features.Text(),
+                "captions": tfds.features.Sequence(tfds.features.Text()),
+                "labels": tfds.features.Text(),
+                **arrays,
+            }
+        )
         self._arrays = tuple(sorted(arrays))
-        self._settings = json.loads(json.dumps({**settings, "clips_per_shard": shard_size}))
-        self._data = self.unfinished / name / VERSION
-        self.shards: list[Shard] = []
-        for split, length in lengths.items():
-            for index, start in enumerate(range(0, length, shard_size)):
-                stop = min(start + shard_size, length)
-                self.shards.append(Shard(split, index, start, stop))
-        if not self.shards:
-            raise ValueError(f"nothing to write to {self.folder}: the source has no items")
+        self._left_out = left_out
+        self._measure = measure
 
     @property
     def is_complete(self) -> bool:
         """Whether the dataset is there, made with these settings.
 
         Raises:
-          ValueError: it is there, made with other settings.
+          ValueError: something else is there, or it was made with other settings.
         """
-        data = self.folder / self._name / VERSION
-        if not (data / "dataset_info.json").is_file():
+        if not (self.path / "dataset_info.json").is_file():
             if self.folder.is_dir() and any(self.folder.iterdir()):
                 raise ValueError(
                     f"{self.folder} holds other data than {self._name}/{VERSION}; choose another "
                     "folder or remove it"
                 )
             return False
-        metadata = json.loads((data / "metadata.json").read_text())
-        _check_same(self.folder, metadata.get("made_from", {}), self._settings)
+        metadata = json.loads((self.path / "metadata.json").read_text())
+        settings = self.work.settings
+        # Older datasets say nothing of shards, or keep a setting among the other metadata.
+        said = {"clips_per_shard": settings["clips_per_shard"]} | metadata
+        said |= metadata.get("made_from", {})
+        self.work.check({name: said.get(name) for name in settings}, self.path)
         return True
 
-    def kept(self) -> dict[str, Any] | None:
-        """What `start` was given when the work began; None if it has not begun.
+    def make(
+        self,
+        read: Callable[[Iterator[Item]], Generator[Sequence[Any], None, None]],
+        to_records: Callable[[Iterator[Any]], Iterable[Record | Skipped]],
+        describe: Callable[[Summary], Mapping[str, Any]],
+        *,
+        process_id: int = 0,
+        num_processes: int = 1,
+        unit: str = "clip",
+    ) -> Summary | None:
+        """Writes what a process has to write and is not there yet, and completes the dataset.
 
-        Raises:
-          ValueError: it began with other settings.
-        """
-        file = self.unfinished / SETTINGS_FILE
-        if not file.is_file():
-            return None
-        found = json.loads(file.read_text())
-        _check_same(self.unfinished, found["made_from"], self._settings)
-        return found["kept"]
-
-    def start(self, keep: Mapping[str, Any]) -> dict[str, Any]:
-        """Begins, or goes on; `keep` are JSON values that are to be known after a restart.
+        Args:
+          read: gives, for each item of the source in order, what is found there: any number of
+            things, `Skipped` among them. It may run ahead, and is closed at the end.
+          to_records: makes the things of a shard into its records.
+          describe: metadata of the dataset, from what all shards hold. It may raise, and the shards
+            stay.
+          process_id: which of the processes this is.
+          num_processes: how many share the work.
+          unit: what an item is, for the progress bar.
 
         Returns:
-          What is kept: `keep`, or that of the start before.
+          What the dataset holds, if this call completed it. Otherwise it was there before, or
+          shards of other processes are missing; the message printed says which.
 
         Raises:
-          ValueError: the work began with other settings.
+          ValueError: the folder holds something else, a split is left without a record, or a value
+            is not finite.
         """
-        (self._data / NOTES_FOLDER).mkdir(parents=True, exist_ok=True)
-        kept = self.kept()
-        if kept is not None:
-            return kept
-        described = {"made_from": self._settings, "kept": keep}
-        write_json(self.unfinished / SETTINGS_FILE, described)
-        return dict(keep)
+        check_share(process_id, num_processes)
+        if self.is_complete:
+            print(f"{self.path} is already there, made with these settings; nothing to do")
+            return None
+        self.work.start()
+        shards = self.work.missing(process_id, num_processes)
+        own = sum(len(shard.indices) for shard in self.work.of_process(process_id, num_processes))
+        todo = sum(len(shard.indices) for shard in shards)
+        found = read((shard.split, index) for shard in shards for index in shard.indices)
+        with (
+            contextlib.closing(found),
+            tqdm.tqdm(
+                desc=self._name, total=own, initial=own - todo, unit=unit, mininterval=1.0
+            ) as progress,
+        ):
 
-    def missing(self, host_index: int = 0, num_hosts: int = 1) -> list[Shard]:
-        """The shards of a host that are not done."""
-        return [
-            shard
-            for shard in self.shards[host_index::num_hosts]
-            if not self._note_file(shard).is_file()
-        ]
+            def of_shard(shard: Shard) -> Iterator[Any]:
+                for things in itertools.islice(found, len(shard.indices)):
+                    progress.update()
+                    yield from things
 
-    def write(
-        self, shard: Shard, records: Iterable[Mapping[str, Any]], skipped: Sequence[Skipped]
-    ) -> None:
-        """Writes a shard: records in the order of the source, and what was left out.
+            for shard in shards:
+                self.write(shard, to_records(of_shard(shard)))
+        summary = self.finish(describe)
+        if not self.is_complete:
+            print(
+                f"{self.path}: process {process_id} of {num_processes} is done; "
+                f"{len(self.work.missing())} shards of other processes are missing"
+            )
+        return summary
+
+    def write(self, shard: Shard, items: Iterable[Record | Skipped]) -> None:
+        """Writes a shard: its records in the order of the source, and what was left out.
 
         Raises:
-          ValueError: a record's tokens are not finite.
+          ValueError: an array of a record is not finite.
         """
         digest = hashlib.sha256()
-        moments: Moments | None = None
+        sums: dict[str, np.ndarray] = {}
+        skipped: list[Skipped] = []
         num_records = num_bytes = 0
         with whole(self._shard_file(shard)) as file, contextlib.ExitStack() as stack:
             writer = ArrayRecordWriter(str(file), "group_size:1")
             stack.callback(writer.close)
-            for record in records:
-                if not np.all(np.isfinite(record["tokens"])):
-                    raise ValueError(
-                        f"clip {record['id']!r} of {shard.split}: tokens are not finite in "
-                        f"{record['tokens'].dtype}"
-                    )
-                added = Moments.of(record["tokens"])
-                moments = added if moments is None else moments + added
-                self._add_content(digest, record)
-                serialized = self._features.serialize_example(dict(record))
+            for item in items:
+                if isinstance(item, Skipped):
+                    skipped.append(item)
+                    continue
+                self._check_finite(shard, item)
+                for name, value in (self._measure(item) if self._measure else {}).items():
+                    sums[name] = sums.get(name, 0) + np.asarray(value)
+                self._add_content(digest, item)
+                serialized = self._features.serialize_example(dict(item))
                 writer.write(serialized)
                 num_records += 1
                 num_bytes += len(serialized)
         note = {
-            "start": shard.start,
-            "stop": shard.stop,
             "num_records": num_records,
             "num_bytes": num_bytes,
             "sha256": digest.hexdigest(),
-            "made_from_sha256": self._settings_sha256,
-            "num_tokens": moments.count if moments else 0,
-            "token_sum": moments.total.tolist() if moments else None,
-            "token_square_sum": moments.squares.tolist() if moments else None,
+            **{name: value.tolist() for name, value in sums.items()},
             "skipped": [dataclasses.asdict(item) for item in skipped],
         }
-        write_json(self._note_file(shard), note)
+        self.work.done(shard, note)
 
     def finish(self, describe: Callable[[Summary], Mapping[str, Any]]) -> Summary | None:
         """Makes the dataset of all shards; None while some are missing.
 
-        Hosts may do so at the same time: they write the same, and the first rename stands.
+        Several processes may do so at the same time: they write the same, and the first rename
+        stands.
 
         Args:
           describe: metadata of the dataset, from what the shards hold.
@@ -227,16 +256,16 @@ class ShardedDataset:
           ValueError: a split is left without a record, or a shard was made with other settings.
         """
         try:
-            if self.missing():
+            notes = self.work.notes()
+            if notes is None:
                 return None
-            notes = [json.loads(self._note_file(shard).read_text()) for shard in self.shards]
             summary = self._summarise(notes)
-            self._describe(notes, summary, describe(summary))
-            for leftover in self.unfinished.rglob(f"*{TEMPORARY}"):  # of a host that was killed
+            self._describe(summary, describe(summary))
+            for leftover in self.work.folder.rglob(f".*{TEMPORARY}"):  # of a killed process
                 leftover.unlink()
-            os.rename(self.unfinished, self.folder)
+            os.rename(self.work.folder, self.folder)
         except OSError:
-            if not self.is_complete:  # another host was faster
+            if not self.is_complete:  # another process was faster
                 raise
             return None
         return summary
@@ -244,36 +273,21 @@ class ShardedDataset:
     def _summarise(self, notes: Sequence[Mapping[str, Any]]) -> Summary:
         digest = hashlib.sha256()
         num_records: collections.Counter[str] = collections.Counter()
-        moments: dict[str, Moments] = {}
+        of_split: dict[str, list[Mapping[str, Any]]] = {}
         skipped: list[Skipped] = []
-        for shard, note in zip(self.shards, notes, strict=True):
-            if note["made_from_sha256"] != self._settings_sha256:
-                raise ValueError(
-                    f"{self._note_file(shard)} was made with other settings; remove it and encode "
-                    "again"
-                )
+        for shard, note in zip(self.work.shards, notes, strict=True):
             num_records[shard.split] += note["num_records"]
+            of_split.setdefault(shard.split, []).append(note)
             digest.update(f"{shard.split}\n{note['sha256']}\n".encode())
             skipped += [Skipped(**item) for item in note["skipped"]]
-            if note["num_records"]:
-                added = Moments(
-                    note["num_tokens"],
-                    np.asarray(note["token_sum"]),
-                    np.asarray(note["token_square_sum"]),
-                )
-                known = moments.get(shard.split)
-                moments[shard.split] = added if known is None else known + added
         for split, count in num_records.items():
             if not count:
-                reasons = dict(collections.Counter(item.reason for item in skipped))
                 raise ValueError(
-                    f"split {split!r} is left without a record; skipped in all splits: {reasons}"
+                    f"split {split!r} is left without a record\n{report(skipped, self._left_out)}"
                 )
-        return Summary(dict(num_records), moments, skipped, digest.hexdigest())
+        return Summary(dict(num_records), of_split, skipped, digest.hexdigest())
 
-    def _describe(
-        self, notes: Sequence[Mapping[str, Any]], summary: Summary, metadata: Mapping[str, Any]
-    ) -> None:
+    def _describe(self, summary: Summary, metadata: Mapping[str, Any]) -> None:
         """Writes what TFDS reads, file by file, each of them whole."""
         identity = dataset_info.DatasetIdentity(
             name=self._name,
@@ -285,42 +299,46 @@ class ShardedDataset:
             builder=identity,
             description=self._description,
             features=self._features,
-            metadata=tfds.core.MetadataDict(**metadata, made_from=self._settings),
+            metadata=tfds.core.MetadataDict(
+                **metadata, sha256=summary.sha256, made_from=self.work.settings
+            ),
         )
         info.set_file_format(tfds.core.FileFormat.ARRAY_RECORD)
-        of_split: dict[str, list[Mapping[str, Any]]] = {}
-        for shard, note in zip(self.shards, notes, strict=True):
-            of_split.setdefault(shard.split, []).append(note)
         info.set_splits(
             splits.SplitDict(
                 [
                     splits.SplitInfo(
                         name=split,
-                        shard_lengths=[note["num_records"] for note in members],
-                        num_bytes=sum(note["num_bytes"] for note in members),
+                        shard_lengths=[note["num_records"] for note in notes],
+                        num_bytes=sum(note["num_bytes"] for note in notes),
                         filename_template=self._template(split),
                     )
-                    for split, members in of_split.items()
+                    for split, notes in summary.notes.items()
                 ]
             )
         )
         lines = (
             json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n"
-            for item in summary.skipped
+            for item in (*summary.skipped, *self._left_out)
         )
         with tempfile.TemporaryDirectory(
-            prefix="incomplete.", dir=self.unfinished.parent, ignore_cleanup_errors=True
+            prefix="incomplete.", dir=self.work.folder.parent, ignore_cleanup_errors=True
         ) as temporary:
             info.write_to_directory(temporary)
             (pathlib.Path(temporary) / SKIPPED_FILE).write_text("".join(lines), "utf-8")
             for file in pathlib.Path(temporary).iterdir():
                 os.replace(file, self._data / file.name)
 
-    @functools.cached_property
-    def _settings_sha256(self) -> str:
-        return hashlib.sha256(json.dumps(self._settings, sort_keys=True).encode()).hexdigest()
+    def _check_finite(self, shard: Shard, record: Record) -> None:
+        for name in self._arrays:
+            values = record[name]
+            if values.dtype.kind == "f" and not np.all(np.isfinite(values)):
+                raise ValueError(
+                    f"clip {record['id']!r} of {shard.split}: {name} are not finite in "
+                    f"{values.dtype}"
+                )
 
-    def _add_content(self, digest: Any, record: Mapping[str, Any]) -> None:
+    def _add_content(self, digest: Any, record: Record) -> None:
         texts = [record["id"], list(record["captions"]), record["labels"]]
         parts = [json.dumps(texts).encode()]
         for name in self._arrays:
@@ -341,14 +359,3 @@ class ShardedDataset:
     def _shard_file(self, shard: Shard) -> pathlib.Path:
         template = self._template(shard.split)
         return pathlib.Path(template.sharded_filepath(shard_index=shard.index, num_shards=None))
-
-    def _note_file(self, shard: Shard) -> pathlib.Path:
-        return self._data / NOTES_FOLDER / f"{shard.split}-{shard.index:05d}.json"
-
-
-def _check_same(folder: pathlib.Path, found: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
-    if different := differences(found, wanted):
-        raise ValueError(
-            f"{folder} holds data encoded from another dataset or with other settings: "
-            f"{'; '.join(different)}. Choose another folder, or remove it"
-        )

@@ -33,6 +33,7 @@ from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.input_pipeline.records import Records, find_records
 
+WORKERS = 2
 AUDIO_FEATURES = ("audio", "waveform")
 CAPTION_FEATURES = ("caption", "captions", "text")
 ID_FEATURES = ("id", "audio_id", "clip_id", "file_name", "filename", "file", "path", "key")

@@ -26,13 +26,14 @@ import pathlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
-from data.common import records as builder
-
+SPLITS = ("train", "validation", "test")
 NAMES = ("metadata.csv", "metadata.jsonl")
 FILE_COLUMNS = ("file", "file_name", "path", "audio")
 CAPTION_COLUMNS = ("caption", "captions")
+SHOWN_PER_REASON = 20
+"""Names that a report shows of each reason."""
 AUDIO_SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
-SPLIT_NAMES = {split: split for split in builder.SPLITS} | dict.fromkeys(
+SPLIT_NAMES = {split: split for split in SPLITS} | dict.fromkeys(
     ("val", "valid", "dev", "eval"), "validation"
 )
 
@@ -66,6 +67,26 @@ class Skipped:
     file: str
     reason: str
     detail: str
+
+
+def report(skipped: Sequence[Skipped], left_out: Sequence[Skipped]) -> str:
+    """Reasons, counts and names as a table; an empty string if there is nothing to say."""
+    lines = []
+    for title, items in (
+        ("skipped files", skipped),
+        ("captions and pieces left out", left_out),
+    ):
+        by_reason: dict[str, list[Skipped]] = {}
+        for item in items:
+            by_reason.setdefault(item.reason, []).append(item)
+        if items:
+            lines.append(f"{title}: {len(items)}")
+        for reason, group in sorted(by_reason.items()):
+            lines.append(f"  {reason}: {len(group)}")
+            lines += [f"    {item.file}: {item.detail}" for item in group[:SHOWN_PER_REASON]]
+            if len(group) > SHOWN_PER_REASON:
+                lines.append(f"    and {len(group) - SHOWN_PER_REASON} more")
+    return "".join(line + "\n" for line in lines)
 
 
 def find(audio_dir: pathlib.Path) -> pathlib.Path:

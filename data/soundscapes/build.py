@@ -13,20 +13,17 @@ on nothing but (seed, split, index), so the result is the same for any number of
 
 from __future__ import annotations
 
-import json
+import itertools
 import multiprocessing
-import os
 import pathlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Generator, Iterator
 from typing import Any
 
 import numpy as np
-import tensorflow_datasets as tfds
-import tqdm
-from absl import app, flags, logging
 
-from data.common import records as builder
+from data.common.records import Clip, audio_dataset, to_records
+from data.common.shards import Item
+from data.common.tables import SPLITS
 from data.soundscapes import (
     caption_grammar,
     events,
@@ -57,7 +54,7 @@ _WORK_UNIT = 512
 def _generator(seed: int, split: str, stream: str, index: int) -> np.random.Generator:
     # Named streams: changing how many numbers one of them takes leaves the others as they were.
     streams = ("block", "single", "together", "sequence", "attributes", "audio", "captions")
-    key = (builder.SPLITS.index(split), streams.index(stream), index)
+    key = (SPLITS.index(split), streams.index(stream), index)
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
@@ -84,9 +81,7 @@ def make_scene(seed: int, split: str, index: int) -> events.Scene:
     return events.Scene(arrangement, condition, attributes)
 
 
-def make_clip(
-    seed: int, split: str, index: int, *, clip_seconds: float = CLIP_SECONDS
-) -> builder.Clip:
+def make_clip(seed: int, split: str, index: int, *, clip_seconds: float = CLIP_SECONDS) -> Clip:
     """One clip with its captions and labels.
 
     Args:
@@ -102,8 +97,8 @@ def make_clip(
     Raises:
       ValueError: unknown split.
     """
-    if split not in builder.SPLITS:
-        raise ValueError(f"split is {split!r}; allowed: {builder.SPLITS}")
+    if split not in SPLITS:
+        raise ValueError(f"split is {split!r}; allowed: {SPLITS}")
     scene = make_scene(seed, split, index)
     audio = synthesis.render(
         scene,
@@ -116,7 +111,7 @@ def make_clip(
     while len(described) < NUM_CAPTIONS[split]:
         caption, mentioned = caption_grammar.describe(scene, rng, held_out=split == "test")
         described[caption] = mentioned
-    return builder.Clip(
+    return Clip(
         id=f"{split}_{index:06d}",
         audio=audio,
         captions=list(described),
@@ -129,7 +124,7 @@ def make_clip(
     )
 
 
-def _make_clip_of(task: tuple[int, str, int, float]) -> builder.Clip:
+def _make_clip_of(task: tuple[int, str, int, float]) -> Clip:
     seed, split, index, clip_seconds = task
     return make_clip(seed, split, index, clip_seconds=clip_seconds)
 
@@ -146,24 +141,6 @@ def _metadata(num_clips: dict[str, int], seed: int, clip_seconds: float) -> dict
     }
 
 
-def _check_existing(folder: pathlib.Path, metadata: dict[str, Any]) -> None:
-    # Raises unless the dataset in `folder` was built with these settings.
-    path = folder / "metadata.json"
-    advice = "remove that folder, or choose another --out"
-    if not path.is_file():
-        raise FileExistsError(f"{folder} is there but has no metadata.json; {advice}")
-    found = json.loads(path.read_text())
-    differences = [
-        f"{key} is {found.get(key)!r}, asked for {wanted!r}"
-        for key, wanted in metadata.items()
-        if found.get(key) != wanted
-    ]
-    if differences:
-        raise FileExistsError(
-            f"{folder} holds a dataset with other settings: {'; '.join(differences)}; {advice}"
-        )
-
-
 def build(
     out: str | pathlib.Path,
     *,
@@ -173,8 +150,10 @@ def build(
     seed: int,
     workers: int,
     clip_seconds: float = CLIP_SECONDS,
+    process_id: int = 0,
+    num_processes: int = 1,
 ) -> pathlib.Path:
-    """Writes the dataset under `out` and returns its folder; one that is already there is kept.
+    """Writes the dataset under `out` and returns its folder; what is already there is kept.
 
     Args:
       out: parent folder.
@@ -184,10 +163,12 @@ def build(
       seed: seed of everything random.
       workers: processes that synthesise; 1 uses this process alone.
       clip_seconds: length of every clip.
+      process_id: which of the processes on several hosts this is.
+      num_processes: how many share the work.
 
     Raises:
-      ValueError: a count or the length is not positive.
-      FileExistsError: the folder holds a dataset with other settings.
+      ValueError: a count or the length is not positive, or the folder holds a dataset with other
+        settings.
     """
     num_clips = {"train": num_train, "validation": num_validation, "test": num_test}
     counts = {f"num_{split}": count for split, count in num_clips.items()} | {"workers": workers}
@@ -199,75 +180,26 @@ def build(
     if not 1.0 <= clip_seconds <= 60.0:
         raise ValueError(f"clip_seconds is {clip_seconds}; it must be between 1 and 60")
     metadata = _metadata(num_clips, seed, clip_seconds)
-    folder = pathlib.Path(out) / NAME / "1.0.0"
-    if folder.exists():
-        _check_existing(folder, metadata)
-        print(f"{folder} already holds this dataset; nothing to do")
-        return folder
-
-    def clips_of(split: str) -> Callable[[], Iterator[builder.Clip]]:
-        def clips() -> Iterator[builder.Clip]:
-            # In units of work, so that workers never run far ahead of the writer.
-            for start in range(0, num_clips[split], _WORK_UNIT):
-                stop = min(start + _WORK_UNIT, num_clips[split])
-                for clip in ordered_map(
-                    [(seed, split, i, clip_seconds) for i in range(start, stop)]
-                ):
-                    progress.update()
-                    yield clip
-
-        return clips
-
-    def ordered_map(tasks: list[tuple[int, str, int, float]]) -> Iterator[builder.Clip]:
-        if pool is None:
-            return map(_make_clip_of, tasks)
-        return pool.imap(_make_clip_of, tasks, chunksize=8)
-
-    pool = multiprocessing.get_context("spawn").Pool(workers) if workers > 1 else None
-    try:
-        with tqdm.tqdm(total=sum(num_clips.values()), desc=NAME, unit="clip") as progress:
-            return builder.write_dataset(
-                out,
-                name=NAME,
-                description=DESCRIPTION,
-                sample_rate=SAMPLE_RATE,
-                splits={split: clips_of(split) for split in num_clips},
-                metadata=metadata,
-            )
-    finally:
-        if pool is not None:
-            pool.terminate()
-            pool.join()
-
-
-def define_flags() -> None:
-    # Not at import, where workers and tests would define them a second time.
-    flags.DEFINE_string("out", None, "Parent folder of the dataset.", required=True)
-    flags.DEFINE_integer("num_train", 6000, "Training clips (three captions each).")
-    flags.DEFINE_integer("num_validation", 300, "Validation clips.")
-    flags.DEFINE_integer("num_test", 600, "Test clips, in wordings that training never uses.")
-    flags.DEFINE_integer("seed", 0, "Seed of sounds, scenes and captions.")
-    flags.DEFINE_float("clip_seconds", CLIP_SECONDS, "Length of every clip, 1 to 60.")
-    flags.DEFINE_integer(
-        "workers", os.cpu_count() or 1, "Processes; the result does not depend on their number."
+    dataset = audio_dataset(
+        out, name=NAME, description=DESCRIPTION, lengths=num_clips, settings=metadata
     )
 
+    def read(items: Iterator[Item]) -> Generator[list[Clip], None, None]:
+        # In units of work, so that workers never run far ahead of the writer.
+        tasks = ((seed, split, index, clip_seconds) for split, index in items)
+        units = iter(lambda: list(itertools.islice(tasks, _WORK_UNIT)), [])
+        if workers == 1:
+            yield from ([_make_clip_of(task)] for unit in units for task in unit)
+            return
+        with multiprocessing.get_context("spawn").Pool(workers) as pool:
+            for unit in units:
+                yield from ([clip] for clip in pool.imap(_make_clip_of, unit, chunksize=8))
 
-def main(argv: list[str]) -> None:
-    if len(argv) > 1:
-        raise app.UsageError(f"unexpected arguments: {argv[1:]}")
-    tfds.disable_progress_bar()  # it knows no totals; the bar here does
-    logging.set_verbosity(logging.WARNING)
-    try:
-        folder = build(
-            flags.FLAGS.out,
-            num_train=flags.FLAGS.num_train,
-            num_validation=flags.FLAGS.num_validation,
-            num_test=flags.FLAGS.num_test,
-            seed=flags.FLAGS.seed,
-            workers=flags.FLAGS.workers,
-            clip_seconds=flags.FLAGS.clip_seconds,
-        )
-    except (ValueError, FileExistsError) as error:
-        sys.exit(f"error: {error}")
-    print(folder)
+    dataset.make(
+        read,
+        to_records,
+        lambda _: {"sample_rate": SAMPLE_RATE, **metadata},
+        process_id=process_id,
+        num_processes=num_processes,
+    )
+    return dataset.path

@@ -34,9 +34,9 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _as_tuple(value: Any) -> Any:
+def as_tuples(value: Any) -> Any:
     """Lists, which is what JSON makes of tuples, as tuples, at every depth."""
-    return tuple(map(_as_tuple, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _from_mapping(cls: type[T], values: Any, path: str) -> T:
@@ -60,7 +60,7 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
             arguments[name] = _from_mapping(hint, value, f"{path}{name}.")  # type: ignore[arg-type]
             continue
         if typing.get_origin(hint) is tuple:
-            hint, value = tuple, _as_tuple(value)
+            hint, value = tuple, as_tuples(value)
         expected = type(typing.get_args(hint)[0]) if typing.get_origin(hint) is Literal else hint
         if expected is float and type(value) is int:
             value = float(value)
@@ -73,6 +73,20 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
     return cls(**arguments)
 
 
+def _without_audio(values: Any) -> Any:
+    """The config without data.audio, which older runs have: audio to be encoded as it is read."""
+    data = values.get("data") if isinstance(values, Mapping) else None
+    if not isinstance(data, Mapping) or "audio" not in data:
+        return values
+    if data["audio"]:
+        raise ConfigError(
+            f"data.audio is {data['audio']!r}; allowed: '', as audio is no longer encoded while it "
+            "is read. Run `python -m data.encode_latents` on it with the codec in data.path, and "
+            "name the result in data.path"
+        )
+    return {**values, "data": {name: data[name] for name in data if name != "audio"}}
+
+
 def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
     """The checked, frozen form of `config`.
 
@@ -80,4 +94,5 @@ def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> RunC
       ConfigError: an unknown field, a wrong type, or values that do not fit together.
     """
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
+    values = _without_audio(values)
     return _from_mapping(RunConfig, values, "")

@@ -121,8 +121,6 @@ class DataConfig:
 
     Attributes:
       path: folder written by `python -m data.encode_latents`.
-      audio: folder of an audio dataset, to be encoded with the codec in `path` as it is read, in
-        place of the records in `path`: slow, for data that is not worth encoding ahead.
       batch_size: global batch size.
       num_threads: reading threads of each host, or of each of its reading processes.
       num_workers: reading processes of each host; 0 reads in this one.
@@ -133,7 +131,6 @@ class DataConfig:
     """
 
     path: str = ""
-    audio: str = ""
     batch_size: int = 32
     num_threads: int = 2
     num_workers: int = 0

@@ -29,17 +29,15 @@ Running the same conversion again is fine; another one needs another folder.
 from __future__ import annotations
 
 import pathlib
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
-from absl import app, flags
+from absl import flags
 
+from fasttta_jax import cli
 from fasttta_jax.convert import clap, hifigan, mar, t5, vae
 from fasttta_jax.convert.source import Source, open_source
 from fasttta_jax.convert.write import Conversion, check_target, describe, write_conversion
-
-USAGE = "python -m fasttta_jax.convert KIND SOURCE OUT [flags]"
 
 
 class Kind(NamedTuple):
@@ -115,25 +113,20 @@ def _check_flags(kind: str) -> None:
                 raise ValueError(f"--{name} belongs to {other}, and the kind is {kind}")
 
 
-def main(argv: Sequence[str]) -> None:
-    """Runs one conversion; expected errors become one message and exit code 1."""
-    if len(argv) != 4:
-        sys.exit(f"error: {len(argv) - 1} arguments, expected 3: {USAGE}; --help says more")
-    kind, source, out = argv[1], argv[2], pathlib.Path(argv[3])
+def main(kind: str, source: str, out: str) -> None:
+    """Runs one conversion."""
     if kind not in KINDS:
-        sys.exit(f"error: the kind is {kind!r}; allowed: {', '.join(KINDS)}")
-    try:
-        _check_flags(kind)
-        check_target(out)
-        with open_source(source, parts=KINDS[kind].parts) as opened:
-            conversion = KINDS[kind].convert(opened)
-        write_conversion(conversion, out)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
+        raise ValueError(f"the kind is {kind!r}; allowed: {', '.join(KINDS)}")
+    _check_flags(kind)
+    folder = pathlib.Path(out)
+    check_target(folder)
+    with open_source(source, parts=KINDS[kind].parts) as opened:
+        conversion = KINDS[kind].convert(opened)
+    write_conversion(conversion, folder)
     print(describe(conversion))
-    print(f"{conversion.metadata['kind']} weights are in {out}")
+    print(f"{conversion.metadata['kind']} weights are in {folder}")
 
 
 if __name__ == "__main__":
     _define_flags()
-    app.run(main)
+    cli.run(main, "KIND SOURCE OUT")

@@ -26,6 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
+from fasttta_jax.config.mapping import as_tuples
 from fasttta_jax.models.layers import linear
 from fasttta_jax.pretrained.clap_patches import (
     EXCERPTS,
@@ -43,7 +44,7 @@ from fasttta_jax.pretrained.clap_text import (
     normalized,
     tower_config,
 )
-from fasttta_jax.storage.weights import as_tuples, read_kind
+from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import Params
 
 FIXED = {

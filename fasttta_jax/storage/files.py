@@ -8,6 +8,7 @@ beginnings of names.
 from __future__ import annotations
 
 import contextlib
+import errno
 import importlib.util
 import json
 import os
@@ -158,17 +159,26 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         for file in temporary.rglob("*"):
             if file.is_file():
                 _sync(file)
-        if before is not None and _identity(path) == before:
+        while not _take(temporary, path):
+            found = _identity(path)
+            if found is not None and found != before:
+                break  # another process was faster
             with contextlib.suppress(FileNotFoundError):  # another process took it away
                 os.rename(path, replaced)
-        try:
-            os.rename(temporary, path)
-        except OSError:
-            if not path.is_dir():
-                raise
+            shutil.rmtree(replaced, ignore_errors=True)
     finally:
-        for leftover in (temporary, replaced):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _take(folder: pathlib.Path, path: pathlib.Path) -> bool:
+    """Renames a folder; False where another one is in its place."""
+    try:
+        os.rename(folder, path)
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+            raise
+        return False
+    return True
 
 
 def _identity(folder: pathlib.Path) -> int | None:

@@ -18,6 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
+from fasttta_jax.config.mapping import as_tuples
 from fasttta_jax.storage.files import (
     as_path,
     is_remote,
@@ -134,11 +135,6 @@ def read_kind(
         raise ConvertedError(
             f"{folder} does not describe a {kind}: {error}; convert again"
         ) from error
-
-
-def as_tuples(value: Any) -> Any:
-    """Lists, which JSON has, as the tuples that configs have; other values as they are."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list) else value
 
 
 def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

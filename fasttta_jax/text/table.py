@@ -2,10 +2,10 @@
 
 `embeddings/` holds `captions.json` and a folder for each shard of captions, with `NAME.npy` for
 each stream, float16 [P, E], the positions that hold text of one caption after the other, and
-`NAME_lengths.npy`, int32 [n], how many each caption has. Shards appear whole, so that a killed run
-goes on where it was and several hosts can share the work; they are memory-mapped, so that a table
-larger than memory is fine. `table.json` beside the folder is written last: shapes, number of
-captions, and a hash of the contents.
+`NAME_lengths.npy`, int32 [n], how many each caption has. Shards are written as
+`storage.shards` says, so that a killed run goes on where it was and several processes can share the
+work; they are memory-mapped, so that a table larger than memory is fine. `table.json` beside the
+folder is written last: shapes, number of captions, and a hash of the contents.
 Dimensions: n captions, L positions, P positions of all captions of a shard, E width of a stream.
 """
 
@@ -22,7 +22,8 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.storage.files import differences, whole_folder, write_json
+from fasttta_jax.storage.files import whole_folder, write_json
+from fasttta_jax.storage.shards import Shard, ShardedWork
 
 FOLDER = "embeddings"
 CAPTIONS_FILE = "captions.json"
@@ -40,101 +41,107 @@ class EmbeddingError(ValueError):
     """A table of embeddings that is missing, does not fit the config, or lacks a caption."""
 
 
-@dataclasses.dataclass(frozen=True)
 class TableWriter:
-    """Writes a table shard by shard.
+    """Writes a table shard by shard, as one of the processes that share the work.
 
-    Attributes:
+    Args:
       folder: the `text/` folder of an encoded dataset.
       captions: n different captions.
       streams: names and sizes.
       made_from: what the embeddings come from, as JSON; another value is another table.
+
+    Raises:
+      EmbeddingError: a caption comes twice.
     """
 
-    folder: pathlib.Path
-    captions: Sequence[str]
-    streams: tuple[Stream, ...]
-    made_from: Mapping[str, Any]
-
-    @property
-    def _table(self) -> pathlib.Path:
-        return self.folder / FOLDER
-
-    @property
-    def num_shards(self) -> int:
-        """Shards of SHARD_SIZE captions."""
-        return -(-len(self.captions) // SHARD_SIZE)
-
-    def _plan(self) -> dict[str, Any]:
-        return {
-            "streams": [list(stream) for stream in self.streams],
-            "num_captions": len(self.captions),
-            "captions_sha256": hashlib.sha256(json.dumps(list(self.captions)).encode()).hexdigest(),
-            "made_from": dict(self.made_from),
+    def __init__(
+        self,
+        folder: pathlib.Path,
+        captions: Sequence[str],
+        streams: tuple[Stream, ...],
+        made_from: Mapping[str, Any],
+    ) -> None:
+        if len(set(captions)) != len(captions):
+            seen: set[str] = set()
+            twice = next(text for text in captions if text in seen or seen.add(text))
+            raise EmbeddingError(f"the caption {twice!r} comes more than once; allowed: once")
+        self._summary = folder / SUMMARY_FILE
+        self._captions = captions
+        self._streams = streams
+        settings = {
+            "streams": streams,
+            "num_captions": len(captions),
+            "captions_sha256": self._captions_hash().hexdigest(),
+            "made_from": made_from,
         }
+        self.work = ShardedWork(
+            folder / FOLDER,
+            lengths={"captions": len(captions)},
+            shard_size=SHARD_SIZE,
+            settings=settings,
+        )
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the table is there.
+
+        Raises:
+          StorageError: another one is; says what differs.
+        """
+        if not self._summary.is_file():
+            return False
+        found = json.loads(self._summary.read_text())
+        found.pop("sha256")
+        self.work.check(found, self._summary)
+        return True
 
     def start(self) -> None:
         """Makes the folder, or checks that what is there belongs to the same table.
 
         Raises:
-          EmbeddingError: a caption comes twice, or another table is there; says what differs.
+          StorageError: another table is there; says what differs.
         """
-        if len(set(self.captions)) != len(self.captions):
-            seen: set[str] = set()
-            twice = next(text for text in self.captions if text in seen or seen.add(text))
-            raise EmbeddingError(f"the caption {twice!r} comes more than once; allowed: once")
-        plan = self._table / "plan.json"
-        if plan.is_file():
-            found, wanted = json.loads(plan.read_text()), self._plan()
-            if different := differences(found, wanted):
-                raise EmbeddingError(
-                    f"{self._table} holds another table: {'; '.join(different)}. Remove the folder "
-                    "to make it anew"
-                )
-            return
-        self._table.mkdir(parents=True, exist_ok=True)
-        write_json(self._table / CAPTIONS_FILE, list(self.captions))
-        write_json(plan, self._plan())
+        self.work.start()
+        write_json(self.work.folder / CAPTIONS_FILE, list(self._captions))
 
-    def captions_of(self, shard: int) -> Sequence[str]:
+    def captions_of(self, shard: Shard) -> Sequence[str]:
         """The captions of a shard, in order."""
-        return self.captions[shard * SHARD_SIZE : (shard + 1) * SHARD_SIZE]
+        return self._captions[shard.start : shard.stop]
 
-    def _path(self, shard: int) -> pathlib.Path:
-        return self._table / f"{shard:05d}"
-
-    def is_done(self, shard: int) -> bool:
-        """Whether the shard is there."""
-        return self._path(shard).is_dir()
-
-    def write(self, shard: int, embeddings: Embeddings) -> None:
+    def write(self, shard: Shard, embeddings: Embeddings) -> None:
         """Writes the streams of a shard's captions.
 
         Raises:
           EmbeddingError: an array does not fit or is not finite in float16; names it.
         """
         arrays = {}
-        for name, positions, width in self.streams:
+        for name, positions, width in self._streams:
             values, lengths = embeddings[name]
-            _check(name, values, lengths, (len(self.captions_of(shard)), positions, width))
+            _check(name, values, lengths, (len(shard.indices), positions, width))
             held = np.arange(positions)[None] < lengths[:, None]
-            arrays[name] = np.asarray(values, np.float16)[held]
-            arrays[name + LENGTHS] = np.asarray(lengths, np.int32)
-        with whole_folder(self._path(shard)) as folder:
+            arrays[f"{name}.npy"] = np.asarray(values, np.float16)[held]
+            arrays[f"{name}{LENGTHS}.npy"] = np.asarray(lengths, np.int32)
+        with whole_folder(self.work.folder / f"{shard.index:05d}") as folder:
             for name, array in arrays.items():
-                np.save(folder / f"{name}.npy", array)
+                np.save(folder / name, array)
+            files = {name: (folder / name).read_bytes() for name in sorted(arrays)}
+        hashes = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+        self.work.done(shard, {"sha256": hashes})
 
     def finish(self) -> bool:
         """Writes `table.json` once every shard is there; returns whether it is."""
-        shards = range(self.num_shards)
-        if not all(self.is_done(shard) for shard in shards):
+        notes = self.work.notes()
+        if notes is None:
             return False
-        digest = hashlib.sha256(json.dumps(list(self.captions)).encode())
-        for shard in shards:
-            for path in sorted(self._path(shard).glob("*.npy")):
-                digest.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-        write_json(self.folder / SUMMARY_FILE, self._plan() | {"sha256": digest.hexdigest()})
+        digest = self._captions_hash()
+        for note in notes:
+            for name, sha256 in note["sha256"].items():
+                digest.update(name.encode() + bytes.fromhex(sha256))
+        write_json(self._summary, self.work.settings | {"sha256": digest.hexdigest()})
         return True
+
+    def _captions_hash(self) -> Any:
+        return hashlib.sha256(json.dumps(list(self._captions)).encode())
 
 
 def _check(name: str, values: np.ndarray, lengths: np.ndarray, shape: tuple[int, ...]) -> None:
@@ -182,8 +189,8 @@ def write_table(
     (folder / SUMMARY_FILE).unlink(missing_ok=True)
     shutil.rmtree(folder / FOLDER, ignore_errors=True)
     writer.start()
-    for shard in range(writer.num_shards):
-        rows = slice(shard * SHARD_SIZE, (shard + 1) * SHARD_SIZE)
+    for shard in writer.work.missing():
+        rows = slice(shard.start, shard.stop)
         writer.write(
             shard,
             {name: (values[rows], lengths[rows]) for name, (values, lengths) in streams.items()},

@@ -19,8 +19,7 @@ import jax
 
 from fasttta_jax.config import ConfigError, RunConfig, to_config_dict
 from fasttta_jax.input_pipeline.batches import TrainBatches, evaluation_batches
-from fasttta_jax.input_pipeline.on_the_fly import open_dataset
-from fasttta_jax.input_pipeline.records import DatasetError
+from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.multihost import distributed
 from fasttta_jax.multihost.preemption import Preempted, Preemption
 from fasttta_jax.multihost.watchdog import Watchdog
@@ -104,7 +103,7 @@ class Trainer:
         self.config = config
         self.profile = profile
         self.workdir = Workdir(workdir, config.data.cache)
-        self.dataset = open_dataset(config.data)
+        self.dataset = EncodedDataset(config.data.path, config.data.cache)
         self.dataset.check(config.model)
         for split in ("train", "validation"):
             if not len(self.dataset.split(split)):

@@ -53,7 +53,6 @@ FREE_TO_CHANGE = (
 )
 FREE_PATHS = (
     "data.path",
-    "data.audio",
     "data.num_threads",
     "data.num_workers",
     "data.prefetch",

@@ -153,7 +153,8 @@ def world(tmp_path_factory):
     tfds.disable_progress_bar()
     root = tmp_path_factory.mktemp("sweep")
     write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
-    encode_latents.encode(root / "audio", root / "encoded", helpers.CODEC)
+    codec = helpers.fit_codec(root / "audio", root / "codec")
+    encode_latents.encode(root / "audio", root / "encoded", codec)
     embed_text.fit(root / "encoded", 300)
     write_run(root / "teacher", helpers.tiny_teacher_config(root / "encoded"), step=6)
     return root

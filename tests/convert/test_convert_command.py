@@ -139,7 +139,7 @@ def test_command_explains_itself(tmp_path: pathlib.Path) -> None:
     log = run("--help", code=1)  # absl's help exits with 1
     for text in ("python -m fasttta_jax.convert mar checkpoint-last.pth", "--num_heads", "MAR or"):
         assert text in log
-    assert "2 arguments, expected 3: python -m fasttta_jax.convert KIND" in run("mar", "x", code=1)
+    assert "2 arguments, expected 3: KIND SOURCE OUT" in run("mar", "x", code=1)
     assert "the kind is 'gan'; allowed: mar" in run("gan", "x", "y", code=1)
     assert "nowhere.pth does not exist; allowed" in run("mar", "nowhere.pth", tmp_path, code=1)
     assert "--num_heads belongs to mar, and the kind is t5" in run(

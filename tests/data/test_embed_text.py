@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 
 from data import embed_text, encode_latents
-from data.common import records as builder
 from fasttta_jax.config import DecodeConfig, ModelConfig, OptimizerConfig, RunConfig, TextConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, EncodedDataset
 from fasttta_jax.text import load_text_encoder, table
@@ -161,7 +160,7 @@ def test_a_killed_run_goes_on_and_hosts_share_the_work(dataset, sources, tmp_pat
     for host in range(2):
         assert not (tmp_path / "hosts" / "text" / "table.json").exists()
         embed_text.embed(
-            tmp_path / "hosts", sources, positions={"t5": 16}, host_index=host, num_hosts=2
+            tmp_path / "hosts", sources, positions={"t5": 16}, process_id=host, num_processes=2
         )
     summaries = [
         json.loads((folder / "text" / "table.json").read_text())
@@ -263,18 +262,11 @@ def test_a_run_on_embeddings_trains_and_resumes(dataset, tmp_path):
 @pytest.fixture
 def captionless(dataset, tmp_path) -> pathlib.Path:
     """The clips of the dataset without their captions, in the tokens of its codec."""
-    builder.write_dataset(
-        tmp_path / "audio",
-        name="captionless",
-        description="For tests.",
-        sample_rate=helpers.SAMPLE_RATE,
-        splits={
-            split: lambda split=split: (
-                dataclasses.replace(clip, captions=[]) for clip in helpers.synthetic_clips(split)
-            )
-            for split in helpers.NUM_CLIPS
-        },
-    )
+    splits = {
+        split: [dataclasses.replace(clip, captions=[]) for clip in helpers.synthetic_clips(split)]
+        for split in helpers.NUM_CLIPS
+    }
+    helpers.write_clips(tmp_path / "audio", "captionless", splits)
     encode_latents.encode(tmp_path / "audio", tmp_path / "captionless", dataset)
     return tmp_path / "captionless"
 

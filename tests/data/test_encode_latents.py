@@ -1,6 +1,7 @@
 """Data of several stages speak the tokens of one codec, whoever encoded them and however often."""
 
 import json
+import shutil
 import signal
 import time
 
@@ -10,13 +11,14 @@ import pytest
 import soundfile
 from absl import flags
 
-from data import encode_latents
-from data.common import codec_fit as codecs
-from data.common import records as builder
+from data import encode_latents, spectrogram_codec
+from data.common import batches, codecs
+from data.common.records import Clip
 from data.common.sources import open_source
+from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.audio.mel import log_mel
 from fasttta_jax.codecs import load_codec
-from fasttta_jax.codecs.spectrogram import to_patches
+from fasttta_jax.codecs.spectrogram import SpectrogramConfig, to_patches
 from fasttta_jax.input_pipeline.records import (
     CODEC_FOLDER,
     RECORDS_FOLDER,
@@ -36,15 +38,8 @@ def noise(tmp_path_factory):
     folder = tmp_path_factory.mktemp("noise")
     rng = np.random.default_rng(0)
     sounds = [rng.uniform(-0.3, 0.3, helpers.CLIP_SAMPLES).astype(np.float32) for _ in range(5)]
-    builder.write_dataset(
-        folder,
-        name="noise",
-        description="For tests.",
-        sample_rate=helpers.SAMPLE_RATE,
-        splits={
-            "train": lambda: [builder.Clip(f"n{i}", audio, []) for i, audio in enumerate(sounds)]
-        },
-    )
+    clips = [Clip(f"n{i}", audio, []) for i, audio in enumerate(sounds)]
+    helpers.write_clips(folder, "noise", {"train": clips})
     return folder
 
 
@@ -62,7 +57,7 @@ def test_an_existing_codec_is_taken_over_unchanged(noise, encoded, encoded_datas
     metadata = dataset.split("train").metadata
     assert metadata["made_from"]["codec_sha256"] == codecs.hash_codec(codec_folder)
     clip = Records(noise, "train")[3]
-    audio = clip["audio"][None].astype(np.float32) / builder.INT16_SCALE
+    audio = clip["audio"][None].astype(np.float32) / INT16_SCALE
     expected = np.asarray(load_codec(codec_folder).encode(audio))[0].astype(np.float16)
     record = dataset.split("train")[3]
     assert record["id"] == clip["id"]
@@ -72,21 +67,20 @@ def test_an_existing_codec_is_taken_over_unchanged(noise, encoded, encoded_datas
     # One float16 rounding apart, where the batch changes the order of a sum.
     np.testing.assert_allclose(tokens[inner], expected[inner], rtol=2e-3, atol=2e-3)
     encode_latents.encode(noise, encoded, codec_folder)
-    assert "already encoded" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="another dataset or with other settings"):
-        encode_latents.encode(noise, encoded, helpers.CODEC)
+    assert "nothing to do" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="from other data or with other settings: posterior is"):
+        encode_latents.encode(noise, encoded, codec_folder, posterior="moments")
 
 
-def test_variance_kept_is_that_of_the_reconstruction(encoded, encoded_dataset, noise):
+def test_variance_kept_is_that_of_the_reconstruction(encoded_dataset, noise):
     """The share that fitting reports on the same data; elsewhere, that of the error."""
-    fitted = Records(encoded_dataset / RECORDS_FOLDER, "train").metadata["variance_kept"]
-    codec = load_codec(encoded_dataset / CODEC_FOLDER)
     own = open_source(encoded_dataset.parent / "audio", helpers.SAMPLE_RATE)
-    assert codecs.variance_kept(codec, own) == pytest.approx(fitted, abs=1e-5)
+    codec, fitted = spectrogram_codec.fit(helpers.CODEC, own)
+    assert spectrogram_codec.variance_kept(codec, own) == pytest.approx(fitted, abs=1e-5)
 
-    kept = EncodedDataset(encoded).split("train").metadata["variance_kept"]
+    kept = spectrogram_codec.variance_kept(codec, open_source(noise, helpers.SAMPLE_RATE))
     records = Records(noise, "train")
-    audio = np.stack([records[i]["audio"] for i in range(len(records))]) / builder.INT16_SCALE
+    audio = np.stack([records[i]["audio"] for i in range(len(records))]) / INT16_SCALE
     patches, rebuilt = (
         np.asarray(values, np.float64) for values in _patches(codec, audio.astype(np.float32))
     )
@@ -111,24 +105,41 @@ def test_a_codec_is_found_or_named(tmp_path, encoded_dataset):
 
 def parsed(*arguments: str) -> flags.FlagValues:
     values = flags.FlagValues()
-    encode_latents.define_flags(values)
-    values(["encode_latents", "--data=a", "--out=b", *arguments])
+    spectrogram_codec.define_flags(values)
+    values(["spectrogram_codec", "--data=a", *arguments])
     return values
 
 
-def test_codec_flags_describe_a_codec_or_are_refused_beside_one():
-    assert encode_latents.chosen_codec(parsed("--codec=c")) == "c"
-    config = encode_latents.chosen_codec(parsed("--token_dim=32", "--floor=0.1"))
+def test_codec_flags_describe_a_codec():
+    config = spectrogram_codec.chosen_config(parsed("--out=b", "--token_dim=32", "--floor=0.1"))
     assert config.token_dim == 32
     assert config.mel.floor == 0.1
-    with pytest.raises(ValueError, match=r"--codec is 'c', and --token_dim, --floor would"):
-        encode_latents.chosen_codec(parsed("--codec=c", "--floor=0.01", "--token_dim=64"))
+    assert spectrogram_codec.chosen_config(parsed("--out=b")) == SpectrogramConfig()
+    for wrong in ((), ("--out=b", "--measure=c")):
+        with pytest.raises(flags.IllegalFlagValueError, match=r"\(out, measure\)"):
+            parsed(*wrong)
+
+
+def test_a_codec_is_fitted_once_and_never_replaced(encoded_dataset, noise, tmp_path):
+    """Fitting again on the same data gives the same bytes; other data, another codec."""
+    folder = encoded_dataset.parent / "codec"
+    again = helpers.fit_codec(encoded_dataset.parent / "audio", tmp_path / "codec")
+    assert same_files(folder, again)
+    assert same_files(folder, encoded_dataset / CODEC_FOLDER)
+    before = {path: path.stat().st_mtime_ns for path in again.iterdir()}
+    helpers.fit_codec(encoded_dataset.parent / "audio", again)
+    assert {path: path.stat().st_mtime_ns for path in again.iterdir()} == before
+    with pytest.raises(ValueError, match="which holds another codec; choose another folder"):
+        helpers.fit_codec(noise, again)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError, match="which holds other files; choose another folder"):
+        helpers.fit_codec(noise, tmp_path)
 
 
 def test_shares_and_posteriors_are_checked(noise, encoded_dataset, tmp_path):
     for options, message in (
-        ({"num_hosts": 0}, "num_hosts is 0; allowed: 1 or more"),
-        ({"host_index": 2, "num_hosts": 2}, "host_index is 2; allowed: 0 to 1"),
+        ({"num_processes": 0}, "num_processes is 0; allowed: 1 or more"),
+        ({"process_id": 2, "num_processes": 2}, "process_id is 2; allowed: 0 to 1"),
         ({"workers": 0}, "workers is 0"),
         ({"batch_size": 12}, "batch_size is 12; allowed: multiples of the 8 local devices"),
         ({"clips_per_shard": 0}, "clips_per_shard is 0"),
@@ -137,10 +148,6 @@ def test_shares_and_posteriors_are_checked(noise, encoded_dataset, tmp_path):
     ):
         with pytest.raises(ValueError, match=message):
             encode_latents.encode(noise, tmp_path / "out", encoded_dataset, **options)
-    with pytest.raises(ValueError, match=r"num_hosts is 2, but fitting .* fit it first"):
-        encode_latents.encode(noise, tmp_path / "out", helpers.CODEC, host_index=0, num_hosts=2)
-    with pytest.raises(ValueError, match="'moments', but a SpectrogramConfig gives no variance"):
-        encode_latents.encode(noise, tmp_path / "out", helpers.CODEC, posterior="moments")
     assert not (tmp_path / "out").exists()
 
 
@@ -162,13 +169,6 @@ def uninterrupted(encoded_dataset, tmp_path_factory):
     audio = encoded_dataset.parent / "audio"
     encode_latents.encode(audio, out, encoded_dataset, **SHARES)
     return out
-
-
-def described(out):
-    """The metadata, without what only a single host measures."""
-    metadata = dict(EncodedDataset(out).split("train").metadata)
-    metadata.pop("variance_kept", None)
-    return metadata
 
 
 def test_a_killed_run_goes_on_where_it_was(encoded_dataset, uninterrupted, tmp_path, capsys):
@@ -197,19 +197,20 @@ def test_a_killed_run_goes_on_where_it_was(encoded_dataset, uninterrupted, tmp_p
         EncodedDataset(uninterrupted).split("train").metadata
     )
     encode_latents.encode(audio, out, encoded_dataset, **SHARES)
-    assert "already encoded" in capsys.readouterr().out
+    assert "nothing to do" in capsys.readouterr().out
 
 
 def test_two_hosts_make_what_one_makes(encoded_dataset, uninterrupted, tmp_path):
     audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
     hosts = [
-        command(audio, out, encoded_dataset, f"--host_index={host}", "--num_hosts=2")
+        command(audio, out, encoded_dataset, f"--process_id={host}", "--num_processes=2")
         for host in range(2)
     ]
     results = [result for job in hosts for result in job.wait(300)]
     assert [result.returncode for result in results] == [0, 0], results
     assert any("clips encoded" in result.stdout for result in results)
-    assert described(out) == described(uninterrupted)
+    metadata = [EncodedDataset(each).split("train").metadata for each in (out, uninterrupted)]
+    assert metadata[0] == metadata[1]
     assert same_files(out / CODEC_FOLDER, uninterrupted / CODEC_FOLDER)
     statistics = [(folder / "statistics.json").read_text() for folder in (out, uninterrupted)]
     assert statistics[0] == statistics[1]
@@ -227,24 +228,31 @@ def test_statistics_are_those_of_the_training_tokens(uninterrupted):
     assert records.metadata["num_records"] == helpers.NUM_CLIPS
 
 
-def test_a_fitted_codec_survives_a_restart(encoded_dataset, tmp_path, monkeypatch):
-    """It is not fitted again, and not mixed with another."""
+def test_another_codec_cannot_go_on(encoded_dataset, noise, tmp_path, monkeypatch):
+    """Shards of one dataset speak the tokens of one codec."""
     audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
     with monkeypatch.context() as patch:
-        patch.setattr(encode_latents, "_encode_shards", lambda *_, **__: 1 / 0)
+        patch.setattr(batches, "encode_clips", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
-            encode_latents.encode(audio, out, helpers.CODEC)
+            encode_latents.encode(audio, out, encoded_dataset)
     assert not (out / RECORDS_FOLDER).exists()
-    monkeypatch.setattr(codecs, "fit", lambda *_, **__: 1 / 0)
-    statistics = out / CODEC_FOLDER / "statistics.npz"
-    before = statistics.read_bytes()
-    statistics.write_bytes(before + b"x")
-    with pytest.raises(ValueError, match="is not the codec that the shards"):
-        encode_latents.encode(audio, out, helpers.CODEC)
-    statistics.write_bytes(before)
-    encode_latents.encode(audio, out, helpers.CODEC)
+    other = helpers.fit_codec(noise, tmp_path / "other")
+    with pytest.raises(ValueError, match=r"codec_sha256 is '\w+' there and '\w+' here"):
+        encode_latents.encode(audio, out, other)
+    shutil.rmtree(out / CODEC_FOLDER)
+    encode_latents.encode(audio, out, encoded_dataset)
+    assert same_files(out / CODEC_FOLDER, encoded_dataset / CODEC_FOLDER)
     first = EncodedDataset(encoded_dataset).split("train").metadata
     assert EncodedDataset(out).split("train").metadata == first
+
+
+def test_another_codec_beside_no_records_is_replaced(encoded_dataset, noise, tmp_path):
+    """Left by a start that was killed before any shard was planned."""
+    out = tmp_path / "encoded"
+    other = helpers.fit_codec(noise, tmp_path / "other")
+    shutil.copytree(other, out / CODEC_FOLDER)
+    encode_latents.encode(noise, out, encoded_dataset)
+    assert same_files(out / CODEC_FOLDER, encoded_dataset / CODEC_FOLDER)
 
 
 def test_what_cannot_be_used_is_skipped_and_counted(encoded_dataset, tmp_path, capsys):

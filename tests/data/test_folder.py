@@ -3,6 +3,9 @@
 import collections
 import json
 import pathlib
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -14,6 +17,7 @@ from data.common import recordings
 from tests.support import commands
 
 RATE = 16_000
+REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -299,7 +303,7 @@ def test_a_split_without_clips_is_an_error(tmp_path):
     rows = [{"file": "a.wav", "caption": "x", "split": "train"}]
     rows += [{"file": "b.wav", "caption": "x", "split": "test"}]
     write_jsonl(audio_dir / "metadata.jsonl", *rows)
-    with pytest.raises(ValueError, match=r"(?s)'test' is left without a clip.*missing: 1.*b\.wav"):
+    with pytest.raises(ValueError, match=r"(?s)'test' is left without .*missing: 1.*b\.wav"):
         folder.build(audio_dir, tmp_path, name="sounds", max_skipped_fraction=1.0)
     assert not list((tmp_path / "sounds").rglob("*.*"))
 
@@ -312,10 +316,10 @@ def test_an_existing_dataset_is_kept_or_refused(tmp_path, capsys):
     before = {path: path.stat().st_mtime_ns for path in dataset.iterdir()}
     assert folder.build(audio_dir, tmp_path, name="sounds", workers=1) == dataset
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="differs: seed is 0 there and 1 here"):
+    with pytest.raises(ValueError, match="settings: seed is 0 there and 1 here"):
         folder.build(audio_dir, tmp_path, name="sounds", seed=1)
     soundfile.write(audio_dir / "a.wav", tone(seconds=1), RATE)
-    with pytest.raises(ValueError, match="differs: files_sha256"):
+    with pytest.raises(ValueError, match="settings: files_sha256"):
         folder.build(audio_dir, tmp_path, name="sounds")
     write_jsonl(table, {**row, "caption": "y"})
     with pytest.raises(ValueError, match=r"metadata_sha256 is '.*' there and '.*' here"):
@@ -344,7 +348,7 @@ def test_settings_are_checked(tmp_path, changes, message):
 def test_command_line(tmp_path):
     audio_dir = make(tmp_path / "audio", "a.wav")
     command = ["-m", "data.folder", "--audio_dir", audio_dir]
-    command += ["--out", tmp_path, "--name", "sounds", "--no-level"]
+    command += ["--out", tmp_path, "--name", "sounds", "--nolevel"]
     run = commands.run(*command)
     assert run.returncode == 1
     message = run.stderr.strip().splitlines()[-1]
@@ -355,3 +359,85 @@ def test_command_line(tmp_path):
     assert run.returncode == 0, run.stderr
     assert "1/1" in run.stderr
     assert kept_metadata(tmp_path / "sounds" / "1.0.0")["made_from"]["level"] is False
+
+
+def many(audio_dir: pathlib.Path, count: int = 24) -> pathlib.Path:
+    """A folder of `count` files with captions, the fourth of which cannot be read."""
+    make(audio_dir, *(f"{index:02d}.wav" for index in range(count)))
+    (audio_dir / "03.wav").write_text("not audio")
+    splits = ("train", "train", "train", "test")
+    write_jsonl(
+        audio_dir / "metadata.jsonl",
+        *(
+            {"file": f"{index:02d}.wav", "caption": f"sound {index}", "split": splits[index % 4]}
+            for index in range(count)
+        ),
+    )
+    return audio_dir
+
+
+def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
+    """Killed for good in the middle: the next start decodes what is missing and nothing else."""
+    audio_dir = many(tmp_path / "audio", 400)
+    flags = [f"--audio_dir={audio_dir}", f"--out={tmp_path / 'out'}", "--name=sounds"]
+    flags += ["--clips_per_shard=2", "--workers=1"]
+    process = subprocess.Popen(
+        [sys.executable, "-m", "data.folder", *flags],
+        cwd=REPOSITORY,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    notes = tmp_path / "out" / "sounds.incomplete" / "1.0.0" / "shards"
+    deadline = time.monotonic() + 120
+    while len(list(notes.glob("*.json"))) < 5 and time.monotonic() < deadline:
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.kill()
+    process.wait()
+    done = {path.name: path.stat().st_mtime_ns for path in notes.glob("*.json")}
+    assert 5 <= len(done) < 200
+    assert not (tmp_path / "out" / "sounds").exists()
+
+    dataset = folder.build(audio_dir, tmp_path / "out", name="sounds", clips_per_shard=2)
+    again = {path.name: path.stat().st_mtime_ns for path in (dataset / "shards").glob("*.json")}
+    assert len(again) == 200
+    assert done.items() <= again.items()
+    assert "made from 399 of 400 files" in capsys.readouterr().out
+    whole = folder.build(audio_dir, tmp_path / "whole", name="sounds", clips_per_shard=2)
+    np.testing.assert_equal(contents(dataset), contents(whole))
+    assert kept_metadata(dataset) == kept_metadata(whole)
+    assert not list(dataset.rglob("*.tmp"))
+
+
+def test_processes_share_the_files(tmp_path, capsys, monkeypatch):
+    audio_dir = many(tmp_path / "audio")
+    options = {"name": "sounds", "clips_per_shard": 4}
+    whole = folder.build(audio_dir, tmp_path / "whole", **options)
+    read, seen = recordings.read_clips, []
+    monkeypatch.setattr(
+        recordings, "read_clips", lambda entry, *more: seen.append(entry.file) or read(entry, *more)
+    )
+    for process_id in (2, 0, 1):
+        assert not (tmp_path / "shared" / "sounds").exists()
+        capsys.readouterr()
+        shared = folder.build(
+            audio_dir, tmp_path / "shared", process_id=process_id, num_processes=3, **options
+        )
+        printed = capsys.readouterr().out
+        assert ("missing" in printed) == (process_id != 1)
+    assert len(seen) == len(set(seen)) == 24
+    assert "made from 23 of 24 files" in printed
+    np.testing.assert_equal(contents(shared), contents(whole))
+    assert kept_metadata(shared) == kept_metadata(whole)
+    assert skipped_items(shared) == skipped_items(whole)
+    with pytest.raises(ValueError, match="process_id is 3; allowed: 0 to 2"):
+        folder.build(audio_dir, tmp_path, process_id=3, num_processes=3, **options)
+
+
+def test_a_raised_limit_decodes_nothing_again(tmp_path, monkeypatch):
+    audio_dir = many(tmp_path / "audio")
+    with pytest.raises(ValueError, match=r"1 of 24 files cannot be used, .* raise the limit"):
+        folder.build(audio_dir, tmp_path, name="sounds", max_skipped_fraction=0.0)
+    monkeypatch.setattr(recordings, "read_clips", lambda *_: 1 / 0)
+    dataset = folder.build(audio_dir, tmp_path, name="sounds")
+    assert [item["file"] for item in skipped_items(dataset)] == ["03.wav"]

@@ -1,13 +1,16 @@
 """However the work is shared, interrupted or raced for, one dataset comes out, or none."""
 
+import functools
 import hashlib
 import json
+import operator
 import pathlib
 
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data.common.moments import Moments
 from data.common.shards import ShardedDataset
 from data.common.tables import Skipped
 from fasttta_jax.input_pipeline.records import DatasetError, Records, find_records
@@ -25,6 +28,7 @@ def dataset(folder: pathlib.Path, *, shard_size: int = 4, **settings) -> Sharded
         lengths=LENGTHS,
         shard_size=shard_size,
         settings={"codec": "a", **settings},
+        measure=lambda record: Moments.of(record["tokens"]).sums(),
     )
 
 
@@ -47,16 +51,16 @@ def write(writer: ShardedDataset, shards, dropped=()) -> None:
             for index in indices
             if index not in kept
         ]
-        writer.write(shard, [record(shard.split, index) for index in kept], skipped)
+        writer.write(shard, [*(record(shard.split, index) for index in kept), *skipped])
 
 
 def made(folder: pathlib.Path, num_hosts: int = 1, dropped=(), **options) -> dict:
     """Writes all of it, host by host; returns the metadata."""
     writers = [dataset(folder, **options) for _ in range(num_hosts)]
     for host, writer in enumerate(writers):
-        writer.start({})
-        write(writer, writer.missing(host, num_hosts), dropped)
-        finished = writer.finish(lambda summary: {"sha256": summary.sha256})
+        writer.work.start()
+        write(writer, writer.work.missing(host, num_hosts), dropped)
+        finished = writer.finish(lambda summary: {})
         assert (finished is None) == (host < num_hosts - 1)
     return Records(folder, "train").metadata
 
@@ -94,8 +98,8 @@ def test_the_hash_is_that_of_the_content(tmp_path):
 
 def test_nothing_is_there_until_all_is(tmp_path):
     writer = dataset(tmp_path)
-    writer.start({"note": 1})
-    shards = writer.missing()
+    writer.work.start({"note": 1})
+    shards = writer.work.missing()
     assert [(s.split, s.start, s.stop) for s in shards] == [
         ("train", 0, 4),
         ("train", 4, 8),
@@ -107,19 +111,19 @@ def test_nothing_is_there_until_all_is(tmp_path):
     assert len(notes) == 3
 
     again = dataset(tmp_path)
-    assert again.kept() == {"note": 1}
-    again.start({"note": 2})
-    assert again.kept() == {"note": 1}
-    assert again.missing() == shards[:1]
+    assert again.work.kept() == {"note": 1}
+    again.work.start({"note": 2})
+    assert again.work.kept() == {"note": 1}
+    assert again.work.missing() == shards[:1]
     assert again.finish(lambda summary: {}) is None
     assert not again.is_complete
     with pytest.raises(DatasetError, match="found: none"):
         find_records(tmp_path)
     left_by_a_kill = tmp_path / "records.incomplete/latents/1.0.0/.half.tmp"
     left_by_a_kill.write_text("half")
-    write(again, again.missing())
+    write(again, again.work.missing())
     assert {path: path.stat().st_mtime_ns for path in notes} == notes
-    assert again.finish(lambda summary: {"sha256": summary.sha256}) is not None
+    assert again.finish(lambda summary: {}) is not None
     assert dataset(tmp_path).is_complete
     assert not list(tmp_path.rglob("*.tmp"))
     expected = made(tmp_path / "uninterrupted")["sha256"]
@@ -129,12 +133,12 @@ def test_nothing_is_there_until_all_is(tmp_path):
 def test_hosts_may_finish_at_the_same_moment(tmp_path):
     """The slower one is overtaken after it has read the notes, before it writes anything."""
     slow, fast = dataset(tmp_path), dataset(tmp_path)
-    slow.start({})
-    write(slow, slow.missing())
+    slow.work.start()
+    write(slow, slow.work.missing())
 
     def overtaken(summary):
-        assert fast.finish(lambda summary: {"sha256": summary.sha256}) is not None
-        return {"sha256": summary.sha256}
+        assert fast.finish(lambda summary: {}) is not None
+        return {}
 
     assert slow.finish(overtaken) is None
     assert slow.is_complete
@@ -144,11 +148,11 @@ def test_hosts_may_finish_at_the_same_moment(tmp_path):
 
 
 def test_other_settings_are_refused_by_name(tmp_path):
-    dataset(tmp_path).start({})
+    dataset(tmp_path).work.start()
     with pytest.raises(ValueError, match="other settings: codec is 'a' there and 'b' here"):
-        dataset(tmp_path, codec="b").kept()
+        dataset(tmp_path, codec="b").work.kept()
     with pytest.raises(ValueError, match="clips_per_shard is 4 there and 5 here"):
-        dataset(tmp_path, shard_size=5).start({})
+        dataset(tmp_path, shard_size=5).work.start()
     made(tmp_path)
     with pytest.raises(ValueError, match="source is None there and 'x' here"):
         _ = dataset(tmp_path, source="x").is_complete
@@ -163,8 +167,8 @@ def test_other_settings_are_refused_by_name(tmp_path):
 
 def test_a_shard_that_was_made_with_other_settings_is_found(tmp_path):
     writer = dataset(tmp_path)
-    writer.start({})
-    write(writer, writer.missing())
+    writer.work.start()
+    write(writer, writer.work.missing())
     note = next(tmp_path.rglob("shards/train-00001.json"))
     wrong = hashlib.sha256(b"").hexdigest()
     note.write_text(json.dumps({**json.loads(note.read_text()), "made_from_sha256": wrong}))
@@ -175,8 +179,8 @@ def test_a_shard_that_was_made_with_other_settings_is_found(tmp_path):
 def test_what_is_skipped_is_counted_and_listed(tmp_path):
     dropped = {("train", index) for index in (1, 4, 5, 6, 7)}
     writer = dataset(tmp_path)
-    writer.start({})
-    write(writer, writer.missing(), dropped)
+    writer.work.start()
+    write(writer, writer.work.missing(), dropped)
     summary = writer.finish(lambda summary: {"skipped": len(summary.skipped)})
     assert summary.num_records == {"train": 6, "test": 3}
     listed = (find_records(tmp_path) / "skipped.jsonl").read_text().splitlines()
@@ -188,29 +192,30 @@ def test_what_is_skipped_is_counted_and_listed(tmp_path):
 
 def test_a_split_without_records_is_an_error(tmp_path):
     writer = dataset(tmp_path)
-    writer.start({})
-    write(writer, writer.missing(), {("test", index) for index in range(3)})
-    with pytest.raises(ValueError, match=r"'test' is left without a record.*'silent': 3"):
+    writer.work.start()
+    write(writer, writer.work.missing(), {("test", index) for index in range(3)})
+    with pytest.raises(ValueError, match=r"(?s)'test' is left without a record.*silent: 3"):
         writer.finish(lambda summary: {})
 
 
 def test_tokens_that_are_not_finite_are_refused(tmp_path):
     writer = dataset(tmp_path)
-    writer.start({})
-    shard = writer.missing()[0]
+    writer.work.start()
+    shard = writer.work.missing()[0]
     bad = record("train", 0)
     bad["tokens"][0, 0, 0] = np.inf
     with pytest.raises(ValueError, match="clip 'train_0' of train: tokens are not finite"):
-        writer.write(shard, [bad], [])
-    assert shard in writer.missing()
+        writer.write(shard, [bad])
+    assert shard in writer.work.missing()
     assert not list(tmp_path.rglob("*.tmp"))
 
 
 def test_moments_are_those_of_all_tokens(tmp_path):
     writer = dataset(tmp_path)
-    writer.start({})
-    write(writer, writer.missing())
-    moments = writer.finish(lambda summary: {}).moments["train"]
+    writer.work.start()
+    write(writer, writer.work.missing())
+    notes = writer.finish(lambda summary: {}).notes["train"]
+    moments = functools.reduce(operator.add, map(Moments.from_note, notes))
     tokens = np.concatenate(
         [record("train", i)["tokens"].reshape(-1, 3) for i in range(LENGTHS["train"])]
     ).astype(np.float64)

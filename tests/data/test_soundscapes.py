@@ -321,7 +321,7 @@ def test_a_dataset_that_is_there_is_kept(
     capsys.readouterr()
     assert _build(tmp_path, workers=2) == folder
     assert "nothing to do" in capsys.readouterr().out
-    with pytest.raises(FileExistsError, match=re.escape(str(folder)) + ".*seed is 1, asked for 2"):
+    with pytest.raises(ValueError, match=re.escape(str(folder)) + ".*seed is 1 there and 2 here"):
         _build(tmp_path, seed=2)
     assert _files(folder) == before
 

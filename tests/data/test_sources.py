@@ -16,6 +16,7 @@ from data.common import sources
 from data.common.tables import Skipped
 from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.input_pipeline.records import Records
+from tests.support import helpers
 
 RATE = 16_000
 
@@ -80,13 +81,7 @@ def _quiet_tfds():
 def test_a_dataset_of_our_own_is_read_as_it_is(tmp_path):
     clips = [builder.Clip("a", tone(), ["x", "y"], {"events": ["dog"]})]
     clips += [builder.Clip("b", np.zeros(0, np.float32), ["z"])]
-    builder.write_dataset(
-        tmp_path,
-        name="own",
-        description="For tests.",
-        sample_rate=RATE,
-        splits={"train": lambda: clips},
-    )
+    helpers.write_clips(tmp_path, "own", {"train": clips}, sample_rate=RATE)
     source = sources.open_source(tmp_path, RATE)
     found, skipped = read_all(source)
     assert skipped == [("b", "empty")]

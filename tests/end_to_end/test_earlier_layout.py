@@ -16,16 +16,19 @@ import jax
 import numpy as np
 import pytest
 
+from data import encode_latents
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.config import TextConfig
 from fasttta_jax.evaluation.tagger_cache import load_or_train_tagger
 from fasttta_jax.generation.sampler import TokenGenerator
+from fasttta_jax.input_pipeline.records import Records
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.storage.weights import read_metadata
 from fasttta_jax.text import load_text_encoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
+from tests.support import helpers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 PROMPTS = ["a loud tone", "noise that is quiet"]
@@ -110,3 +113,26 @@ def test_the_tagger_is_used_again(
     found = tagger.predict(clips)
     np.testing.assert_allclose(found.event_probabilities, expected["tagger"], atol=1e-4)
     np.testing.assert_allclose(found.embeddings, expected["tagger_embeddings"], atol=1e-3)
+
+
+def test_datasets_are_written_as_before(earlier: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    """Record by record; what is left out of an earlier description does not make it another."""
+    splits = {split: list(helpers.synthetic_clips(split)) for split in helpers.NUM_CLIPS}
+    now = helpers.write_clips(tmp_path, "tiny", splits)
+    for split, clips in splits.items():
+        before, after = (Records(folder, split) for folder in (earlier / "audio", now))
+        assert len(after) == len(clips)
+        for index in range(len(before)):  # of the same clips, the first
+            one, other = dict(before[index]), dict(after[index])
+            np.testing.assert_array_equal(one.pop("audio"), other.pop("audio"))
+            assert one == other
+
+
+def test_an_earlier_dataset_is_there_already(
+    earlier: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    splits = {split: list(helpers.synthetic_clips(split)) for split in helpers.NUM_CLIPS}
+    encoded = earlier / "encoded"
+    helpers.write_clips(earlier / "audio", "tiny", splits)
+    encode_latents.encode(earlier / "audio", encoded, encoded)
+    assert capsys.readouterr().out.count("nothing to do") == 2

@@ -70,16 +70,8 @@ def write_audio_data(
     folder: pathlib.Path, splits: dict[str, str], *, labelled: bool = True
 ) -> pathlib.Path:
     """A dataset whose splits hold the clips that `clips` makes for the names given."""
-    builder.write_dataset(
-        folder,
-        name="tiny",
-        description="For tests.",
-        sample_rate=helpers.SAMPLE_RATE,
-        splits={
-            split: lambda made=made: clips(made, labelled=labelled)
-            for split, made in splits.items()
-        },
-    )
+    made = {split: list(clips(name, labelled=labelled)) for split, name in splits.items()}
+    helpers.write_clips(folder, "tiny", made)
     return folder
 
 
@@ -120,7 +112,8 @@ def world(tmp_path_factory) -> World:
     tfds.disable_progress_bar()
     root = tmp_path_factory.mktemp("evaluation")
     write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
-    encode_latents.encode(root / "audio", root / "encoded", helpers.CODEC)
+    codec = helpers.fit_codec(root / "audio", root / "codec")
+    encode_latents.encode(root / "audio", root / "encoded", codec)
     embed_text.fit(root / "encoded", 300)
     teacher = write_run(root / "teacher", helpers.tiny_teacher_config(root / "encoded"))
     student = write_run(
@@ -236,7 +229,9 @@ def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
     """Another metric has its column; what needs labels or the tagger says why it is missing."""
     audio, encoded = tmp_path / "audio", tmp_path / "encoded"
     write_audio_data(audio, {split: split for split in NUM_CLIPS}, labelled=False)
-    encode_latents.encode(audio, encoded, helpers.CODEC)
+    encode_latents.encode(
+        audio, encoded, helpers.fit_codec(audio, audio.parent / f"{encoded.name}_codec")
+    )
     embed_text.fit(encoded, 300)
     found = evaluation.evaluate(
         world.config(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from data import embed_text, encode_latents
-from data.common import records as builder
+from data import embed_text, encode_latents, spectrogram_codec
+from data.common.records import Clip, audio_dataset, to_records
+from data.common.sources import open_source
 from fasttta_jax.audio.mel import MelConfig
 from fasttta_jax.codecs.spectrogram import SpectrogramConfig
 from fasttta_jax.config import (
@@ -53,13 +54,13 @@ def synthetic_audio(kind: str, level: float, rng: np.random.Generator) -> np.nda
     return (level * audio).astype(np.float32)
 
 
-def synthetic_clips(split: str) -> Iterator[builder.Clip]:
+def synthetic_clips(split: str) -> Iterator[Clip]:
     """The clips of a split, each with two captions; the same on every call."""
     rng = np.random.default_rng([7, list(NUM_CLIPS).index(split)])
     for index in range(NUM_CLIPS[split]):
         kind = KINDS[index % len(KINDS)]
         name, level = list(LEVELS.items())[index % len(LEVELS)]
-        yield builder.Clip(
+        yield Clip(
             id=f"{split}_{index:03d}",
             audio=synthetic_audio(kind, level, rng),
             captions=[f"a {name} {kind}", f"{kind} that is {name}"],
@@ -67,17 +68,40 @@ def synthetic_clips(split: str) -> Iterator[builder.Clip]:
         )
 
 
+def write_clips(
+    out: pathlib.Path,
+    name: str,
+    splits: Mapping[str, Sequence[Clip]],
+    *,
+    sample_rate: int = SAMPLE_RATE,
+    **metadata: Any,
+) -> pathlib.Path:
+    """Writes clips as an audio dataset of that name below `out`, returns its folder."""
+    dataset = audio_dataset(
+        out,
+        name=name,
+        description="For tests.",
+        lengths={split: len(clips) for split, clips in splits.items()},
+        settings={},
+    )
+    dataset.make(
+        lambda items: ([splits[split][index]] for split, index in items),
+        to_records,
+        lambda _: {"sample_rate": sample_rate, **metadata},
+    )
+    return dataset.path
+
+
+def fit_codec(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
+    """The codec of `CODEC` for the training split of a dataset."""
+    return spectrogram_codec.write_codec(open_source(data, SAMPLE_RATE), out, CODEC)
+
+
 def write_encoded_dataset(folder: pathlib.Path) -> pathlib.Path:
     """Makes audio, tokens and tokenizer below `folder`; returns what `data.path` should be."""
-    builder.write_dataset(
-        folder / "audio",
-        name="tiny",
-        description="Tones, noise and clicks for the tests.",
-        sample_rate=SAMPLE_RATE,
-        splits={split: lambda split=split: synthetic_clips(split) for split in NUM_CLIPS},
-    )
-    encoded = folder / "encoded"
-    encode_latents.encode(folder / "audio", encoded, CODEC)
+    audio, encoded = folder / "audio", folder / "encoded"
+    write_clips(audio, "tiny", {split: list(synthetic_clips(split)) for split in NUM_CLIPS})
+    encode_latents.encode(audio, encoded, fit_codec(audio, folder / "codec"))
     embed_text.fit(encoded, 300)
     return encoded
 

@@ -249,16 +249,21 @@ def test_shards_are_written_once_and_the_table_appears_with_the_last(tmp_path, m
     hosts = [writer(tmp_path / "parts", captions) for _ in range(2)]
     for host in hosts:
         host.start()
-    assert hosts[0].num_shards == 3
-    for shard in (2, 0, 1):
+    shards = hosts[0].work.missing()
+    assert [hosts[0].captions_of(shard) for shard in shards] == [["a", "b"], ["c", "d"], ["e"]]
+    assert [hosts[0].work.missing(host, 2) for host in range(2)] == [shards[::2], shards[1::2]]
+    for index in (2, 0, 1):
+        shard = shards[index]
         assert not hosts[0].finish()
-        rows = slice(2 * shard, 2 * shard + 2)
-        assert not hosts[1].is_done(shard)
+        assert not hosts[0].is_complete
+        rows = slice(shard.start, shard.stop)
+        assert shard in hosts[1].work.missing()
         hosts[1].write(shard, {"t5": (values[rows], lengths[rows])})
         hosts[0].write(shard, {"t5": (values[rows], lengths[rows])})  # both may: it is the same
-        assert hosts[0].is_done(shard)
+        assert shard not in hosts[0].work.missing()
     assert hosts[0].finish()
     assert hosts[1].finish()
+    assert hosts[1].is_complete
     hashes = [
         json.loads((tmp_path / name / "table.json").read_text())["sha256"]
         for name in ("whole", "parts")
@@ -273,7 +278,7 @@ def test_shards_are_written_once_and_the_table_appears_with_the_last(tmp_path, m
 def test_another_table_in_the_same_place_is_refused(tmp_path):
     writer(tmp_path, ["a", "b"], t5="one").start()
     writer(tmp_path, ["a", "b"], t5="one").start()
-    with pytest.raises(EmbeddingError, match=r"made_from is .*'one'.* there and .*'two'"):
+    with pytest.raises(StorageError, match=r"made_from is .*'one'.* there and .*'two'"):
         writer(tmp_path, ["a", "b"], t5="two").start()
-    with pytest.raises(EmbeddingError, match="num_captions is 2 there and 1 here"):
+    with pytest.raises(StorageError, match="num_captions is 2 there and 1 here"):
         writer(tmp_path, ["a"], t5="one").start()

@@ -1,9 +1,8 @@
-"""Tokens drawn from a kept posterior, and audio encoded when it is read."""
+"""Tokens drawn from a kept posterior."""
 
 import dataclasses
 import json
 import pathlib
-import shutil
 
 import jax
 import numpy as np
@@ -11,16 +10,12 @@ import pytest
 
 import fasttta_jax.codecs
 from data import encode_latents
-from data.common import records as builder
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.codecs.base import Posterior
 from fasttta_jax.config import DataConfig, MeshConfig
 from fasttta_jax.input_pipeline.batches import TrainBatches, evaluation_batches
-from fasttta_jax.input_pipeline.on_the_fly import AudioDataset
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, DatasetError, EncodedDataset
 from fasttta_jax.parallel.mesh import make_mesh
-from fasttta_jax.training.loop import Trainer
-from fasttta_jax.workdir.metrics_log import read_metrics
 from tests.support import helpers
 
 
@@ -76,7 +71,6 @@ def test_tokens_are_drawn_from_the_moments(encoded_dataset, gaussian, tmp_path):
     record = dataset.split("train")[0]
     assert record["log_variance"].dtype == record["tokens"].dtype == np.float16
     assert record["log_variance"].shape == record["tokens"].shape
-    assert "variance_kept" not in dataset.split("train").metadata
 
     drawn = batches_of(dataset, sample_posterior=True)
     means = batches_of(dataset)
@@ -112,67 +106,3 @@ def test_tokens_are_drawn_from_the_moments(encoded_dataset, gaussian, tmp_path):
 def test_without_a_variance_none_can_be_drawn(encoded_dataset):
     with pytest.raises(DatasetError, match=r"data\.sample_posterior is True, but .*log_variance"):
         batches_of(EncodedDataset(encoded_dataset), sample_posterior=True)
-
-
-@pytest.mark.parametrize("posterior", ["mean", "moments"])
-def test_precomputed_data_are_those_encoded_on_the_fly(
-    encoded_dataset, gaussian, tmp_path, posterior
-):
-    """But for their float16, whose step is 2^-11 of a number."""
-    audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
-    encode_latents.encode(audio, out, gaussian, posterior=posterior, batch_size=16)
-    draw = posterior == "moments"
-    ahead = batches_of(EncodedDataset(out), sample_posterior=draw)
-    live = AudioDataset(audio, out)
-    on_the_fly = batches_of(live, sample_posterior=draw)
-    for one, other in zip(ahead, on_the_fly, strict=True):
-        jax.tree.map(np.testing.assert_array_equal, one["text"], other["text"])
-        np.testing.assert_allclose(one["tokens"], other["tokens"], rtol=2**-10, atol=1e-2)
-    worst = max(
-        np.abs(one["tokens"] - other["tokens"]).max()
-        for one, other in zip(ahead, on_the_fly, strict=True)
-    )
-    assert 0 < worst < 1e-2
-    assert live.fingerprint() == AudioDataset(audio, out).fingerprint()
-    live.check(helpers.tiny_model_config())
-
-
-def test_on_the_fly_checks_the_sample_rate(encoded_dataset, tmp_path):
-    builder.write_dataset(
-        tmp_path,
-        name="slow",
-        description="For tests.",
-        sample_rate=8000,
-        splits={"train": lambda: [builder.Clip("a", np.ones(100, np.float32), [])]},
-    )
-    with pytest.raises(DatasetError, match="sample rate of 8000 Hz; allowed: the codec's 16000"):
-        AudioDataset(tmp_path, encoded_dataset).split("train")
-
-
-def test_a_run_trains_on_audio_as_it_does_on_its_tokens(encoded_dataset, tmp_path, monkeypatch):
-    """The losses differ by the float16 of the tokens that were kept, and by nothing else."""
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
-    monkeypatch.setattr(jax, "local_devices", lambda: devices)
-    config = helpers.tiny_teacher_config(encoded_dataset)
-    constant = dataclasses.replace(config.optimizer, warmup_steps=0, decay_steps=0)
-    config = dataclasses.replace(config, num_steps=2, evaluate_every=2, optimizer=constant)
-    audio = str(encoded_dataset.parent / "audio")
-    on_the_fly = dataclasses.replace(config, data=dataclasses.replace(config.data, audio=audio))
-    losses = []
-    for name, one in (("ahead", config), ("on_the_fly", on_the_fly)):
-        Trainer(one, tmp_path / name).run()
-        rows = read_metrics(tmp_path / name)
-        losses.append([row["train/loss"] for row in rows if "train/loss" in row])
-    assert len(losses[0]) == 2
-    np.testing.assert_allclose(losses[0], losses[1], rtol=2e-3)
-
-
-def test_the_fingerprint_is_of_the_content(encoded_dataset, tmp_path):
-    shutil.copytree(encoded_dataset, tmp_path / "data")
-    before = EncodedDataset(tmp_path / "data").fingerprint()
-    assert before == EncodedDataset(encoded_dataset).fingerprint()
-    (metadata,) = (tmp_path / "data").glob("records/**/metadata.json")
-    values = json.loads(metadata.read_text())
-    metadata.write_text(json.dumps(values | {"sha256": "0" * 64}))
-    assert EncodedDataset(tmp_path / "data").fingerprint() != before
