@@ -229,9 +229,7 @@ def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
     """Another metric has its column; what needs labels or the tagger says why it is missing."""
     audio, encoded = tmp_path / "audio", tmp_path / "encoded"
     write_audio_data(audio, {split: split for split in NUM_CLIPS}, labelled=False)
-    encode_latents.encode(
-        audio, encoded, helpers.fit_codec(audio, audio.parent / f"{encoded.name}_codec")
-    )
+    encode_latents.encode(audio, encoded, helpers.fit_codec(audio, tmp_path / "codec"))
     embed_text.fit(encoded, 300)
     found = evaluation.evaluate(
         world.config(
