@@ -159,7 +159,7 @@ def main() -> None:
     seeds = [SEED.value + index for index in range(len(prompts))]
     out = pathlib.Path(OUT.value)
     out.mkdir(parents=True, exist_ok=True)
-    origin = trained.origin() | {"stage": trained.config.stage}
+    origin = trained.origin() | {"objective": trained.config.objective}
     kept = {} if known is None else {"audio": AUDIO.value, "keep": KEEP.value}
     file_format = cast(AudioFormat, FORMAT.value)
     started = time.perf_counter()

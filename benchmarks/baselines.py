@@ -33,17 +33,14 @@ from fasttta_jax.decode import (
 )
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
+from fasttta_jax.objectives import Diffusion
 from fasttta_jax.randomness import fold_in_each
-from fasttta_jax.systems import (
-    Student,
-    Teacher,
-    TextToAudio,
-)
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 
 
-class _FullLength(TextToAudio):
+class FullLength(TextToAudio):
     """Ignores the bound on visible tokens, and computes all states before it picks some."""
 
     def hidden(
@@ -64,35 +61,20 @@ class _FullLength(TextToAudio):
         return jnp.take_along_axis(states, positions[..., None], axis=1)
 
 
-class FullLengthTeacher(_FullLength, Teacher):
-    """A teacher that decodes and trains without gathering the visible tokens."""
-
-
-class FullLengthStudent(_FullLength, Student):
-    """A student that decodes and trains without gathering the visible tokens."""
-
-
-def full_length_teacher(model: Teacher) -> FullLengthTeacher:
-    """The same teacher, with the same parameters, over all positions."""
-    return FullLengthTeacher(model.config, model.text, model.diffusion)
-
-
-def full_length(model: Teacher | Student) -> FullLengthTeacher | FullLengthStudent:
+def full_length(model: TextToAudio) -> FullLength:
     """The same system, with the same parameters, over all positions."""
-    if isinstance(model, Teacher):
-        return full_length_teacher(model)
-    return FullLengthStudent(model.config, model.text)
+    return FullLength(model.config, model.text, model.objective)
 
 
 class HostLoop:
     """`decode.parallel_decode` driven from Python, with the same segments, keys and result.
 
     Args:
-      model: teacher or student.
+      model: of any objective; the chain of "diffusion" is driven step by step.
       config: iterations, guidance, temperature.
     """
 
-    def __init__(self, model: Teacher | Student, config: DecodeConfig) -> None:
+    def __init__(self, model: TextToAudio, config: DecodeConfig) -> None:
         num_tokens = model.config.num_tokens
         counts = decode_counts(num_tokens, config.num_iterations)
         self._model = model
@@ -177,12 +159,15 @@ class HostLoop:
         self, params: Params, hidden: Float[Array, "B Q D"], keys: Key, iteration: int, width: int
     ) -> Float[Array, "B Q C"]:
         scale, number = self._scales[iteration], np.int32(iteration)
-        if isinstance(self._model, Student):
+        objective = self._model.objective
+        if not isinstance(objective, Diffusion):
             return self._run(self._draw, width, params, hidden, keys, number, scale)
-        keys, x_t = self._run(functools.partial(self._start_chain, width), width, keys, number)
-        for index in reversed(range(self._model.diffusion.sampling_steps)):
+        start = functools.partial(self._start_chain, objective, width)
+        keys, x_t = self._run(start, width, keys, number)
+        denoise = functools.partial(self._denoise, objective)
+        for index in reversed(range(objective.config.sampling_steps)):
             step = np.int32(index)
-            x_t = self._run(self._denoise, width, params, hidden, x_t, keys, step, scale)
+            x_t = self._run(denoise, width, params, hidden, x_t, keys, step, scale)
         return x_t
 
     def _halves(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
@@ -194,21 +179,21 @@ class HostLoop:
     def _draw(
         self, params: Params, hidden: jax.Array, keys: Key, iteration: jax.Array, scale: jax.Array
     ) -> Float[Array, "B Q C"]:
-        """The student's tokens, in one program."""
+        """The tokens of an iteration, in one program."""
         keys, temperature = fold_in_each(keys, iteration), jnp.float32(self._config.temperature)
         return self._model.sample_tokens(params, *self._halves(hidden), scale, keys, temperature)
 
     def _start_chain(
-        self, width: int, keys: Key, iteration: jax.Array
+        self, objective: Diffusion, width: int, keys: Key, iteration: jax.Array
     ) -> tuple[Key, Float[Array, "B Q C"]]:
         """Keys of this iteration and the noise that its chain starts from."""
-        assert isinstance(self._model, Teacher)
         keys = fold_in_each(keys, iteration)
         shape = (width, self._model.config.token_dim)
-        return keys, first_noise(keys, shape, self._model.sampling_schedule)
+        return keys, first_noise(keys, shape, objective.sampling_schedule)
 
     def _denoise(
         self,
+        objective: Diffusion,
         params: Params,
         hidden: jax.Array,
         x_t: Float[Array, "B Q C"],
@@ -216,15 +201,13 @@ class HostLoop:
         index: jax.Array,
         scale: jax.Array,
     ) -> Float[Array, "B Q C"]:
-        """One step of the teacher's chain, as a program of its own."""
-        model = self._model
-        assert isinstance(model, Teacher)
+        """One step of the chain, as a program of its own."""
         return reverse_step(
-            model.guided_denoiser(params, *self._halves(hidden), scale),
+            objective.guided_denoiser(params["head"], *self._halves(hidden), scale),
             x_t,
             index,
             keys,
-            schedule=model.sampling_schedule,
-            prediction=model.diffusion.prediction,
+            schedule=objective.sampling_schedule,
+            prediction=objective.config.prediction,
             temperature=jnp.float32(self._config.temperature),
         )

@@ -27,11 +27,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.decode import parallel_decode
 from fasttta_jax.performance.flops import DecodeKind, sampling_flops
 from fasttta_jax.report.text_table import format_table
-from fasttta_jax.systems import (
-    Student,
-    Teacher,
-    build_model,
-)
+from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.text import abstract_text_encoder
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params, Tokens
@@ -88,7 +84,7 @@ def with_settings(
 
 
 def segment_sampler(
-    model: Teacher | Student, run: RunConfig
+    model: TextToAudio, run: RunConfig
 ) -> Callable[[Params, TextBatch, Key], Tokens]:
     """The package's decoder as one pure function of (params, text, keys)."""
 
@@ -141,11 +137,11 @@ class Case:
         flops = sampling_flops(run, kind)
         values = {
             "model": self.model.label,
-            "stage": run.stage,
+            "objective": run.objective,
             "decode": self.decode,
             "batch_size": self.batch_size,
             "num_iterations": run.decode.num_iterations,
-            "sampling_steps": run.diffusion.sampling_steps if run.stage == "teacher" else 1,
+            "sampling_steps": run.diffusion.sampling_steps if run.objective == "diffusion" else 1,
             "guidance_scale": run.decode.guidance_scale,
             "dtype": run.model.dtype,
             "clip_seconds": self.model.seconds,
@@ -217,7 +213,7 @@ def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ours, theirs = row.values, other.values
             same = all(ours[key] == theirs[key] for key in ("batch_size", "num_iterations"))
             is_decoder = ours["decode"] == "segments" and ours["model"] == theirs["model"]
-            is_student = (ours["stage"], theirs["stage"]) == ("student", "teacher")
+            is_student = (ours["objective"], theirs["objective"]) == ("energy", "diffusion")
             same_decode = ours["decode"] == theirs["decode"] == "segments"
             if not same or row is other or not (is_decoder or (is_student and same_decode)):
                 continue

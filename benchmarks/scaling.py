@@ -338,7 +338,7 @@ def _study(results: pathlib.Path) -> None:
     found = study(arguments, measure.positive_integers("devices", values.devices))
     run = measure.load_run_config(name, values.dtype)
     found["what"] = (
-        f"{measure.model_label(name)}, training step of a {run.stage}, {run.model.dtype}"
+        f"{measure.model_label(name)}, training step, {run.objective}, {run.model.dtype}"
     )
     results.mkdir(parents=True, exist_ok=True)
     write_json(results / STUDY_FILE, found)

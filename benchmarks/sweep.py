@@ -69,7 +69,8 @@ def student_configs(teacher: str, encoded_data: str, num_steps: int | None) -> d
     for variant in demo_student.VARIANTS:
         config = shortened(from_config_dict(demo_student.get_config(variant)), num_steps)
         data = dataclasses.replace(config.data, path=encoded_data)
-        configs[variant or STUDENT] = dataclasses.replace(config, data=data, init_from=teacher)
+        source = teacher if config.distillation.uses_teacher else ""
+        configs[variant or STUDENT] = dataclasses.replace(config, data=data, init_from=source)
     return configs
 
 

@@ -71,7 +71,7 @@ def shortened(config: RunConfig, num_steps: int | None) -> RunConfig:
         num_steps=total,
         evaluate_every=max(1, -(-total // 2)),
         optimizer=optimizer,
-        sample_prompts="",
+        sample_prompts=(),
     )
 
 

@@ -23,7 +23,7 @@ from absl import flags
 from jax.sharding import Mesh
 
 from benchmarks import measure
-from benchmarks.baselines import full_length, full_length_teacher
+from benchmarks.baselines import full_length
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
@@ -35,15 +35,10 @@ from fasttta_jax.performance.flops import (
     training_step_flops,
 )
 from fasttta_jax.report.text_table import format_table
-from fasttta_jax.systems import Teacher
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
 from fasttta_jax.training import programs
-from fasttta_jax.training.step import (
-    Batch,
-    StepContext,
-    student_loss,
-    teacher_loss,
-)
+from fasttta_jax.training import step as training_step
+from fasttta_jax.training.step import Batch, StepContext
 from fasttta_jax.typing import Key, Metrics, Params
 
 Encoder = Literal["gathered", "full_length"]
@@ -91,11 +86,11 @@ def synthetic_batch(run: RunConfig, text: TextEncoder, mesh: Mesh) -> Batch:
 
 
 def step_context(run: RunConfig, encoder: Encoder) -> StepContext:
-    """Model, optimizer and, for a student that follows one, teacher."""
+    """The context of a run, with the encoder that is timed."""
     context = programs.default_context(run, abstract_text_encoder(run.model.text))
     if encoder == "gathered":
         return context
-    teacher = None if context.teacher is None else full_length_teacher(context.teacher)
+    teacher = None if context.teacher is None else full_length(context.teacher)
     return programs.make_context(run, full_length(context.model), teacher)
 
 
@@ -103,9 +98,8 @@ def loss_of(context: StepContext) -> Callable[[Params, Params, Batch, Key], jax.
     """The training loss of (params, frozen, batch, key), a pure function."""
 
     def loss(params: Params, frozen: Params, batch: Batch, key: Key) -> jax.Array:
-        if isinstance(context.model, Teacher):
-            return teacher_loss(context, params, batch, key, train=True)[0]
-        return student_loss(context, params, frozen, batch, key, train=True)[0]
+        others = {"frozen": frozen, "average": params, "target": None}
+        return training_step.loss(context, params, batch, key, **others, train=True)[0]
 
     return loss
 
@@ -173,7 +167,7 @@ class Training:
         visible = mean_visible(run.masking, run.model.num_tokens)
         return {
             "model": self.label,
-            "stage": run.stage,
+            "objective": run.objective,
             "encoder": encoder,
             "batch_size": size,
             "dtype": run.model.dtype,

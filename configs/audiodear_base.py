@@ -27,9 +27,9 @@ def student(backbone: BackboneConfig, stage: str) -> RunConfig:
     """The run of the student of a teacher of that stage."""
     return dataclasses.replace(
         impact_base.teacher(backbone, stage),
-        stage="student",
+        objective="energy",
         energy=EnergyConfig(num_draws=2),
-        distillation=DistillationConfig(weight=1000.0),
+        distillation=DistillationConfig(weight=1000.0, backbone_from_teacher=True),
     )
 
 

@@ -29,6 +29,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     **{f"draws_{number}": {"energy.num_draws": number} for number in (2, 3, 4)},
     "frozen_backbone": {"distillation.weight": 0.0, "distillation.freeze_backbone": True},
     "from_scratch": {
+        "init_from": "",
         "distillation.weight": 0.0,
         "distillation.backbone_from_teacher": False,
         "distillation.head_from_teacher": False,
@@ -36,9 +37,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "zero_head": {"distillation.head_from_teacher": False},
     "ear": {
         "distillation.head_from_teacher": False,
-        "model.head.roles": "context_stream",
-        "model.head.noise": "uniform",
-        "model.head.noise_dim": 64,
+        "energy.roles": "context_stream",
+        "energy.noise": "uniform",
         "energy.temperature": 0.99,
         "optimizer.head_learning_rate_scale": 0.25,
     },
@@ -54,12 +54,14 @@ def get_config(variant: str = "") -> ml_collections.ConfigDict:
     config = to_config_dict(
         dataclasses.replace(
             teacher,
-            stage="student",
+            objective="energy",
             num_steps=500,
             evaluate_every=250,
             init_from="runs/demo/teacher",
-            energy=EnergyConfig(num_draws=2),
-            distillation=DistillationConfig(weight=1.0, head_from_teacher=True),
+            energy=EnergyConfig(num_draws=2, noise_dim=64),
+            distillation=DistillationConfig(
+                weight=1.0, backbone_from_teacher=True, head_from_teacher=True
+            ),
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,
                 warmup_steps=50,

@@ -18,14 +18,18 @@ from fasttta_jax.config import (
     to_config_dict,
 )
 
-SAMPLE_PROMPTS = "a high bell rings nearby|rain falls in the distance|footsteps, then thunder"
+SAMPLE_PROMPTS = (
+    "a high bell rings nearby",
+    "rain falls in the distance",
+    "footsteps, then thunder",
+)
 
 
 def get_config() -> ml_collections.ConfigDict:
     """1000 steps of 32 clips."""
     return to_config_dict(
         RunConfig(
-            stage="teacher",
+            objective="diffusion",
             num_steps=1000,
             log_every=20,
             evaluate_every=500,
@@ -42,7 +46,7 @@ def get_config() -> ml_collections.ConfigDict:
                     attention_dropout=0.0,
                     projection_dropout=0.0,
                 ),
-                head=HeadConfig(width=192, depth=2, noise_dim=64),
+                head=HeadConfig(width=192, depth=2),
                 text=TextConfig(num_positions=24, width=128, token_dropout=0.15),
             ),
             diffusion=DiffusionConfig(prediction="v", batch_multiplier=2),

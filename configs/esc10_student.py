@@ -18,7 +18,7 @@ def get_config() -> ml_collections.ConfigDict:
     return to_config_dict(
         dataclasses.replace(
             teacher,
-            stage="student",
+            objective="energy",
             num_steps=500,
             evaluate_every=250,
             init_from="runs/esc10/teacher",

@@ -25,7 +25,12 @@ from fasttta_jax.config import (
     to_config_dict,
 )
 
-SAMPLE_PROMPTS = "a dog is barking|rain is falling|a clock is ticking|a rooster is crowing"
+SAMPLE_PROMPTS = (
+    "a dog is barking",
+    "rain is falling",
+    "a clock is ticking",
+    "a rooster is crowing",
+)
 
 
 def get_config() -> ml_collections.ConfigDict:

@@ -52,7 +52,7 @@ def teacher(backbone: BackboneConfig, stage: str) -> RunConfig:
     if stage not in STAGES:
         raise ValueError(f"stage is {stage!r}; allowed: {', '.join(STAGES)}")
     return RunConfig(
-        stage="teacher",
+        objective="diffusion",
         num_steps=500_000,
         log_every=100,
         evaluate_every=10_000,
@@ -62,7 +62,7 @@ def teacher(backbone: BackboneConfig, stage: str) -> RunConfig:
             token_dim=128,
             dtype="bfloat16",
             backbone=backbone,
-            head=HeadConfig(width=1024, depth=3, noise_dim=128),
+            head=HeadConfig(width=1024, depth=3),
             text=STAGES[stage],
         ),
         optimizer=OptimizerConfig(learning_rate=5e-5, warmup_steps=5000),

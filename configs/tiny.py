@@ -18,6 +18,7 @@ from fasttta_jax.config import (
     DataConfig,
     DecodeConfig,
     DistillationConfig,
+    EnergyConfig,
     HeadConfig,
     ModelConfig,
     OptimizerConfig,
@@ -35,10 +36,11 @@ def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
         raise ValueError(f"stage is {stage!r}; allowed: {STAGES}")
     words = TextConfig(num_positions=24, width=64)
     no_text = dataclasses.replace(words, encoder="none", token_dropout=0.0, drop_rate=0.0)
+    follow = DistillationConfig(weight=1000.0, backbone_from_teacher=True)
     before = {"pretraining": "", "teacher": "runs/tiny/pretraining", "student": "runs/tiny/teacher"}
     return to_config_dict(
         RunConfig(
-            stage="student" if stage == "student" else "teacher",
+            objective="energy" if stage == "student" else "diffusion",
             num_steps=100,
             log_every=10,
             evaluate_every=50,
@@ -48,10 +50,11 @@ def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
                 num_tokens=32,
                 token_dim=64,
                 backbone=BackboneConfig(width=64, encoder_depth=2, decoder_depth=2, num_heads=4),
-                head=HeadConfig(width=96, depth=2, noise_dim=64),
+                head=HeadConfig(width=96, depth=2),
                 text=no_text if stage == "pretraining" else words,
             ),
-            distillation=DistillationConfig(weight=1000.0 if stage == "student" else 0.0),
+            energy=EnergyConfig(noise_dim=64),
+            distillation=follow if stage == "student" else DistillationConfig(),
             optimizer=OptimizerConfig(
                 learning_rate=5e-4, warmup_steps=10, ema_warmup=True, accumulation_steps=2
             ),

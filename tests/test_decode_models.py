@@ -16,11 +16,7 @@ import pytest
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import Known, parallel_decode
 from fasttta_jax.masking import sample_orders
-from fasttta_jax.systems import (
-    Student,
-    Teacher,
-    build_model,
-)
+from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.typing import unconditional
 from tests.support import helpers
 from tests.test_decode import config, given_tokens
@@ -29,9 +25,9 @@ CAPTIONS = ["a loud tone", "", "clicks that is quiet", "a quiet noise"]
 
 
 @functools.cache
-def system(stage: str) -> tuple[Teacher | Student, dict]:
+def system(objective: str) -> tuple[TextToAudio, dict]:
     """A tiny model, with every parameter drawn at random."""
-    run = helpers.tiny_teacher_config("unused", stage=stage)
+    run = helpers.tiny_teacher_config("unused", objective=objective)
     run = dataclasses.replace(run, diffusion=dataclasses.replace(run.diffusion, sampling_steps=3))
     model = build_model(run, helpers.tiny_text_encoder())
     return model, helpers.random_params(jax.eval_shape(model.init, jax.random.key(0)), scale=0.2)
@@ -49,11 +45,11 @@ EMITTERS = {_FLAG: True} if _FLAG in os.environ.get("XLA_FLAGS", "") else {}
 
 @functools.partial(
     jax.jit,
-    static_argnames=("stage", "decode_config", "num_known"),
+    static_argnames=("objective", "decode_config", "num_known"),
     compiler_options=EMITTERS,
 )
-def _decode(params, text, keys, known, stage, decode_config, num_known):
-    model, _ = system(stage)
+def _decode(params, text, keys, known, objective, decode_config, num_known):
+    model, _ = system(objective)
     return parallel_decode(
         model,
         params,
@@ -73,30 +69,32 @@ def given(num_known: int, seed: int = 0) -> Known:
 
 
 def decode(
-    stage: str,
+    objective: str,
     decode_config: DecodeConfig,
     chosen: list[int],
     known: Known | None = None,
 ) -> np.ndarray:
     """Tokens of the clips `chosen`, in that order."""
-    model, params = system(stage)
+    model, params = system(objective)
     text = model.text.tokenize([CAPTIONS[index] for index in chosen])
     keys = clip_keys()[jnp.asarray(chosen)]
     num_known = 0 if known is None else int(known.mask[0].sum())
     known = jax.tree.map(lambda rows: rows[jnp.asarray(chosen)], known)
-    return np.asarray(_decode(params, text, keys, known, stage, decode_config, num_known))
+    return np.asarray(_decode(params, text, keys, known, objective, decode_config, num_known))
 
 
 GUIDED = config(guidance_scale=3.0, max_segments=1)
-STAGES = ["student", "teacher"]
+OBJECTIVES = ["energy", "diffusion"]
 # Other programs add in another order. Tokens feed back through the iterations; the teacher's chain
 # of three steps multiplies an error by far less than 1 / alpha_bar because it predicts v.
-TOLERANCE = {"student": 2e-5, "teacher": 2e-4}
+TOLERANCE = {"energy": 2e-5, "diffusion": 2e-4}
 
 
-def plain_loop(stage: str, decode_config: DecodeConfig, known: Known | None = None) -> np.ndarray:
+def plain_loop(
+    objective: str, decode_config: DecodeConfig, known: Known | None = None
+) -> np.ndarray:
     """Decoding as MAR's paper words it: a full pass, some positions, no padding, no scan."""
-    model, params = system(stage)
+    model, params = system(objective)
     keys, num_clips, num_tokens = clip_keys(), len(CAPTIONS), helpers.NUM_TOKENS
     num_iterations, strength = decode_config.num_iterations, decode_config.guidance_scale
     text = model.condition(params, model.text.tokenize(CAPTIONS))
@@ -132,57 +130,65 @@ def plain_loop(stage: str, decode_config: DecodeConfig, known: Known | None = No
 
 
 @pytest.mark.parametrize(
-    ("stage", "num_iterations", "num_known"),
-    [("student", 3, 0), ("student", 3, 4), ("student", 8, 0), ("teacher", 3, 0), ("teacher", 3, 4)],
+    ("objective", "num_iterations", "num_known"),
+    [
+        ("energy", 3, 0),
+        ("energy", 3, 4),
+        ("energy", 8, 0),
+        ("diffusion", 3, 0),
+        ("diffusion", 3, 4),
+    ],
 )
-def test_decoding_equals_a_plain_loop(stage, num_iterations, num_known):
+def test_decoding_equals_a_plain_loop(objective, num_iterations, num_known):
     settings = dataclasses.replace(GUIDED, num_iterations=num_iterations)
     known = given(num_known) if num_known else None
-    found = decode(stage, settings, [0, 1, 2, 3], known)
-    expected = plain_loop(stage, settings, known)
-    tolerance = TOLERANCE[stage] * np.abs(expected).max()
+    found = decode(objective, settings, [0, 1, 2, 3], known)
+    expected = plain_loop(objective, settings, known)
+    tolerance = TOLERANCE[objective] * np.abs(expected).max()
     np.testing.assert_allclose(found, expected, rtol=0, atol=tolerance)
 
 
 def test_no_known_tokens_is_plain_decoding():
-    found = decode("student", GUIDED, [0, 1, 2, 3], given(0))
-    np.testing.assert_array_equal(found, decode("student", GUIDED, [0, 1, 2, 3]))
+    found = decode("energy", GUIDED, [0, 1, 2, 3], given(0))
+    np.testing.assert_array_equal(found, decode("energy", GUIDED, [0, 1, 2, 3]))
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_known_tokens_come_back_and_are_heard(stage):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_known_tokens_come_back_and_are_heard(objective):
     known = given(4)
     mask = np.asarray(known.mask)
-    found = decode(stage, GUIDED, [0, 1, 2, 3], known)
+    found = decode(objective, GUIDED, [0, 1, 2, 3], known)
     np.testing.assert_array_equal(found[mask], np.asarray(known.tokens)[mask])
-    changed = decode(stage, GUIDED, [0, 1, 2, 3], Known(-jnp.asarray(known.tokens), known.mask))
+    changed = decode(objective, GUIDED, [0, 1, 2, 3], Known(-jnp.asarray(known.tokens), known.mask))
     # The program is the same one, so that any difference comes from the known tokens.
     assert (changed != found)[~mask].any(axis=-1).all()
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_clip_does_not_depend_on_what_its_neighbours_know(stage):
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_clip_does_not_depend_on_what_its_neighbours_know(objective):
     known, others = given(4), given(4, seed=1)
     mixed = jax.tree.map(lambda one, other: jnp.concatenate([one[:1], other[1:]]), known, others)
-    found = decode(stage, GUIDED, [0, 1, 2, 3], known)
-    neighbours = decode(stage, GUIDED, [0, 1, 2, 3], mixed)
+    found = decode(objective, GUIDED, [0, 1, 2, 3], known)
+    neighbours = decode(objective, GUIDED, [0, 1, 2, 3], mixed)
     np.testing.assert_array_equal(neighbours[0], found[0])
-    np.testing.assert_array_equal(decode(stage, GUIDED, [2, 3, 0, 1], known), found[[2, 3, 0, 1]])
+    np.testing.assert_array_equal(
+        decode(objective, GUIDED, [2, 3, 0, 1], known), found[[2, 3, 0, 1]]
+    )
 
 
 def test_other_prompts_seeds_and_known_tokens_need_no_other_program():
-    decode("student", GUIDED, [0, 1, 2, 3], given(4))
+    decode("energy", GUIDED, [0, 1, 2, 3], given(4))
     size = _decode._cache_size()
     for seed, chosen in enumerate(itertools.permutations(range(4))):
-        decode("student", GUIDED, list(chosen), given(4, seed))
+        decode("energy", GUIDED, list(chosen), given(4, seed))
     assert _decode._cache_size() == size
 
 
 def test_latents_are_float32_whatever_the_model_computes_in():
-    run = helpers.tiny_teacher_config("unused", stage="student")
+    run = helpers.tiny_teacher_config("unused", objective="energy")
     run = dataclasses.replace(run, model=helpers.tiny_model_config(dtype="bfloat16"))
     model = build_model(run, helpers.tiny_text_encoder())
-    _, params = system("student")
+    _, params = system("energy")
     conditioning = model.condition(params, model.text.tokenize(CAPTIONS))
     known = given(4)
     decode = functools.partial(
@@ -199,47 +205,47 @@ def test_latents_are_float32_whatever_the_model_computes_in():
     np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
 
 
-@pytest.mark.parametrize("stage", STAGES)
-def test_a_clip_does_not_depend_on_its_place(stage):
-    found = decode(stage, GUIDED, [0, 1, 2, 3])
-    np.testing.assert_array_equal(decode(stage, GUIDED, [2, 3, 0, 1]), found[[2, 3, 0, 1]])
-    np.testing.assert_array_equal(decode(stage, GUIDED, [2, 2, 2, 2])[3], found[2])
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_a_clip_does_not_depend_on_its_place(objective):
+    found = decode(objective, GUIDED, [0, 1, 2, 3])
+    np.testing.assert_array_equal(decode(objective, GUIDED, [2, 3, 0, 1]), found[[2, 3, 0, 1]])
+    np.testing.assert_array_equal(decode(objective, GUIDED, [2, 2, 2, 2])[3], found[2])
 
 
 def test_a_clip_does_not_depend_on_the_batch_size():
-    together = decode("student", GUIDED, [0, 1, 2, 3])
-    alone = decode("student", GUIDED, [2])
-    tolerance = TOLERANCE["student"] * np.abs(together).max()
+    together = decode("energy", GUIDED, [0, 1, 2, 3])
+    alone = decode("energy", GUIDED, [2])
+    tolerance = TOLERANCE["energy"] * np.abs(together).max()
     np.testing.assert_allclose(alone[0], together[2], rtol=0, atol=tolerance)
 
 
 def test_segments_do_not_change_a_real_clip():
-    found = decode("student", GUIDED, [0, 1, 2, 3])
-    other = decode("student", dataclasses.replace(GUIDED, max_segments=2), [0, 1, 2, 3])
-    tolerance = TOLERANCE["student"] * np.abs(found).max()
+    found = decode("energy", GUIDED, [0, 1, 2, 3])
+    other = decode("energy", dataclasses.replace(GUIDED, max_segments=2), [0, 1, 2, 3])
+    tolerance = TOLERANCE["energy"] * np.abs(found).max()
     np.testing.assert_allclose(other, found, rtol=0, atol=tolerance)
 
 
 def test_guidance_of_scale_one_is_no_guidance():
-    without = decode("student", config(max_segments=1), [0, 1, 2, 3])
+    without = decode("energy", config(max_segments=1), [0, 1, 2, 3])
     barely_above_one = float(np.nextafter(1.0, 2.0))  # guided, and 1 once it is float32
     one = config(max_segments=1, guidance_scale=barely_above_one)
-    guided = decode("student", one, [0, 1, 2, 3])
-    tolerance = TOLERANCE["student"] * np.abs(without).max()
+    guided = decode("energy", one, [0, 1, 2, 3])
+    tolerance = TOLERANCE["energy"] * np.abs(without).max()
     np.testing.assert_allclose(guided, without, rtol=0, atol=tolerance)
 
 
 def test_guidance_moves_clips_with_text_and_leaves_those_without():
-    without = decode("student", config(max_segments=1), [0, 1, 2, 3])
-    guided = decode("student", GUIDED, [0, 1, 2, 3])
+    without = decode("energy", config(max_segments=1), [0, 1, 2, 3])
+    guided = decode("energy", GUIDED, [0, 1, 2, 3])
     moved = np.abs(guided - without).max(axis=(1, 2))
-    tolerance = TOLERANCE["student"] * np.abs(without).max()
+    tolerance = TOLERANCE["energy"] * np.abs(without).max()
     assert moved[1] < tolerance  # the empty caption
     assert (moved[[0, 2, 3]] > 10 * tolerance).all()
 
 
 def test_temperature_zero_of_a_student_forgets_the_seed_but_for_the_order():
-    model, params = system("student")
+    model, params = system("energy")
     hidden = jax.random.normal(jax.random.key(0), (2, 3, 32))
     keys = jax.random.split(jax.random.key(1), 2)
     arguments = (params, hidden, None, jnp.float32(1.0))

@@ -22,7 +22,7 @@ FLOORS = (
     ("typing", "config", "storage", "audio", "losses"),
     ("parallel", "masking", "randomness"),
     ("models", "diffusion", "multihost"),
-    ("pretrained", "decode", "cli"),
+    ("pretrained", "objectives", "decode", "cli"),
     ("text", "codecs", "performance"),
     ("systems", "input_pipeline", "metrics", "convert"),
     ("workdir",),

@@ -14,10 +14,13 @@ from fasttta_jax.config.model import (
     TextConfig,
 )
 from fasttta_jax.config.objectives import (
+    AlignPositions,
     DiffusionConfig,
     DistillationConfig,
     EnergyConfig,
     MaskingConfig,
+    Noise,
+    Roles,
 )
 from fasttta_jax.config.run import (
     DataConfig,
@@ -28,6 +31,7 @@ from fasttta_jax.config.run import (
 )
 
 __all__ = [
+    "AlignPositions",
     "BackboneConfig",
     "ComputeDtype",
     "ConfigError",
@@ -40,7 +44,9 @@ __all__ = [
     "MaskingConfig",
     "MeshConfig",
     "ModelConfig",
+    "Noise",
     "OptimizerConfig",
+    "Roles",
     "RunConfig",
     "TextConfig",
     "flatten",

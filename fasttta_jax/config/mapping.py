@@ -1,6 +1,7 @@
 """The one place where an ml_collections ConfigDict becomes a `RunConfig`, and back.
 
-Unknown fields, wrong types and combinations that cannot work are refused.
+Unknown fields, wrong types and combinations that cannot work are refused. What earlier versions
+wrote is read with the meaning that it had (`upgrade`).
 """
 
 from __future__ import annotations
@@ -13,9 +14,12 @@ from typing import Any, Literal, TypeVar
 import ml_collections
 
 from fasttta_jax.config.checks import ConfigError
+from fasttta_jax.config.objectives import DistillationConfig
 from fasttta_jax.config.run import RunConfig
 
 T = TypeVar("T")
+
+OBJECTIVE_OF_STAGE = {"teacher": "diffusion", "student": "energy"}
 
 
 def to_config_dict(config: RunConfig) -> ml_collections.ConfigDict:
@@ -73,26 +77,67 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
     return cls(**arguments)
 
 
-def _without_audio(values: Any) -> Any:
-    """The config without data.audio, which older runs have: audio to be encoded as it is read."""
-    data = values.get("data") if isinstance(values, Mapping) else None
-    if not isinstance(data, Mapping) or "audio" not in data:
-        return values
-    if data["audio"]:
+def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
+    """A config that an earlier version wrote, with the fields of this one and the same meaning.
+
+    * `stage` named the objective; a "teacher" ignored the section `distillation`, and a "student"
+      had weight 1000 and the teacher's backbone unless it said otherwise. One that took nothing of
+      a teacher ignored `init_from`.
+    * `model.head` held the fields of `energy` that describe the head: noise_dim, noise, roles.
+    * `sample_prompts` was one string, with "|" between prompts.
+    * `data.audio` named audio to be encoded as it is read; it must be empty.
+
+    What is of this version comes back as it is.
+    """
+    new = dict(values)
+    if _has_mapping(new, "data") and "audio" in new["data"]:
+        data = dict(new["data"])
+        if audio := data.pop("audio"):
+            raise ConfigError(
+                f"data.audio is {audio!r}; allowed: '', as audio is no longer encoded while it is "
+                "read. Run `python -m data.encode_latents` on it with the codec in data.path, and "
+                "name the result in data.path"
+            )
+        new["data"] = data
+    if isinstance(prompts := new.get("sample_prompts"), str):
+        new["sample_prompts"] = tuple(part for part in prompts.split("|") if part.strip())
+    head = dict(new["model"]["head"]) if _has_mapping(new, "model", "head") else {}
+    moved = {name: head.pop(name) for name in ("noise_dim", "noise", "roles") if name in head}
+    if moved:
+        new["model"] = {**new["model"], "head": head}
+        new["energy"] = moved | dict(new.get("energy") or {})
+    stage = new.pop("stage", None)
+    if stage is None:
+        return new
+    if stage not in OBJECTIVE_OF_STAGE:
         raise ConfigError(
-            f"data.audio is {data['audio']!r}; allowed: '', as audio is no longer encoded while it "
-            "is read. Run `python -m data.encode_latents` on it with the codec in data.path, and "
-            "name the result in data.path"
+            f"stage is {stage!r}, a field of earlier versions; allowed: 'teacher', 'student', or "
+            "the field objective in its place"
         )
-    return {**values, "data": {name: data[name] for name in data if name != "audio"}}
+    new["objective"] = OBJECTIVE_OF_STAGE[stage]
+    former = {"weight": 1000.0, "backbone_from_teacher": True}
+    former |= dict(new.pop("distillation", None) or {})
+    if stage == "student":
+        new["distillation"] = former
+        if not _from_mapping(DistillationConfig, former, "distillation.").uses_teacher:
+            new["init_from"] = ""
+    return new
+
+
+def _has_mapping(values: Mapping[str, Any], *path: str) -> bool:
+    """Whether mappings lie at every name of the path."""
+    for name in path:
+        if not isinstance(values, Mapping) or not isinstance(values.get(name), Mapping):
+            return False
+        values = values[name]
+    return True
 
 
 def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> RunConfig:
-    """The checked, frozen form of `config`.
+    """The checked, frozen form of `config`, which an earlier version may have written.
 
     Raises:
       ConfigError: an unknown field, a wrong type, or values that do not fit together.
     """
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    values = _without_audio(values)
-    return _from_mapping(RunConfig, values, "")
+    return _from_mapping(RunConfig, upgrade(values), "")

@@ -15,8 +15,6 @@ from fasttta_jax.config.checks import (
 )
 
 ComputeDtype = Literal["float32", "bfloat16"]
-Roles = Literal["noise_stream", "context_stream"]
-Noise = Literal["gaussian", "uniform"]
 TextKind = Literal["learned", "frozen", "none"]
 Remat = Literal["none", "full", "dots", "projections"]
 
@@ -36,7 +34,7 @@ class BackboneConfig:
       projection_dropout: rate after the attention projection and both MLP layers.
       scan_layers: keep the blocks of a stack as one tree of arrays with a leading axis and run them
         by `lax.scan`: one block is compiled, whatever the depth. Same function, other parameter
-        tree. The decoder's last block stands alone either way: it answers fewer positions.
+        tree. The decoder's last block stands alone either way: it has fewer query positions.
       remat: what the backward pass finds of a block's forward pass, and does not compute again:
         "none" (no rematerialisation) keeps everything, "dots" all matrix products, "projections"
         those with parameters, not attention's logits, "full" only the block's input.
@@ -69,28 +67,18 @@ class BackboneConfig:
 
 @dataclasses.dataclass(frozen=True)
 class HeadConfig:
-    """Residual MLP on single tokens: the teacher's denoiser or the student's one-step generator.
+    """Residual MLP on single tokens; what it computes is its objective's affair.
 
     Attributes:
       width: W.
       depth: residual blocks.
-      noise_dim: Z, dimensions of the noise that feeds the student's head. The teacher ignores this
-        and the next two: its noise is gaussian, of the token's dimension C.
-      roles: which input of the student's head is the residual stream; the other one modulates every
-        block. "noise_stream" is AudioDEAR's, "context_stream" is EAR's.
-      noise: law of the student's noise: standard "gaussian", or "uniform" on [-1/2, 1/2] as EAR.
     """
 
     width: int = 1024
     depth: int = 3
-    noise_dim: int = 128
-    roles: Roles = "noise_stream"
-    noise: Noise = "gaussian"
 
     def __post_init__(self) -> None:
-        check_choice("head.roles", self.roles, Roles)
-        check_choice("head.noise", self.noise, Noise)
-        check_fields(self, "head.", POSITIVE, "width", "depth", "noise_dim")
+        check_fields(self, "head.", POSITIVE, "width", "depth")
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""What the losses are made of: masking, diffusion, energy distance, distillation."""
+"""Masking, the objectives and their heads, distillation: what a training loss is made of."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from fasttta_jax.config.checks import NOT_NEGATIVE, POSITIVE, check, check_choic
 
 Prediction = Literal["epsilon", "v"]
 AlignPositions = Literal["all", "masked"]
+Roles = Literal["noise_stream", "context_stream"]
+Noise = Literal["gaussian", "uniform"]
 
 
 @dataclasses.dataclass(frozen=True)
 class MaskingConfig:
-    """Truncated normal law of the mask rate, on [minimum, 1].
+    """Truncated normal distribution of the mask rate, on [minimum, 1].
 
     Attributes:
       minimum: smallest share of masked tokens (the paper's masking factor q).
-      mean: location of the normal law before truncation.
+      mean: location of the normal distribution before truncation.
       std: its scale.
     """
 
@@ -40,13 +42,13 @@ class MaskingConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """The teacher's diffusion on single tokens.
+    """Diffusion on single tokens.
 
     Attributes:
       num_steps: length of the cosine schedule in training.
       prediction: what the head's first C outputs mean. "epsilon" is MAR's; "v" keeps the last
-        steps well conditioned, which short training needs, and lets a student's head start from
-        the teacher's.
+        steps well conditioned, which short training needs, and lets the head of a student start
+        from it.
       batch_multiplier: independent (time, noise) draws per token and step.
       sampling_steps: reverse steps when generating.
     """
@@ -69,20 +71,30 @@ class DiffusionConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EnergyConfig:
-    """The student's energy distance.
+    """The energy score of samples that a head makes in one evaluation from noise and context.
 
     Attributes:
       num_draws: M, samples per token and step.
       alpha: exponent of the distance, strictly between 0 and 2.
-      temperature: factor on the distance between draws. 1 is the proper score; EAR's fine-tuning
-        uses .99, which makes the draws slightly narrower than the data.
+      temperature: factor on the distance between samples. 1 is the proper score; EAR's fine-tuning
+        uses .99, which makes the samples slightly narrower than the data.
+      noise_dim: Z, dimensions of the noise.
+      noise: its distribution, standard "gaussian", or "uniform" on [-1/2, 1/2] as in EAR.
+      roles: which input of the head is the residual stream; the other one modulates every block.
+        "noise_stream" is AudioDEAR's, "context_stream" is EAR's.
     """
 
     num_draws: int = 2
     alpha: float = 1.0
     temperature: float = 1.0
+    noise_dim: int = 128
+    noise: Noise = "gaussian"
+    roles: Roles = "noise_stream"
 
     def __post_init__(self) -> None:
+        check_fields(self, "energy.", POSITIVE, "noise_dim")
+        check_choice("energy.noise", self.noise, Noise)
+        check_choice("energy.roles", self.roles, Roles)
         check(self.num_draws >= 2, "energy.num_draws", self.num_draws, "2 or more")
         check(0 < self.alpha < 2, "energy.alpha", self.alpha, "above 0 and below 2")
         check(
@@ -92,21 +104,28 @@ class EnergyConfig:
 
 @dataclasses.dataclass(frozen=True)
 class DistillationConfig:
-    """How the student learns from its teacher.
+    """What a run, whatever its objective, has from the teacher whose workdir `init_from` names.
+
+    By default nothing.
 
     Attributes:
-      weight: lambda, the factor of the mean squared error between backbone outputs.
+      weight: lambda, the factor of the mean squared distance to the teacher's backbone states.
       positions: the tokens that count: "all" or only the "masked" ones.
       freeze_backbone: train the head alone on the teacher's backbone.
       backbone_from_teacher: start backbone and text encoder from the teacher's averaged weights.
-      head_from_teacher: start the head as minus the teacher's v-prediction near the last time.
+      head_from_teacher: start the head from the teacher's, as `Objective.head_from` says.
     """
 
-    weight: float = 1000.0
+    weight: float = 0.0
     positions: AlignPositions = "all"
     freeze_backbone: bool = False
-    backbone_from_teacher: bool = True
+    backbone_from_teacher: bool = False
     head_from_teacher: bool = False
+
+    @property
+    def uses_teacher(self) -> bool:
+        """Whether the run needs a teacher's parameters, at its start or all along."""
+        return self.weight > 0 or self.backbone_from_teacher or self.head_from_teacher
 
     def __post_init__(self) -> None:
         check_fields(self, "distillation.", NOT_NEGATIVE, "weight")

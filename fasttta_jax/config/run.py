@@ -21,7 +21,6 @@ from fasttta_jax.config.objectives import (
     MaskingConfig,
 )
 
-Stage = Literal["teacher", "student"]
 GuidanceSchedule = Literal["constant", "linear", "cosine_up", "cosine_down"]
 
 
@@ -91,8 +90,9 @@ class DecodeConfig:
       guidance_scale: strength of classifier-free guidance; 1 is none.
       guidance_schedule: "linear" rises with the share of revealed tokens (MAR); "constant" stays;
         "cosine_up" and "cosine_down" rise and fall with the iterations, by a quarter cosine.
-      temperature: factor on the teacher's injected noise and on the student's input noise; for a
-        student with head.roles "context_stream", on the shifts that the noise makes (EAR).
+      temperature: below 1 narrows the samples: for objective "diffusion" a factor on the noise that
+        the chain injects, for "energy" on the head's noise, or where energy.roles is
+        "context_stream" on the shifts that the noise makes (EAR).
       max_segments: how many differently padded programs the iterations are grouped into.
     """
 
@@ -184,7 +184,8 @@ class RunConfig:
     """One training run.
 
     Attributes:
-      stage: "teacher" (diffusion head) or "student" (energy head).
+      objective: what the head is trained by, a name in `objectives.OBJECTIVES`: "diffusion" or
+        "energy", each with a section of its own.
       seed: of parameters, data order and every draw.
       num_steps: optimizer steps.
       log_every: steps between metric rows.
@@ -192,16 +193,18 @@ class RunConfig:
       checkpoint_every: steps between further checkpoints; 0 saves at evaluations alone.
       checkpoints_to_keep: newest checkpoints kept, beside the best one.
       keep_every: also keep every checkpoint whose step is a multiple of this; 0 keeps none so.
-      best_metric: validation metric that is lowest in the best checkpoint.
+      best_metric: validation loss that is lowest in the best checkpoint: "loss", a term of the
+        objective, or "align" where a teacher's features are followed.
+      validation_clips: clips of the validation split, at most, that an evaluation takes.
       hang_timeout: seconds without a step after which a run stops and names the host that others
         wait for; 0 waits forever. It must exceed the longest compilation and evaluation.
-      sample_prompts: captions, separated by "|", that are generated at every evaluation.
-      init_from: workdir of the run to start from, or for a teacher a folder that
-        `python -m fasttta_jax.convert` made. A student starts from and follows the teacher there; a
-        teacher takes every parameter of backbone and head that fits.
+      sample_prompts: captions that are generated at every evaluation.
+      init_from: where `distillation` uses a teacher, the workdir of its run; otherwise the workdir
+        of a run, or a folder that `python -m fasttta_jax.convert` made, of which every parameter
+        that fits is taken.
     """
 
-    stage: Stage = "teacher"
+    objective: str = "diffusion"
     seed: int = 0
     num_steps: int = 1000
     log_every: int = 50
@@ -210,8 +213,9 @@ class RunConfig:
     checkpoints_to_keep: int = 2
     keep_every: int = 0
     best_metric: str = "loss"
+    validation_clips: int = 512
     hang_timeout: float = 3600.0
-    sample_prompts: str = ""
+    sample_prompts: tuple[str, ...] = ()
     init_from: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
@@ -224,16 +228,25 @@ class RunConfig:
     mesh: MeshConfig = dataclasses.field(default_factory=MeshConfig)
 
     def __post_init__(self) -> None:
-        check_choice("stage", self.stage, Stage)
         check(0 <= self.seed < 2**32, "seed", self.seed, "from 0 to 2**32 - 1")
         check_fields(
-            self, "", POSITIVE, "num_steps", "log_every", "evaluate_every", "checkpoints_to_keep"
+            self,
+            "",
+            POSITIVE,
+            "num_steps",
+            "log_every",
+            "evaluate_every",
+            "checkpoints_to_keep",
+            "validation_clips",
         )
         check_fields(self, "", NOT_NEGATIVE, "checkpoint_every", "keep_every", "hang_timeout")
-        metrics = ("loss", "mse", "vb") if self.stage == "teacher" else ("loss", "energy")
-        if self.stage == "student" and self.distillation.weight > 0:
-            metrics = (*metrics, "align")
-        check(self.best_metric in metrics, "best_metric", self.best_metric, f"one of {metrics}")
+        for prompt in self.sample_prompts:
+            check(
+                isinstance(prompt, str) and bool(prompt.strip()),
+                "sample_prompts",
+                self.sample_prompts,
+                "a tuple of captions, none of them empty",
+            )
         check(
             self.decode.num_iterations <= self.model.num_tokens,
             "decode.num_iterations",
@@ -258,28 +271,4 @@ class RunConfig:
                 "decode.guidance_scale",
                 self.decode.guidance_scale,
                 "1 where model.text.encoder is 'none': there is no text to be guided by",
-            )
-        if self.stage == "student" and self.distillation.head_from_teacher:
-            for field, allowed in (("roles", "noise_stream"), ("noise", "gaussian")):
-                value = getattr(self.model.head, field)
-                check(
-                    value == allowed,
-                    f"model.head.{field}",
-                    value,
-                    f"{allowed!r} where distillation.head_from_teacher is true: the teacher's head "
-                    "was trained so",
-                )
-            check(
-                self.diffusion.prediction == "v",
-                "distillation.head_from_teacher",
-                True,
-                "false unless diffusion.prediction is 'v': an epsilon-predicting head is no "
-                "estimate of the clean token at the last time",
-            )
-            check(
-                self.model.head.noise_dim == self.model.token_dim,
-                "model.head.noise_dim",
-                self.model.head.noise_dim,
-                f"model.token_dim = {self.model.token_dim} where distillation.head_from_teacher "
-                "is true: the noise takes the place of the noisy token",
             )

@@ -235,7 +235,7 @@ class Evaluator:
           energy: its energy score.
           times: sampling times of all runs; may be empty.
         """
-        row = self.row(name, self.setup.trained[name].config.stage, clips)
+        row = self.row(name, self.setup.trained[name].config.objective, clips)
         values: dict[str, Measured] = {**row.values, ENERGY_SCORE.name: energy_value(energy)}
         if times:
             values[SAMPLING] = sampling_value(times[name])
@@ -246,9 +246,9 @@ class Evaluator:
 
     def _student(self) -> str | None:
         """The run that sampling times are held against, where there is a teacher to compare."""
-        stages = {name: trained.config.stage for name, trained in self.setup.trained.items()}
-        students = [name for name, stage in stages.items() if stage == "student"]
-        if not students or "teacher" not in stages.values():
+        found = {name: trained.config.objective for name, trained in self.setup.trained.items()}
+        students = [name for name, objective in found.items() if objective == "energy"]
+        if not students or "diffusion" not in found.values():
             return None
         return "student" if "student" in students else students[0]
 

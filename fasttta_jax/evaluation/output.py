@@ -19,6 +19,7 @@ from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.metric import Quantity
 from fasttta_jax.evaluation.rows import RowResult
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationSetup
+from fasttta_jax.objectives import losses_of
 from fasttta_jax.report.page import Gate, Report, Table, write_report
 from fasttta_jax.storage.files import as_path, write_json
 from fasttta_jax.workdir.metrics_log import METRICS_FILE, read_metrics
@@ -97,6 +98,9 @@ def write_results(
         for name, trained in setup.trained.items()
         if (as_path(trained.workdir) / METRICS_FILE).is_file()
     }
+    losses: dict[str, str] = {}
+    for trained in setup.trained.values():
+        losses |= losses_of(trained.config, trained.model.objective)
     report = Report(
         title="Evaluation of " + ", ".join(sounds),
         introduction=tables.introduction(evaluation.rows),
@@ -109,7 +113,7 @@ def write_results(
                 if row.name in sounds and row.events
             ),
         ],
-        curves=tables.curves(histories),
+        curves=tables.curves(histories, losses),
         prompts=tables.prompt_rows(test, sounds, setup.sample_rate),
         settings=flatten(settings),
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),

@@ -46,7 +46,7 @@ class RowResult:
 
     Attributes:
       name: "real", "codec", or the name of a run or of a folder of sounds.
-      kind: "reference", "sounds", or what the run was trained as.
+      kind: "reference", "sounds", or the run's objective.
       values: the figures, by the names of their quantities.
       not_measured: by name, why a figure is missing.
       num_events: clips by the number of events that their labels name.

@@ -31,12 +31,6 @@ from fasttta_jax.report.text_table import format_table
 TWO_EVENT_PROMPTS = 4
 UNLABELLED_PROMPTS = 8
 SHOWN_MISTAKES = 2
-CURVES = {
-    "mse": ("Teachers: diffusion loss", "mean squared error"),
-    "vb": ("Teachers: variance term", "variational bound"),
-    "energy": ("Students: energy distance", "energy score"),
-    "align": ("Students: distance to the teacher's features", "mean squared error"),
-}
 OPENING = """
 Every model was asked for the captions of test clips, in wordings that training never showed it.
 The row "real" is the test clips themselves, and "codec" the same clips turned into tokens and back:
@@ -191,14 +185,17 @@ def event_table(row: RowResult) -> Table:
     )
 
 
-def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
+def curves(
+    metrics: Mapping[str, Sequence[Mapping[str, Any]]], losses: Mapping[str, str]
+) -> list[Figure]:
     """Training and validation losses of the runs, one figure for each loss.
 
     Args:
       metrics: for each run the rows of its metrics.jsonl.
+      losses: the losses that are shown, each in words.
     """
     figures = []
-    for loss, (title, unit) in CURVES.items():
+    for loss, words in losses.items():
         lines = {}
         for run, rows in metrics.items():
             for phase in ("train", "validation"):
@@ -208,8 +205,8 @@ def curves(metrics: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[Figure]:
                     steps, values = zip(*points, strict=True)
                     lines[f"{run}, {phase}"] = (steps, values)
         if lines:
-            png = curves_png(lines, y_label=unit)
-            figures.append(Figure(title, png, "Validation: the averaged weights."))
+            png = curves_png(lines, y_label=words)
+            figures.append(Figure(words.capitalize(), png, "Validation: the averaged weights."))
     return figures
 
 

@@ -22,7 +22,7 @@ from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.compile import compile_sampler
 from fasttta_jax.parallel.mesh import check_batch_size
 from fasttta_jax.parallel.rows import spread_rows
-from fasttta_jax.systems import Student, Teacher
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params, Tokens
 from fasttta_jax.workdir.restore import TrainedModel
@@ -53,7 +53,7 @@ class TokenGenerator:
     """The compiled sampler of one model, settings, batch size and number of known tokens.
 
     Args:
-      model: teacher or student.
+      model: of a run.
       config: iterations, guidance, temperature.
       mesh: devices; the batch is split over them.
       batch_size: clips computed together; must divide over the mesh.
@@ -68,7 +68,7 @@ class TokenGenerator:
 
     def __init__(
         self,
-        model: Teacher | Student,
+        model: TextToAudio,
         config: DecodeConfig,
         mesh: Mesh,
         batch_size: int,

@@ -71,7 +71,7 @@ def held_out_energy(
     """Scores a model on clips; masks and draws depend on the seed and a clip's place alone.
 
     Args:
-      model: teacher or student.
+      model: of a run.
       params: its parameters.
       batches: global batches of one size, padded with clips of weight 0 at the end.
       masking: law of the mask rate; scores under different laws cannot be compared.

@@ -1,13 +1,15 @@
-"""Where programs are jitted: state birth, training step, evaluation and sampling, with shardings.
+"""All calls of `jax.jit` with shardings: state birth, training step, evaluation and sampling.
 
 This is today's pjit: `jax.jit` with in_shardings and out_shardings under `jax.set_mesh`. Knows
-trees and functions, not models.
+trees and functions, not models. One function on one mesh with the same shardings is one program:
+whoever asks again gets what is compiled already. Functions that are equal by value count as one.
 """
 
 from __future__ import annotations
 
+import functools
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -18,6 +20,9 @@ from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import Rule, batch_sharding, infer_shardings, replicated
 
 T = TypeVar("T")
+
+MAX_PROGRAMS = 64
+"""Programs that a process keeps, the most recently used ones."""
 
 
 class CompileReport(NamedTuple):
@@ -54,11 +59,11 @@ class Program(Generic[T]):
     def __init__(self, jitted: Any, mesh: AnyMesh) -> None:
         self.jitted = jitted
         self.mesh = mesh
-        self._compiled: Callable[..., T] | None = None
+        self._compiled: dict[Hashable, tuple[Callable[..., T], CompileReport]] = {}
 
     def __call__(self, *arguments: Any) -> T:
         with self._current():
-            return (self._compiled or self.jitted)(*arguments)
+            return self.jitted(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
         """As `jax.jit(...).lower`; arrays or their shapes."""
@@ -76,25 +81,40 @@ class Program(Generic[T]):
             return jax.set_mesh(self.mesh)
         return jax.sharding.use_abstract_mesh(self.mesh)
 
-    def compile(self, *arguments: Any) -> CompileReport:
-        """Compiles for arrays or shapes with shardings, ahead of the first call.
+    def compile(self, *arguments: Any) -> tuple[Callable[..., T], CompileReport]:
+        """The program of these arrays, or shapes with shardings, compiled ahead of its first call.
 
-        Calls take these shapes, types and layouts alone from then on: others are an error where
-        they would quietly be another compilation.
+        It takes these shapes, types and layouts alone: others are an error where they would quietly
+        be another compilation. A second request for the same ones compiles nothing.
         """
         started = time.perf_counter()
-        compiled = self.lower(*arguments).compile()
-        seconds = time.perf_counter() - started
-        self._compiled = compiled
-        sizes = compiled.memory_analysis()
-        if sizes is None:
-            return CompileReport(seconds, 0, 0, 0)
-        return CompileReport(
-            seconds,
-            sizes.argument_size_in_bytes,
-            sizes.temp_size_in_bytes,
-            sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-        )
+        signature = _signature(arguments)
+        if signature not in self._compiled:
+            compiled = self.lower(*arguments).compile()
+
+            def call(*arguments: Any) -> T:
+                with self._current():
+                    return compiled(*arguments)
+
+            sizes = compiled.memory_analysis()
+            found = (0, 0, 0)
+            if sizes is not None:
+                found = (
+                    sizes.argument_size_in_bytes,
+                    sizes.temp_size_in_bytes,
+                    sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+                )
+            self._compiled[signature] = call, CompileReport(0.0, *found)
+        call, report = self._compiled[signature]
+        return call, report._replace(seconds=time.perf_counter() - started)
+
+
+def _signature(tree: Any) -> Hashable:
+    """Structure, shapes, types and layouts of a tree of arrays or of their shapes."""
+    leaves, structure = jax.tree.flatten(tree)
+    return structure, tuple(
+        (leaf.shape, str(leaf.dtype), getattr(leaf, "sharding", None)) for leaf in leaves
+    )
 
 
 def abstract_state(init: Callable[..., T], mesh: AnyMesh, rules: Sequence[Rule] = ()) -> T:
@@ -117,9 +137,37 @@ def on_every_device(function: Callable[[], T], mesh: AnyMesh) -> T:
     return Program(jax.jit(function, out_shardings=replicated(mesh)), mesh)()
 
 
+class _Frozen(NamedTuple):
+    """A tree of shardings that can be hashed."""
+
+    leaves: tuple[Hashable, ...]
+    structure: Any
+
+    @classmethod
+    def of(cls, tree: Any) -> _Frozen:
+        leaves, structure = jax.tree.flatten(tree)
+        return cls(tuple(leaves), structure)
+
+    def tree(self) -> Any:
+        return jax.tree.unflatten(self.structure, self.leaves)
+
+
+@functools.lru_cache(MAX_PROGRAMS)
+def _program(
+    function: Callable[..., T],
+    mesh: AnyMesh,
+    inputs: _Frozen | None,
+    outputs: _Frozen,
+    donated: tuple[int, ...] = (),
+) -> Program[T]:
+    shardings = {} if inputs is None else {"in_shardings": inputs.tree()}
+    jitted = jax.jit(function, out_shardings=outputs.tree(), donate_argnums=donated, **shardings)
+    return Program(jitted, mesh)
+
+
 def compile_init(init: Callable[..., T], abstract: T, mesh: AnyMesh) -> Program[T]:
     """`init` jitted so that its result is born sharded."""
-    return Program(jax.jit(init, out_shardings=shardings_of(abstract)), mesh)
+    return _program(init, mesh, None, _Frozen.of(shardings_of(abstract)))
 
 
 def compile_train_step(
@@ -135,28 +183,17 @@ def compile_train_step(
     """
     everywhere = replicated(mesh)
     state_shardings = shardings_of(abstract)
-    return Program(
-        jax.jit(
-            step,
-            in_shardings=(
-                state_shardings,
-                shardings_of(frozen),
-                batch_sharding(mesh),
-                everywhere,
-            ),
-            out_shardings=(state_shardings, everywhere),
-            donate_argnums=0,
-        ),
-        mesh,
-    )
+    inputs = (state_shardings, shardings_of(frozen), batch_sharding(mesh), everywhere)
+    outputs = (state_shardings, everywhere)
+    return _program(step, mesh, _Frozen.of(inputs), _Frozen.of(outputs), donated=(0,))
 
 
 def compile_evaluate(evaluate: Callable[..., T], mesh: AnyMesh) -> Program[T]:
     """evaluate(params, frozen, batch, key) -> numbers, the same on every device."""
-    return Program(jax.jit(evaluate, out_shardings=replicated(mesh)), mesh)
+    return _program(evaluate, mesh, None, _Frozen.of(replicated(mesh)))
 
 
 def compile_sampler(sample: Callable[..., T], mesh: AnyMesh) -> Program[T]:
     """sample(params, text, keys) -> rows; text, keys and result split like a batch."""
     rows = batch_sharding(mesh)
-    return Program(jax.jit(sample, in_shardings=(None, rows, rows), out_shardings=rows), mesh)
+    return _program(sample, mesh, _Frozen.of((None, rows, rows)), _Frozen.of(rows))

@@ -2,11 +2,10 @@
 
 Two for every multiply-accumulate of a matrix product or of attention (logits and weighted values);
 norms, activations, softmax, biases, dropout, the optimizer and the noise schedule are not counted.
-The formulas follow the program as it is written: a context is projected once for all draws of
-training, and once for every evaluation of sampling; the last block answers for the token positions
-that are asked for. The tests hold them against XLA's own count.
+The formulas follow the program as it is written: the last block's queries are the token positions
+asked for, and a head counts as its objective says. The tests hold them against XLA's own count.
 Dimensions: N tokens, K visible tokens (padded), Q positions asked for, C token channels, L text
-positions, D width, W head width, M draws of the student, R draws of the teacher.
+positions, D width.
 """
 
 from __future__ import annotations
@@ -14,22 +13,18 @@ from __future__ import annotations
 import dataclasses
 import math
 import statistics
-from typing import Literal, NamedTuple
+from typing import Literal
 
 from fasttta_jax.config import BackboneConfig, MaskingConfig, ModelConfig, RunConfig
 from fasttta_jax.decode import plan_segments
 from fasttta_jax.masking import decode_counts, max_visible
-from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
+from fasttta_jax.objectives import build_objective
+from fasttta_jax.objectives.base import product_flops
 
 BACKWARD_PER_FORWARD = 2
 """Each product of the forward pass has a gradient by its input and one by its kernel."""
 
 DecodeKind = Literal["segments", "full_length", "unpadded"]
-
-
-def product_flops(rows: float, inputs: int, outputs: int) -> float:
-    """A matrix product [rows, inputs] x [inputs, outputs]."""
-    return 2.0 * rows * inputs * outputs
 
 
 def text_flops(config: ModelConfig) -> float:
@@ -50,7 +45,7 @@ def block_flops(
     Args:
       config: width and MLP ratio; the heads do not matter.
       num_positions: keys and values.
-      num_queries: positions that get an answer; None means all.
+      num_queries: positions whose output is computed; None means all.
     """
     width = config.width
     num_queries = num_positions if num_queries is None else num_queries
@@ -86,63 +81,12 @@ def backbone_flops(
     return flops + block_flops(backbone, grid, num_asked)
 
 
-class HeadFlops(NamedTuple):
-    """A head's work on one token position.
-
-    Attributes:
-      per_context: what depends on the context alone.
-      per_draw: what every draw of noise, or every step of the chain, adds.
-    """
-
-    per_context: float
-    per_draw: float
-
-    def evaluate(self, num_draws: int = 1) -> float:
-        """One context, `num_draws` draws that share it."""
-        return self.per_context + num_draws * self.per_draw
-
-
-def _modulations(config: ModelConfig) -> float:
-    width = config.head.width
-    return product_flops(1, width, (3 * config.head.depth + 2) * width)
-
-
-def _residual_mlps(config: ModelConfig) -> float:
-    return 2 * config.head.depth * product_flops(1, config.head.width, config.head.width)
-
-
-def teacher_head_flops(config: ModelConfig) -> HeadFlops:
-    """The denoiser: its modulation depends on the time, so that only one projection is shared."""
-    width, channels = config.head.width, config.token_dim
-    time = product_flops(1, TIME_FREQUENCIES, width) + product_flops(1, width, width)
-    ends = product_flops(1, channels, width) + product_flops(1, width, 2 * channels)
-    return HeadFlops(
-        per_context=product_flops(1, config.backbone.width, width),
-        per_draw=time + ends + _modulations(config) + _residual_mlps(config),
-    )
-
-
-def student_head_flops(config: ModelConfig) -> HeadFlops:
-    """The one-step generator; whatever modulates is projected for every block.
-
-    With roles "noise_stream" the modulation belongs to the context, with "context_stream" to the
-    draw.
-    """
-    head, width = config.head, config.head.width
-    context = product_flops(1, config.backbone.width, width)
-    noise = product_flops(1, head.noise_dim, width)
-    body = _residual_mlps(config) + product_flops(1, width, config.token_dim)
-    if head.roles == "noise_stream":
-        return HeadFlops(context + _modulations(config), noise + body)
-    return HeadFlops(context, noise + _modulations(config) + body)
-
-
-def mean_visible(law: MaskingConfig, num_tokens: int) -> float:
+def mean_visible(masking: MaskingConfig, num_tokens: int) -> float:
     """Expected number of visible tokens in training, before padding: N - E[ceil(N rate)]."""
-    if law.minimum == 1.0:
+    if masking.minimum == 1.0:
         return 0.0
-    share_below = statistics.NormalDist(law.mean, law.std).cdf
-    lowest, highest = share_below(law.minimum), share_below(1.0)
+    share_below = statistics.NormalDist(masking.mean, masking.std).cdf
+    lowest, highest = share_below(masking.minimum), share_below(1.0)
     # N - ceil(N r) is how many of 0, 1, ..., N - 1 are at least N r
     shares = (max(0.0, share_below(k / num_tokens) - lowest) for k in range(num_tokens))
     return math.fsum(shares) / (highest - lowest)
@@ -156,7 +100,7 @@ class StepFlops:
       backbone: forward pass of the model that trains, with its text projections.
       head: forward pass of its head, on all N tokens with all draws.
       backward: gradients.
-      frozen_teacher: the forward pass of the teacher that a student follows.
+      frozen_teacher: the forward pass of the teacher, where the step has one.
     """
 
     backbone: float
@@ -175,7 +119,7 @@ class StepFlops:
 
 
 def training_step_flops(config: RunConfig, num_visible: float | None = None) -> StepFlops:
-    """What one clip costs in a training step of `config.stage`.
+    """What one clip costs in a training step.
 
     Args:
       config: the run.
@@ -187,20 +131,15 @@ def training_step_flops(config: RunConfig, num_visible: float | None = None) -> 
     if num_visible is None:
         num_visible = max_visible(model.num_tokens, config.masking.minimum)
     backbone = backbone_flops(model, num_visible)
-    if config.stage == "teacher":
-        head = teacher_head_flops(model).evaluate(config.diffusion.batch_multiplier)
-        is_frozen = follows = False
-    else:
-        head = student_head_flops(model).evaluate(config.energy.num_draws)
-        is_frozen = config.distillation.freeze_backbone
-        follows = config.distillation.weight > 0
-    head *= model.num_tokens
-    trained = head if is_frozen else backbone + head
+    objective = build_objective(config)
+    head = model.num_tokens * objective.flops().training
+    trained = head if config.distillation.freeze_backbone else backbone + head
+    has_teacher = config.distillation.weight > 0 or objective.needs_teacher
     return StepFlops(
         backbone=backbone,
         head=head,
         backward=BACKWARD_PER_FORWARD * trained,
-        frozen_teacher=backbone if follows else 0.0,
+        frozen_teacher=backbone if has_teacher else 0.0,
     )
 
 
@@ -233,11 +172,8 @@ def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> Sampli
     model = config.model
     counts = decode_counts(model.num_tokens, config.decode.num_iterations)
     guided = 2 if config.decode.guidance_scale != 1.0 else 1
-    if config.stage == "teacher":
-        evaluations = guided * config.diffusion.sampling_steps
-        head_per_token = evaluations * teacher_head_flops(model).evaluate()
-    else:
-        head_per_token = student_head_flops(model).evaluate()
+    head = build_objective(config).flops()
+    head_per_token = head.sampling if guided == 1 else head.guided_sampling
     backbone = num_evaluated = 0.0
     for segment in plan_segments(counts, config.decode.max_segments):
         for start, count in zip(segment.starts, segment.counts, strict=True):

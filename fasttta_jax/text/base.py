@@ -16,7 +16,7 @@ TextBatch = Mapping[str, np.ndarray | jax.Array]
 
 
 class TextEncoder(Protocol):
-    """A source of conditioning.
+    """A source of conditioning; hashable, and equal to another where one program serves both.
 
     Attributes:
       streams: name and number of positions of every stream that `embed` returns.

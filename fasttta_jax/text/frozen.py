@@ -29,6 +29,8 @@ from fasttta_jax.typing import Conditioning, Key, Params, TextStream
 class FrozenTextEncoder:
     """Embeddings of frozen networks behind the `TextEncoder` protocol.
 
+    Two are equal where a program reads the same of them, wherever their captions are looked up.
+
     Attributes:
       config: names and sizes of the streams.
       folder: the `text/` folder of an encoded dataset or a workdir, where networks may be.
@@ -36,8 +38,8 @@ class FrozenTextEncoder:
     """
 
     config: TextConfig
-    folder: pathlib.Path
-    table_folder: pathlib.Path
+    folder: pathlib.Path = dataclasses.field(compare=False)
+    table_folder: pathlib.Path = dataclasses.field(compare=False)
 
     @property
     def streams(self) -> tuple[tuple[str, int], ...]:

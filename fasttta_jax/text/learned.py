@@ -64,7 +64,7 @@ def fit_tokenizer(captions: Sequence[str], vocabulary_size: int) -> tokenizers.T
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class LearnedTextEncoder:
-    """Token embeddings behind the `TextEncoder` protocol.
+    """Token embeddings behind the `TextEncoder` protocol; equal by value.
 
     Attributes:
       tokenizer: fitted byte-level BPE.
@@ -75,6 +75,16 @@ class LearnedTextEncoder:
     tokenizer: tokenizers.Tokenizer
     seen: frozenset[int]
     config: TextConfig
+
+    @functools.cached_property
+    def _value(self) -> tuple[str, frozenset[int], TextConfig]:
+        return self.tokenizer.to_str(), self.seen, self.config
+
+    def __eq__(self, other: object) -> bool:
+        return type(self) is type(other) and self._value == other._value  # type: ignore[attr-defined]
+
+    def __hash__(self) -> int:
+        return hash(self._value)
 
     @classmethod
     def fit(

@@ -264,7 +264,7 @@ def report(
     if isinstance(mesh, Mesh) and compiled["instructions"] is not None:
         collectives = traffic(compiled["instructions"], topology, mesh)
     return {
-        "stage": config.stage,
+        "objective": config.objective,
         "program": case.program,
         "topology": str(topology),
         "chips": topology.num_chips,

@@ -78,8 +78,9 @@ def describe(found: Mapping[str, Any]) -> str:
     """One report as text."""
     mesh = ", ".join(f"{axis}={size}" for axis, size in found["mesh"].items())
     lines = [
-        f"{found['program']} of a {found['stage']} on {found['topology']}: {found['chips']} chips, "
-        f"{found['hosts']} hosts, mesh {mesh}, batch {found['batch_size']}, {found['dtype']}",
+        f"{found['program']}, objective {found['objective']}, on {found['topology']}: "
+        f"{found['chips']} chips, {found['hosts']} hosts, mesh {mesh}, "
+        f"batch {found['batch_size']}, {found['dtype']}",
         f"parameters   {found['parameters']:,}, of which a chip holds "
         f"{found['parameters_per_chip']:,}",
         *_memory_lines(found),

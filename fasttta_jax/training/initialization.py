@@ -1,6 +1,7 @@
 """Where a run's first parameters come from: fresh, another run, or converted weights.
 
-A student starts from and follows its teacher. A teacher may start from any run or from
+A run whose distillation or objective uses a teacher starts from, and follows, the run that
+`init_from` names, in whole parts. Any other takes every parameter that fits, of a run or of
 `python -m fasttta_jax.convert`. What was taken is logged and recorded in the workdir, and a restart
 insists on the same source. Either side may keep its blocks apart or stacked (`models.stacking`);
 parameters are named as the run that starts has them.
@@ -12,6 +13,7 @@ import dataclasses
 import functools
 import json
 import logging
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -19,11 +21,11 @@ from jax.sharding import Mesh
 
 from fasttta_jax.config import BackboneConfig, ConfigError, RunConfig, TextConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
-from fasttta_jax.models.energy_head import from_diffusion_head
 from fasttta_jax.models.stacking import arrange_layers
+from fasttta_jax.objectives import Objective
 from fasttta_jax.storage.files import as_path, write_json
 from fasttta_jax.storage.weights import is_converted, read_converted
-from fasttta_jax.systems import Teacher, TextToAudio
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
 from fasttta_jax.workdir.checkpoint import tree_hash
@@ -37,14 +39,55 @@ from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger(__name__)
 
-HEAD_TIME_SHARE = 0.997
 BACKBONE_SHAPE = ("width", "encoder_depth", "decoder_depth", "num_heads", "mlp_ratio")
-STUDENT_PARTS = {
+PARTS_OF_TEACHER = {
     "text": "backbone_from_teacher",
     "backbone": "backbone_from_teacher",
     "head": "head_from_teacher",
 }
-"""The field of `distillation` that decides whether a student starts with its teacher's part."""
+"""The field of `distillation` that decides whether a run starts with its teacher's part."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Initialization:
+    """How the first parameters are made, equal by value: a pure function of key and source.
+
+    Attributes:
+      model: what starts.
+      taken: parameters that are the source's, by name.
+      resized: position tables that are interpolated from the source's.
+      source_layout: length of the source's sequence.
+      head_of: what the source's head was trained by, where the new one is computed from it.
+    """
+
+    model: TextToAudio
+    taken: tuple[str, ...] = ()
+    resized: tuple[str, ...] = ()
+    source_layout: Layout | None = None
+    head_of: Objective | None = None
+
+    def __call__(self, key: Key, source: Params) -> dict[str, Any]:
+        """Parameters before the first step.
+
+        Args:
+          key: of what is fresh.
+          source: parameters as the source keeps them; {} where there is none.
+        """
+        params = self.model.init(key)
+        if self.source_layout is None:
+            return params
+        source = arrange_layers(source, self.model.config.backbone)
+        if self.head_of is not None:
+            head = self.model.objective.head_from(self.head_of, source["head"])
+            source = {**source, "head": head}
+        return transfer(
+            source,
+            params,
+            taken=self.taken,
+            resized=self.resized,
+            source_layout=self.source_layout,
+            target_layout=layout_of(self.model),
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,14 +98,33 @@ class Source:
       params: its parameters, as it keeps them: those of a run on the mesh, converted weights whole
         on every host.
       layout: length of its sequence.
-      report: what a teacher takes; None for a student, which takes what its config says.
-      trained: the run, where it is one.
+      report: what is taken of it.
+      teacher: the run, where it is this one's teacher.
+      gives_head: whether the head is computed from the teacher's.
     """
 
     params: Params
     layout: Layout
-    report: Report | None
-    trained: TrainedModel | None
+    report: Report
+    teacher: TrainedModel | None = None
+    gives_head: bool = False
+
+    def initialization(self, model: TextToAudio) -> Initialization:
+        """The first parameters of `model` as a function of the key and of `params`."""
+        report, teacher = self.report, self.teacher
+        head_of = teacher.model.objective if teacher is not None and self.gives_head else None
+        taken, resized = tuple(report.taken), tuple(report.resized)
+        return Initialization(model, taken, resized, self.layout, head_of)
+
+
+def layout_of(model: TextToAudio) -> Layout:
+    """Lengths of a model's text and tokens."""
+    return Layout(model.backbone.num_text, model.config.num_tokens)
+
+
+def uses_teacher(config: RunConfig, model: TextToAudio) -> bool:
+    """Whether the run has a teacher, at its start or in its steps."""
+    return config.distillation.uses_teacher or model.objective.needs_teacher
 
 
 def open_source(
@@ -76,29 +138,31 @@ def open_source(
       ConfigError: a teacher is needed and not named, or the source does not fit.
       WorkdirError: the source is not the one that the run began with.
     """
-    if config.stage == "student":
+    if uses_teacher(config, model):
         return _open_teacher(config, workdir, mesh, model)
     if not config.init_from:
         return None
-    layout = Layout(model.backbone.num_text, config.model.num_tokens)
     target = jax.eval_shape(model.init, jax.random.key(0))
     if is_converted(config.init_from):
         weights = read_converted(config.init_from)
-        metadata = weights.metadata
+        metadata, params = weights.metadata, weights.params
         _check_backbone(config.model.backbone, metadata["backbone"], config.init_from)
-        old = Layout(metadata["num_text"], metadata["num_tokens"])
-        obstacle = _head_obstacle(config, metadata.get("diffusion", {}))
-        shapes = _shapes(weights.params, config.model.backbone)
-        report = plan(shapes, target, old, layout, same_words=False, head_obstacle=obstacle)
-        origin = {"weights": config.init_from, "sha256": tree_hash(weights.params)}
+        layout = Layout(metadata["num_text"], metadata["num_tokens"])
+        head_reason = _other_meaning(model.objective.meaning, _converted_meaning(metadata))
+        same_words = False
+        origin = {"weights": config.init_from, "sha256": tree_hash(params)}
         origin |= {"file": metadata["source"], "file_sha256": metadata["sha256"]}
-        source = Source(weights.params, old, report, None)
     else:
         trained = load_trained(config.init_from, mesh)
-        backbone = dataclasses.asdict(trained.config.model.backbone)
-        _check_backbone(config.model.backbone, backbone, config.init_from)
-        old = Layout(trained.model.backbone.num_text, trained.config.model.num_tokens)
-        same_words = trained.config.model.text.encoder == "learned" and same_files(
+        params, theirs = trained.params, trained.config
+        _check_backbone(
+            config.model.backbone, dataclasses.asdict(theirs.model.backbone), config.init_from
+        )
+        layout = layout_of(trained.model)
+        head_reason = _other_meaning(model.objective.meaning, trained.model.objective.meaning)
+        if theirs.objective != config.objective:
+            head_reason = f"the source's objective is {theirs.objective!r}"
+        same_words = theirs.model.text.encoder == "learned" and same_files(
             workdir.path / TEXT_FOLDER, as_path(config.init_from) / TEXT_FOLDER
         )
         if not same_files(workdir.path / CODEC_FOLDER, as_path(config.init_from) / CODEC_FOLDER):
@@ -108,46 +172,19 @@ def open_source(
                 config.init_from,
                 config.data.path,
             )
-        obstacle = _head_obstacle(config, dataclasses.asdict(trained.config.diffusion))
-        shapes = _shapes(trained.params, config.model.backbone)
-        report = plan(shapes, target, old, layout, same_words=same_words, head_obstacle=obstacle)
         origin = trained.origin()
-        source = Source(trained.params, old, report, trained)
+    report = plan(
+        _shapes(params, config.model.backbone),
+        target,
+        layout,
+        layout_of(model),
+        same_words=same_words,
+        head_reason=head_reason,
+    )
     logger.info("starting from %s: %s", config.init_from, report)
     origin |= {"parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
-    return source
-
-
-def initial_params(
-    config: RunConfig, model: TextToAudio, source: Source | None, key: Key, given: Params
-) -> Params:
-    """Parameters before the first step; a pure function of the key and of the source's.
-
-    Args:
-      config: the run.
-      model: what starts.
-      source: what `open_source` returned.
-      key: of what is fresh.
-      given: `source.params`, handed in so that a compiled program does not hold them as constants.
-    """
-    params = model.init(key)
-    if source is None:
-        return params
-    given = arrange_layers(given, config.model.backbone)
-    if source.report is not None:
-        layout = Layout(model.backbone.num_text, config.model.num_tokens)
-        return transfer(source.report, given, params, source.layout, layout)
-    assert source.trained is not None
-    teacher = source.trained.model
-    assert isinstance(teacher, Teacher)
-    if config.distillation.backbone_from_teacher:
-        params = params | {name: given[name] for name in ("text", "backbone")}
-    if config.distillation.head_from_teacher:
-        time = round(HEAD_TIME_SHARE * (teacher.diffusion.num_steps - 1))
-        head = from_diffusion_head(teacher.head, given["head"], time)
-        params = params | {"head": head}
-    return params
+    return Source(params, layout, report)
 
 
 def _shapes(params: Params, backbone: BackboneConfig) -> Params:
@@ -155,12 +192,17 @@ def _shapes(params: Params, backbone: BackboneConfig) -> Params:
     return jax.eval_shape(functools.partial(arrange_layers, config=backbone), params)
 
 
-def _head_obstacle(config: RunConfig, theirs: dict[str, Any]) -> str:
-    """Why a diffusion head of the same sizes still means something else; "" where it does not."""
-    for field in ("prediction", "num_steps"):
-        ours = getattr(config.diffusion, field)
-        if field in theirs and theirs[field] != ours:
-            return f"the source's diffusion.{field} is {theirs[field]!r}, not {ours!r}"
+def _converted_meaning(metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """`Objective.meaning` of converted weights: a diffusion of MAR, roles and noise of EAR."""
+    found = {f"diffusion.{name}": value for name, value in metadata.get("diffusion", {}).items()}
+    return found | {f"energy.{name}": value for name, value in metadata.get("head", {}).items()}
+
+
+def _other_meaning(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
+    """Why a head of the same sizes still means something else; "" where it does not."""
+    for field, value in ours.items():
+        if theirs.get(field, value) != value:
+            return f"the source's {field} is {theirs[field]!r}, not {value!r}"
     return ""
 
 
@@ -173,17 +215,16 @@ def _check_backbone(ours: BackboneConfig, theirs: dict[str, Any], source: str) -
             )
 
 
-def _open_teacher(
-    config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio
-) -> Source | None:
+def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio) -> Source:
     distillation = config.distillation
-    needs = distillation.weight > 0 or distillation.backbone_from_teacher
-    if not (needs or distillation.head_from_teacher):
-        return None
     if not config.init_from:
         raise ConfigError(
-            "init_from is ''; allowed: the workdir of a teacher, unless distillation.weight is 0 "
-            "and distillation.backbone_from_teacher and head_from_teacher are false"
+            "init_from is ''; allowed: the workdir of a teacher, which "
+            + (
+                "the fields of distillation ask for"
+                if distillation.uses_teacher
+                else f"objective {config.objective!r} needs"
+            )
         )
     if is_converted(config.init_from):
         raise ConfigError(
@@ -191,7 +232,7 @@ def _open_teacher(
             "trained teacher. Train a teacher from these weights first"
         )
     teacher = load_trained(config.init_from, mesh)
-    _check_teacher(config, teacher)
+    _check_teacher(config, teacher, model)
     for name in (CODEC_FOLDER, TEXT_FOLDER):
         if not same_files(workdir.path / name, as_path(config.init_from) / name):
             raise ConfigError(
@@ -201,7 +242,7 @@ def _open_teacher(
             )
     not_taken = {
         part: f"distillation.{field} is false"
-        for part, field in STUDENT_PARTS.items()
+        for part, field in PARTS_OF_TEACHER.items()
         if not getattr(distillation, field)
     }
     shapes = _shapes(teacher.params, config.model.backbone)
@@ -212,14 +253,12 @@ def _open_teacher(
     origin = teacher.origin()
     origin |= {"features_followed": follows, "parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
-    layout = Layout(teacher.model.backbone.num_text, teacher.config.model.num_tokens)
-    return Source(teacher.params, layout, None, teacher)
+    gives_head = distillation.head_from_teacher
+    return Source(teacher.params, layout_of(teacher.model), report, teacher, gives_head)
 
 
-def _check_teacher(config: RunConfig, teacher: TrainedModel) -> None:
+def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio) -> None:
     theirs = teacher.config.model
-    if not isinstance(teacher.model, Teacher):
-        raise ConfigError(f"init_from is {config.init_from!r}, a student; allowed: a teacher's run")
     for field in ("num_tokens", "token_dim"):
         if getattr(config.model, field) != getattr(theirs, field):
             raise ConfigError(
@@ -234,20 +273,9 @@ def _check_teacher(config: RunConfig, teacher: TrainedModel) -> None:
                 f"model.text.{field} is {getattr(config.model.text, field)!r}; the teacher in "
                 f"{config.init_from} has {getattr(theirs.text, field)!r}"
             )
-    if not config.distillation.head_from_teacher:
-        return
-    for field in ("width", "depth"):
-        if getattr(config.model.head, field) != getattr(theirs.head, field):
-            raise ConfigError(
-                f"model.head.{field} is {getattr(config.model.head, field)}; "
-                f"distillation.head_from_teacher needs the teacher's {getattr(theirs.head, field)}"
-            )
-    if teacher.config.diffusion.prediction != "v":
-        raise ConfigError(
-            "distillation.head_from_teacher is true; allowed only for a teacher whose "
-            f"diffusion.prediction is 'v', and that of {teacher.workdir} is "
-            f"{teacher.config.diffusion.prediction!r}"
-        )
+    if config.distillation.head_from_teacher:
+        head_from = functools.partial(model.objective.head_from, teacher.model.objective)
+        jax.eval_shape(head_from, teacher.params["head"])  # raises ConfigError where it cannot
 
 
 def _record(workdir: Workdir, origin: dict[str, Any], source: str, *, write: bool) -> None:

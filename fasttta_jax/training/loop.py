@@ -1,10 +1,10 @@
 """A training run from config to last checkpoint, on one host or many.
 
-Order of things: data, mesh, agreement of the hosts, workdir, model, teacher (for a student), state;
-then restore; then steps. Every host runs the same lines; only files are the first one's business.
-Metrics are read one step late and batches are placed ahead, so the loop never waits for the device
-except to save. The data position and every draw are functions of the step, so a restored state is
-all there is to resume, on whatever mesh and number of hosts.
+Order of things: data, mesh, agreement of the hosts, workdir, model, teacher (where there is one),
+state; then restore; then steps. Every host runs the same lines; only files are the first one's
+business. Metrics are read one step late and batches are placed ahead, so the loop never waits for
+the device except to save. The data position and every draw are functions of the step, so a restored
+state is all there is to resume, on whatever mesh and number of hosts.
 """
 
 from __future__ import annotations
@@ -36,26 +36,31 @@ from fasttta_jax.parallel.sharding import check_rules, describe_warnings, layout
 from fasttta_jax.performance import compilations
 from fasttta_jax.performance.profiler import Profiler, ProfileWindow
 from fasttta_jax.performance.throughput import Meter
+from fasttta_jax.randomness import stream
 from fasttta_jax.systems import build_model
 from fasttta_jax.training import programs
-from fasttta_jax.training.initialization import Source, initial_params, open_source
+from fasttta_jax.training.initialization import (
+    Initialization,
+    Source,
+    open_source,
+    uses_teacher,
+)
 from fasttta_jax.training.reporting import NonFiniteStep, StepReporter
 from fasttta_jax.training.samples import SampleSheet
-from fasttta_jax.training.state import TrainState, from_items, new_state, to_items
-from fasttta_jax.typing import Key, Metrics, Params
+from fasttta_jax.training.state import TrainState, from_items, to_items
+from fasttta_jax.typing import Metrics, Params
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
 
-VALIDATION_CLIPS = 512
 HOSTS_FOLDER = "hosts"
 PROFILE_FOLDER = "profile"
 
 
 class _Session(NamedTuple):
-    """What is open while steps are done."""
+    """Resources held open during the step loop."""
 
     checkpoints: Checkpoints
     batches: TrainBatches
@@ -125,17 +130,18 @@ class Trainer:
         distributed.on_first_host(self.workdir.prepare, config, self.dataset)
         self.text = self.workdir.text(self.dataset)
         self.model = build_model(config, self.text)
-        self.source = self._open_source() if config.stage == "student" else None
-        trained = self.source.trained if self.source else None
-        teacher = trained if programs.follows_teacher(config) else None
-        self.context = programs.make_context(
-            config,
-            self.model,
-            teacher.model if teacher else None,  # type: ignore[arg-type]
-        )
+        self.source = self._open_source() if uses_teacher(config, self.model) else None
+        teacher = self.source.teacher if self.source else None
+        if not programs.has_teacher(config, self.model):
+            teacher = None
+        self.context = programs.make_context(config, self.model, teacher.model if teacher else None)
         self.frozen: Params = teacher.params if teacher else {}
         self.root_key, self.init_key, self.evaluation_key = on_every_device(
-            lambda: jax.random.split(jax.random.key(config.seed), 3), self.mesh
+            lambda: tuple(
+                stream(jax.random.key(config.seed), name)
+                for name in ("train", "init", "validation")
+            ),
+            self.mesh,
         )
         self.abstract = self._abstract_state()
         self.train_step: Callable[..., tuple[TrainState, Metrics]] = compile_train_step(
@@ -156,10 +162,6 @@ class Trainer:
             logger.info("mesh.fsdp: %s", line)
         return abstract
 
-    def _new_state(self, key: Key, given: Params) -> TrainState:
-        params = initial_params(self.config, self.model, self.source, key, given)
-        return new_state(self.context.optimizer, params)
-
     def validate(
         self, state: TrainState, beat: Callable[[], None] = lambda: None
     ) -> dict[str, float]:
@@ -178,7 +180,7 @@ class Trainer:
             batch_size=self.config.data.batch_size,
             num_tokens=self.config.model.num_tokens,
             mesh=self.mesh,
-            max_clips=VALIDATION_CLIPS,
+            max_clips=self.config.validation_clips,
         )
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(self.evaluation_key, index)
@@ -194,10 +196,12 @@ class Trainer:
         """The last checkpoint, or a new state; the source's parameters are let go."""
         restored = checkpoints.restore_latest(to_items(self.abstract))
         if restored is None:
-            self.source = self.source or self._open_source()
-            given = self.source.params if self.source else {}
-            state = compile_init(self._new_state, self.abstract, self.mesh)(self.init_key, given)
+            source = self.source or self._open_source()
             self.source = None
+            how = source.initialization(self.model) if source else Initialization(self.model)
+            first = programs.first_state(self.context, how)
+            given = source.params if source else {}
+            state = compile_init(first, self.abstract, self.mesh)(self.init_key, given)
             return _Start(state, 0, 0)
         self.source = None
         state, progress = from_items(restored.items), restored.progress
@@ -215,7 +219,7 @@ class Trainer:
         if not isinstance(self.train_step, Program):
             return
         before = compilations.count()
-        report = self.train_step.compile(
+        self.train_step, report = self.train_step.compile(
             self.abstract,
             self.frozen,
             programs.abstract_batch(self.config, self.text, self.mesh),

@@ -103,9 +103,14 @@ def make_optimizer(
 
 
 def update_ema(config: OptimizerConfig, ema: Any, params: Any, step: jax.Array) -> Any:
-    """ema + (1 - decay) (params - ema) in float32; `step` counts the updates done before."""
+    """The average of the config's decay; `step` counts the updates done before."""
     decay = jnp.float32(config.ema_decay)
     if config.ema_warmup:
         done = step.astype(jnp.float32)
         decay = jnp.minimum(decay, (1.0 + done) / (10.0 + done))
-    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), ema, params)
+    return move_average(ema, params, decay)
+
+
+def move_average(average: Any, params: Any, decay: ArrayLike) -> Any:
+    """average + (1 - decay) (params - average), in float32."""
+    return jax.tree.map(lambda old, new: old + (1.0 - decay) * (new - old), average, params)

@@ -1,11 +1,15 @@
-"""The programs of a run as pure functions of one context: what training, benchmarks and reports of
-compilation all jit through `parallel.compile`.
+"""The functions of a run that are compiled through `parallel.compile`, by training, benchmarks and
+reports of compilation alike.
 
+Each is made of one context, and equal contexts give the same function, so that its program is
+compiled once a process.
 Dimensions: B clips, N tokens, C channels.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,84 +17,88 @@ import jax
 import jax.numpy as jnp
 
 from fasttta_jax.config import RunConfig
+from fasttta_jax.objectives import Diffusion
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import batch_sharding
-from fasttta_jax.systems import (
-    Student,
-    Teacher,
-    build_model,
-)
+from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.text.base import TextEncoder
-from fasttta_jax.training.optimizer import make_optimizer
+from fasttta_jax.training.initialization import Initialization
 from fasttta_jax.training.state import TrainState, new_state
-from fasttta_jax.training.step import (
-    Batch,
-    StepContext,
-    student_loss,
-    student_step,
-    teacher_loss,
-    teacher_step,
-)
+from fasttta_jax.training.step import Batch, StepContext, evaluate, step
 from fasttta_jax.typing import Key, Metrics, Params
 
-TrainStep = Callable[[TrainState, Params, Batch, Key], tuple[TrainState, Metrics]]
+MAX_FUNCTIONS = 32
+"""Functions of each kind that a process keeps, with what has been compiled of them."""
 
 
-def follows_teacher(config: RunConfig) -> bool:
+def has_teacher(config: RunConfig, model: TextToAudio) -> bool:
     """Whether a step of this run holds the forward pass of a frozen teacher."""
-    return config.stage == "student" and config.distillation.weight > 0
+    return config.distillation.weight > 0 or model.objective.needs_teacher
 
 
 def make_context(
-    config: RunConfig, model: Teacher | Student, teacher: Teacher | None = None
+    config: RunConfig, model: TextToAudio, teacher: TextToAudio | None = None
 ) -> StepContext:
-    """What is static in the programs of `config`.
+    """What is static in the programs of `config`, and nothing that they do not read.
 
     Args:
       config: the run.
       model: what trains.
-      teacher: whose features a student follows; ignored where the run follows none.
+      teacher: whose parameters the step is given; ignored where it needs none.
     """
-    freeze = config.stage == "student" and config.distillation.freeze_backbone
-    optimizer = make_optimizer(config.optimizer, config.num_steps, freeze_backbone=freeze)
-    return StepContext(config, model, optimizer, teacher if follows_teacher(config) else None)
+    return StepContext(
+        model,
+        dataclasses.replace(config.optimizer, max_skipped_steps=0),
+        config.masking,
+        num_steps=config.num_steps if config.optimizer.decay_steps else 0,
+        align_weight=config.distillation.weight,
+        align_positions=config.distillation.positions,
+        freeze_backbone=config.distillation.freeze_backbone,
+        teacher=teacher if has_teacher(config, model) else None,
+    )
 
 
 def default_context(config: RunConfig, text: TextEncoder) -> StepContext:
-    """The context of a run whose teacher has the run's own sizes, for programs without weights."""
-    teacher = Teacher(config.model, text, config.diffusion)
+    """The context of a run whose teacher has the run's own sizes and the diffusion of its config,
+    for programs without weights.
+    """
+    teacher = TextToAudio(config.model, text, Diffusion(config.model, config.diffusion))
     return make_context(config, build_model(config, text), teacher)
 
 
+@functools.lru_cache(MAX_FUNCTIONS)
+def first_state(
+    context: StepContext, initialization: Initialization
+) -> Callable[[Key, Params], TrainState]:
+    """(key, source's parameters) -> the state of a run before its first step."""
+
+    def first(key: Key, source: Params) -> TrainState:
+        has_target = context.model.objective.target_decay is not None
+        params = initialization(key, source)
+        return new_state(context.transformation, params, has_target=has_target)
+
+    return first
+
+
+@functools.lru_cache(MAX_FUNCTIONS)
 def fresh_state(context: StepContext) -> Callable[[Key], TrainState]:
     """key -> the state of a run from fresh parameters."""
-    return lambda key: new_state(context.optimizer, context.model.init(key))
+    first = first_state(context, Initialization(context.model))
+    return lambda key: first(key, {})
 
 
-def train_step(context: StepContext) -> TrainStep:
-    """(state, frozen, batch, root key) -> (state, metrics) of the context's stage."""
-
-    def step(
-        state: TrainState, frozen: Params, batch: Batch, key: Key
-    ) -> tuple[TrainState, Metrics]:
-        if isinstance(context.model, Teacher):
-            return teacher_step(state, batch, key, context=context)
-        return student_step(state, frozen, batch, key, context=context)
-
-    return step
+@functools.lru_cache(MAX_FUNCTIONS)
+def train_step(
+    context: StepContext,
+) -> Callable[[TrainState, Params, Batch, Key], tuple[TrainState, Metrics]]:
+    """(state, frozen, batch, root key) -> (state, metrics)."""
+    return functools.partial(step, context)
 
 
+@functools.lru_cache(MAX_FUNCTIONS)
 def evaluate_step(context: StepContext) -> Callable[[Params, Params, Batch, Key], Metrics]:
     """(params, frozen, batch, key) -> losses without dropout, and "weight", the batch's clips."""
-
-    def evaluate(params: Params, frozen: Params, batch: Batch, key: Key) -> Metrics:
-        if isinstance(context.model, Teacher):
-            metrics = teacher_loss(context, params, batch, key, train=False)[1]
-        else:
-            metrics = student_loss(context, params, frozen, batch, key, train=False)[1]
-        return metrics | {"weight": jnp.sum(batch["weight"])}
-
-    return evaluate
+    return functools.partial(evaluate, context)
 
 
 def abstract_batch(config: RunConfig, text: TextEncoder, mesh: AnyMesh) -> Batch:

@@ -16,7 +16,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.parallel.mesh import batch_shards
 from fasttta_jax.report.spectrograms import spectrogram_png
-from fasttta_jax.systems import Student, Teacher
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 
@@ -28,7 +28,7 @@ class SampleSheet:
 
     Args:
       config: prompts and decoding.
-      model: teacher or student.
+      model: what trains.
       codec: tokens to audio.
       mesh: devices.
       workdir: the sheets go to its samples/.
@@ -37,14 +37,14 @@ class SampleSheet:
     def __init__(
         self,
         config: RunConfig,
-        model: Teacher | Student,
+        model: TextToAudio,
         codec: Codec,
         mesh: Mesh,
         workdir: Workdir,
     ) -> None:
         self._config, self._model, self._codec = config, model, codec
         self._mesh, self._workdir = mesh, workdir
-        self._prompts = [part for part in config.sample_prompts.split("|") if part.strip()]
+        self._prompts = list(config.sample_prompts)
         self._generator: TokenGenerator | None = None
 
     def write(self, step: int, params: Any, writer: MetricsWriter) -> None:

@@ -12,34 +12,41 @@ import optax
 
 @flax.struct.dataclass
 class TrainState:
-    """Step count, parameters, their running average and the optimizer's state; nothing random.
+    """Step count, parameters, their running averages and the optimizer's state; nothing random.
 
     Attributes:
       step: updates done, int32.
       params: float32 tree.
       ema: averaged parameters, float32, same tree; these generate.
       opt_state: optax state.
+      target: the head's average that an objective with a `target_decay` compares with, or None.
     """
 
     step: jax.Array
     params: Any
     ema: Any
     opt_state: Any
+    target: Any = None
 
 
-def new_state(optimizer: optax.GradientTransformation, params: Any) -> TrainState:
-    """The state before the first step; the average starts as a copy of the parameters."""
+def new_state(
+    optimizer: optax.GradientTransformation, params: Any, *, has_target: bool = False
+) -> TrainState:
+    """The state before the first step; averages start as copies of the parameters."""
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
+        target=jax.tree.map(jnp.copy, params["head"]) if has_target else None,
     )
 
 
 def to_items(state: TrainState) -> dict[str, Any]:
     """The state as the named trees of a checkpoint; works on arrays and on shapes alike."""
     rest = {"step": state.step, "params": state.params, "opt_state": state.opt_state}
+    if state.target is not None:
+        rest["target"] = state.target
     return {"rest": rest, "ema": state.ema}
 
 

@@ -1,7 +1,9 @@
-"""One optimizer step of teacher and student, as pure functions; `parallel.compile` jits them.
+"""One optimizer step of any objective, as a pure function; `parallel.compile` jits it.
 
-The student's step runs the frozen teacher on the same masked batch inside the same program.
-Dimensions: B clips, N tokens, C channels, L text positions, M draws, R draws of (time, noise).
+What all objectives share stands here: streams of keys, masks, dropped captions, the backbone, a
+frozen teacher on the same masked batch in the same program, alignment with its features, the masked
+mean, the update and the averages.
+Dimensions: B clips, N tokens, C channels, L text positions.
 """
 
 from __future__ import annotations
@@ -15,17 +17,15 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.config import RunConfig
-from fasttta_jax.diffusion.loss import diffusion_loss
-from fasttta_jax.diffusion.schedule import corrupt, training_schedule
+from fasttta_jax.config import AlignPositions, MaskingConfig, OptimizerConfig
 from fasttta_jax.losses.align import feature_mse
-from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.masking import max_visible, sample_masks
-from fasttta_jax.models.energy_head import sample_noise
+from fasttta_jax.objectives import ALIGNMENT, Teacher
 from fasttta_jax.parallel.sharding import constrain
-from fasttta_jax.systems import Student, Teacher
+from fasttta_jax.randomness import stream
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.learned import sample_hidden_tokens
-from fasttta_jax.training.optimizer import update_ema
+from fasttta_jax.training.optimizer import make_optimizer, move_average, update_ema
 from fasttta_jax.training.state import TrainState
 from fasttta_jax.typing import Conditioning, Key, Masked, Metrics, Params, PerToken
 
@@ -33,67 +33,68 @@ Batch = Mapping[str, Any]
 """tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays."""
 
 
-class Streams(NamedTuple):
-    """Independent keys of one step."""
-
-    mask: Key
-    drop: Key
-    hide: Key
-    dropout: Key
-    head: Key
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
+@dataclasses.dataclass(frozen=True)
 class StepContext:
-    """Everything static that a step needs.
+    """Everything static that a step reads, equal by value: equal contexts are one program.
 
     Attributes:
-      config: the run.
       model: the system that trains.
-      optimizer: its gradient transformation.
-      teacher: for a student, the system whose features it follows.
+      optimizer: rates, decay, clipping, averages.
+      masking: distribution of the mask rate.
+      num_steps: length of the run where the learning rate falls at its end; otherwise 0.
+      align_weight: factor of the distance to the teacher's features.
+      align_positions: the tokens that count in it.
+      freeze_backbone: whether the head alone trains.
+      teacher: the system whose frozen parameters the step is given, if any.
     """
 
-    config: RunConfig
-    model: Teacher | Student
-    optimizer: optax.GradientTransformation
-    teacher: Teacher | None = None
+    model: TextToAudio
+    optimizer: OptimizerConfig
+    masking: MaskingConfig
+    num_steps: int = 0
+    align_weight: float = 0.0
+    align_positions: AlignPositions = "all"
+    freeze_backbone: bool = False
+    teacher: TextToAudio | None = None
+
+    @property
+    def transformation(self) -> optax.GradientTransformation:
+        """The optimizer of optax."""
+        return make_optimizer(self.optimizer, self.num_steps, freeze_backbone=self.freeze_backbone)
 
 
 class Masking(NamedTuple):
-    """A masked batch with its text switched off where labels are dropped."""
+    """Token mask, and which captions and words are dropped this step."""
 
     masked: Masked
     keep_text: Bool[Array, " B"]
     hidden_tokens: Bool[Array, "B L"] | None
 
 
-def mask_batch(config: RunConfig, batch: Batch, keys: Streams, *, train: bool) -> Masking:
+def mask_batch(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Masking:
     """Draws the masks and, in training, which clips lose their caption and which words hide."""
     batch_size, num_tokens = batch["tokens"].shape[:2]
-    law = config.masking
     masked = sample_masks(
-        keys.mask, batch_size, num_tokens, minimum=law.minimum, mean=law.mean, std=law.std
+        stream(key, "mask"), batch_size, num_tokens, **dataclasses.asdict(context.masking)
     )
     masked = constrain(masked, "batch", None)
     if not train:
         return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
-    text = config.model.text
-    keep_text = ~jax.random.bernoulli(keys.drop, text.drop_rate, (batch_size,))
+    text = context.model.config.text
+    keep_text = ~jax.random.bernoulli(stream(key, "drop"), text.drop_rate, (batch_size,))
     hidden = None
     if text.token_dropout > 0:
-        hidden = sample_hidden_tokens(keys.hide, batch["text"]["mask"], text.token_dropout)
+        mask = batch["text"]["mask"]
+        hidden = sample_hidden_tokens(stream(key, "hide"), mask, text.token_dropout)
     return Masking(masked, keep_text, hidden)
 
 
-def condition(
-    model: Teacher | Student, params: Params, batch: Batch, masking: Masking
-) -> Conditioning:
+def condition(model: TextToAudio, params: Params, batch: Batch, masking: Masking) -> Conditioning:
     """Text streams, empty where the caption is dropped."""
     streams = model.condition(params, batch["text"], hidden_tokens=masking.hidden_tokens)
     return {
-        name: stream._replace(mask=stream.mask & masking.keep_text[:, None])
-        for name, stream in streams.items()
+        name: one._replace(mask=one.mask & masking.keep_text[:, None])
+        for name, one in streams.items()
     }
 
 
@@ -102,97 +103,76 @@ def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:
     return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
 
-def for_head(x: Float[Array, "M B N ..."]) -> Float[Array, "M B N ..."]:
-    """Draws of tokens or contexts as a head takes them: clips and token positions split.
-
-    A head's parameters are not split over the tensor axis; its tokens are.
-    """
-    return constrain(x, None, "batch", "token", *[None] * (x.ndim - 3))
-
-
-def teacher_loss(
-    context: StepContext, params: Params, batch: Batch, key: Key, *, train: bool
+def loss(
+    context: StepContext,
+    params: Params,
+    batch: Batch,
+    key: Key,
+    *,
+    frozen: Params,
+    average: Params,
+    target: Params | None,
+    train: bool,
 ) -> tuple[jax.Array, Metrics]:
-    """Diffusion loss on masked tokens, R draws of time and noise each."""
-    config, model = context.config, context.model
-    assert isinstance(model, Teacher)
-    keys = Streams(*jax.random.split(key, len(Streams._fields)))
-    masking = mask_batch(config, batch, keys, train=train)
+    """The objective's terms on masked tokens plus lambda times the distance to teacher's features.
+
+    Teacher and model see the same masks, captions, dropped captions and hidden words; only the
+    model has dropout. Gradients reach `params` alone.
+
+    Args:
+      context: static parts.
+      params: of the model.
+      batch: global batch.
+      key: of this loss alone.
+      frozen: the teacher's averaged parameters; {} without one.
+      average: the model's averaged parameters.
+      target: the head that `Objective.target_decay` averages, if it does.
+      train: with dropout, dropped captions and hidden words.
+
+    Returns:
+      The loss, and by name the loss, each term and, where a teacher is followed, the alignment.
+    """
+    model, teacher, tokens = context.model, context.teacher, batch["tokens"]
+    masking = mask_batch(context, batch, key, train=train)
+    num_visible = max_visible(model.config.num_tokens, context.masking.minimum)
     hidden = model.hidden(
         params,
-        batch["tokens"],
-        masking.masked,
-        condition(model, params, batch, masking),
-        num_visible=max_visible(config.model.num_tokens, config.masking.minimum),
-        dropout_key=keys.dropout if train else None,
-    )
-    schedule = training_schedule(config.diffusion.num_steps)
-    time_key, noise_key = jax.random.split(keys.head)
-    shape = (config.diffusion.batch_multiplier, *batch["tokens"].shape)
-    time = jax.random.randint(time_key, shape[:-1], 0, schedule.num_steps)
-    noise = for_head(jax.random.normal(noise_key, shape, jnp.float32))
-    clean = for_head(jnp.broadcast_to(batch["tokens"][None], shape))
-    noisy = corrupt(clean, time, noise, schedule)
-    # One projection of the context for all draws.
-    output = model.denoise(params, noisy, time, for_head(hidden[None]))
-    terms = diffusion_loss(
-        output, clean, noisy, time, noise, schedule=schedule, prediction=config.diffusion.prediction
-    )
-    weights = masking.masked * batch["weight"][:, None]
-    metrics = {name: masked_mean(jnp.mean(term, axis=0), weights) for name, term in terms.items()}
-    loss = metrics["mse"] + metrics["vb"]
-    return loss, {"loss": loss, **metrics}
-
-
-def student_loss(
-    context: StepContext, params: Params, frozen: Params, batch: Batch, key: Key, *, train: bool
-) -> tuple[jax.Array, Metrics]:
-    """Energy distance on masked tokens plus lambda times the distance to the teacher's features.
-
-    Teacher and student see the same masks, captions, dropped labels and hidden words; only the
-    student has dropout.
-    """
-    config, model, teacher = context.config, context.model, context.teacher
-    assert isinstance(model, Student)
-    keys = Streams(*jax.random.split(key, len(Streams._fields)))
-    masking = mask_batch(config, batch, keys, train=train)
-    num_visible = max_visible(config.model.num_tokens, config.masking.minimum)
-    hidden = model.hidden(
-        params,
-        batch["tokens"],
+        tokens,
         masking.masked,
         condition(model, params, batch, masking),
         num_visible=num_visible,
-        dropout_key=keys.dropout if train else None,
+        dropout_key=stream(key, "dropout") if train else None,
     )
-    if config.distillation.freeze_backbone:
+    if context.freeze_backbone:
         hidden = jax.lax.stop_gradient(hidden)
-    draws = config.energy.num_draws
-    shape = (draws, *batch["tokens"].shape[:-1], config.model.head.noise_dim)
-    noise = for_head(sample_noise(keys.head, shape, config.model.head))
-    samples = model.draw(params, noise, for_head(hidden[None])[0])
-    energy = energy_score(
-        samples,
-        batch["tokens"],
-        alpha=config.energy.alpha,
-        temperature=config.energy.temperature,
-    )
-    weights = masking.masked * batch["weight"][:, None]
-    metrics = {"energy": masked_mean(energy, weights)}
-    loss = metrics["energy"]
+    followed = None
     if teacher is not None:
-        target = teacher.hidden(
+        features = teacher.hidden(
             frozen,
-            batch["tokens"],
+            tokens,
             masking.masked,
             condition(teacher, frozen, batch, masking),
             num_visible=num_visible,
         )
+        followed = Teacher(teacher.objective, frozen["head"], features)
+    terms = model.objective.loss(
+        params["head"],
+        hidden,
+        tokens,
+        stream(key, "objective"),
+        teacher=followed,
+        average=jax.lax.stop_gradient(average["head"]),
+        target=jax.lax.stop_gradient(target),
+    )
+    weights = masking.masked * batch["weight"][:, None]
+    metrics = {name: masked_mean(term, weights) for name, term in terms.items()}
+    total = sum(metrics.values(), jnp.float32(0))
+    if context.align_weight > 0 and followed is not None:
         everywhere = jnp.broadcast_to(batch["weight"][:, None], weights.shape)
-        counted = weights if config.distillation.positions == "masked" else everywhere
-        metrics["align"] = masked_mean(feature_mse(hidden, target), counted)
-        loss = loss + config.distillation.weight * metrics["align"]
-    return loss, {"loss": loss, **metrics}
+        counted = weights if context.align_positions == "masked" else everywhere
+        metrics[ALIGNMENT] = masked_mean(feature_mse(hidden, followed.hidden), counted)
+        total = total + context.align_weight * metrics[ALIGNMENT]
+    return total, {"loss": total, **metrics}
 
 
 Loss = Callable[[Params, Batch, Key], tuple[jax.Array, Metrics]]
@@ -231,57 +211,56 @@ def accumulated_gradients(
     return jax.tree.map(lambda leaf: leaf / parts, total)
 
 
-def _update(
-    context: StepContext, state: TrainState, batch: Batch, key: Key, loss: Loss
+def step(
+    context: StepContext, state: TrainState, frozen: Params, batch: Batch, key: Key
 ) -> tuple[TrainState, Metrics]:
-    """One update; where loss or gradients are not finite, nothing but the step count changes."""
-    config = context.config.optimizer
+    """Loss, gradients, clipping, update and averages.
+
+    Where loss or gradients are not finite, nothing but the step count changes.
+
+    Args:
+      context: static parts.
+      state: what trains.
+      frozen: the teacher's averaged parameters, or an empty tree where there is none.
+      batch: global batch.
+      key: the run's root key.
+    """
+    config, transformation = context.optimizer, context.transformation
+
+    def loss_of(params: Params, rows: Batch, key: Key) -> tuple[jax.Array, Metrics]:
+        others = {"frozen": frozen, "average": state.ema, "target": state.target}
+        return loss(context, params, rows, key, **others, train=True)
+
+    key = jax.random.fold_in(key, state.step)
     gradients, metrics = accumulated_gradients(
-        loss,
-        state.params,
-        batch,
-        jax.random.fold_in(key, state.step),
-        config.accumulation_steps,
+        loss_of, state.params, batch, key, config.accumulation_steps
     )
-    updates, opt_state = context.optimizer.update(gradients, state.opt_state, state.params)
+    updates, opt_state = transformation.update(gradients, state.opt_state, state.params)
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
+    target, decay = state.target, context.model.objective.target_decay
+    if decay is not None:
+        target = move_average(target, params["head"], decay)  # type: ignore[index]
     new = TrainState(
         step=state.step + 1,
         params=params,
         ema=update_ema(config, state.ema, params, state.step),
         opt_state=opt_state,
+        target=target,
     )
     kept = dataclasses.replace(state, step=new.step)  # data and draws move on all the same
     return jax.tree.map(lambda x, old: jnp.where(finite, x, old), new, kept), metrics
 
 
-def teacher_step(
-    state: TrainState, batch: Batch, key: Key, *, context: StepContext
-) -> tuple[TrainState, Metrics]:
-    """Masks, diffusion loss, gradients, clipping, update, average. `key` is the run's root key."""
+def evaluate(
+    context: StepContext, params: Params, frozen: Params, batch: Batch, key: Key
+) -> Metrics:
+    """Losses of averaged parameters without dropout, and "weight", the batch's clips.
 
-    def loss(params: Params, rows: Batch, key: Key) -> tuple[jax.Array, Metrics]:
-        return teacher_loss(context, params, rows, key, train=True)
-
-    return _update(context, state, batch, key, loss)
-
-
-def student_step(
-    state: TrainState, frozen: Params, batch: Batch, key: Key, *, context: StepContext
-) -> tuple[TrainState, Metrics]:
-    """As `teacher_step`, with the energy distance and the teacher's forward pass in one program.
-
-    Args:
-      state: the student.
-      frozen: the teacher's averaged parameters, or an empty tree where no teacher is followed.
-      batch: global batch.
-      key: the run's root key.
-      context: static parts.
+    The averages stand for themselves and for a target network.
     """
-
-    def loss(params: Params, rows: Batch, key: Key) -> tuple[jax.Array, Metrics]:
-        return student_loss(context, params, frozen, rows, key, train=True)
-
-    return _update(context, state, batch, key, loss)
+    target = None if context.model.objective.target_decay is None else params["head"]
+    others = {"frozen": frozen, "average": params, "target": target}
+    metrics = loss(context, params, batch, key, **others, train=False)[1]
+    return metrics | {"weight": jnp.sum(batch["weight"])}

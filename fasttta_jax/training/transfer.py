@@ -8,7 +8,7 @@ Dimensions: D backbone width.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -41,7 +41,7 @@ class Report:
     """Names of parameters, "backbone/encoder_0/norm_1/scale", by what became of them.
 
     Attributes:
-      taken: copied, or for a student's head computed from the source's.
+      taken: copied, or for a head that starts from a teacher's computed from that.
       resized: position tables of another length, interpolated.
       fresh: initialised anew, with the reason.
       unused: in the source only.
@@ -98,7 +98,7 @@ def plan(
     target_layout: Layout,
     *,
     same_words: bool,
-    head_obstacle: str = "",
+    head_reason: str = "",
 ) -> Report:
     """Which parameters `transfer` will take; works on shapes alone.
 
@@ -111,7 +111,7 @@ def plan(
       source_layout: of the source.
       target_layout: of the target.
       same_words: whether learned text embeddings mean the same words in both.
-      head_obstacle: why the head cannot be taken, where its shapes do not show it.
+      head_reason: why the head cannot be taken, where its shapes do not show it.
     """
     old: dict[str, Any] = flatten_dict(source, sep=SEPARATOR)
     new: dict[str, Any] = flatten_dict(target, sep=SEPARATOR)
@@ -124,8 +124,8 @@ def plan(
         is_words = name.startswith(("text/", "backbone/text_learned/"))
         if name not in old:
             report.fresh[name] = "not in the source"
-        elif name.startswith("head/") and (head_obstacle or heads[0] != heads[1]):
-            report.fresh[name] = head_obstacle or "the source's head has other sizes"
+        elif name.startswith("head/") and (head_reason or heads[0] != heads[1]):
+            report.fresh[name] = head_reason or "the source's head has other sizes"
         elif is_words and not same_words:
             report.fresh[name] = "the source reads another vocabulary"
         elif old[name].shape == leaf.shape and (
@@ -139,21 +139,22 @@ def plan(
     return report
 
 
-def plan_parts(source: Params, target: Params, obstacles: Mapping[str, str]) -> Report:
-    """What becomes of the parameters where whole parts are taken, as a student does.
+def plan_parts(source: Params, target: Params, reasons: Mapping[str, str]) -> Report:
+    """What becomes of the parameters where whole parts are taken, as from a teacher.
 
     Args:
       source: parameters, or their shapes, with the parts text, backbone and head.
       target: those of the model that starts.
-      obstacles: why a part is not taken, for those that are not.
+      reasons: why a part is not taken, for those that are not.
     """
 
-    def obstacle(name: str) -> str | None:
-        return obstacles.get(name.partition(SEPARATOR)[0])
+    def reason_of(name: str) -> str | None:
+        return reasons.get(name.partition(SEPARATOR)[0])
 
-    report = Report(unused=[name for name in flatten_dict(source, sep=SEPARATOR) if obstacle(name)])
+    names = flatten_dict(source, sep=SEPARATOR)
+    report = Report(unused=[name for name in names if reason_of(name)])
     for name in flatten_dict(target, sep=SEPARATOR):
-        if reason := obstacle(name):
+        if reason := reason_of(name):
             report.fresh[name] = reason
         else:
             report.taken.append(name)
@@ -161,14 +162,20 @@ def plan_parts(source: Params, target: Params, obstacles: Mapping[str, str]) -> 
 
 
 def transfer(
-    report: Report, source: Params, target: Params, source_layout: Layout, target_layout: Layout
+    source: Params,
+    target: Params,
+    *,
+    taken: Sequence[str],
+    resized: Sequence[str],
+    source_layout: Layout,
+    target_layout: Layout,
 ) -> dict[str, Any]:
-    """The target's parameters with those that `report` names replaced by the source's."""
+    """The target's parameters with those that a `Report` names replaced by the source's."""
     old: dict[str, Any] = flatten_dict(source, sep=SEPARATOR)
     new: dict[str, Any] = flatten_dict(target, sep=SEPARATOR)
-    for name in report.taken:
+    for name in taken:
         new[name] = jnp.array(old[name], jnp.float32)
-    for name in report.resized:
+    for name in resized:
         new[name] = _resize(name, jnp.asarray(old[name]), source_layout, target_layout)
     # Parts without parameters (a text encoder that trains nothing) are lost by flattening.
     empty = {name: tree for name, tree in target.items() if not jax.tree.leaves(tree)}

@@ -47,6 +47,7 @@ FREE_TO_CHANGE = (
     "best_metric",
     "hang_timeout",
     "sample_prompts",
+    "validation_clips",
     "mesh.",
     "optimizer.max_skipped_steps",
     "model.backbone.remat",

@@ -10,11 +10,7 @@ from jax.sharding import Mesh
 from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
 from fasttta_jax.parallel.compile import abstract_state
-from fasttta_jax.systems import (
-    Student,
-    Teacher,
-    build_model,
-)
+from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.workdir.checkpoint import StoredCheckpoints, tree_hash
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
 
@@ -25,7 +21,7 @@ class TrainedModel:
 
     Attributes:
       config: of the run.
-      model: teacher or student.
+      model: what it trained.
       params: averaged parameters on the mesh.
       codec: tokens to audio.
       step: optimizer steps behind the parameters.
@@ -33,7 +29,7 @@ class TrainedModel:
     """
 
     config: RunConfig
-    model: Teacher | Student
+    model: TextToAudio
     params: Any
     codec: Codec
     step: int

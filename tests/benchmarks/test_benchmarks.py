@@ -12,29 +12,31 @@ import pytest
 
 from benchmarks import measure, sampler, train_step
 from benchmarks.measure import Program, Timing
-from fasttta_jax.config import ConfigError, MeshConfig, RunConfig
+from fasttta_jax.config import ConfigError, DistillationConfig, MeshConfig, RunConfig
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import sampling_flops, training_step_flops
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
 from tests.support import helpers
 
-STAGES = ("teacher", "student")
+OBJECTIVES = ("diffusion", "energy")
 DECODES: tuple[sampler.Decode, ...] = ("segments", "full_length", "host_loop")
 SECONDS = 0.64
 BATCH_SIZE, TRAIN_SIZE = 2, 4
 EPSILON = float(np.finfo(np.float32).eps)
 # Other programs add in another order; tokens feed back through the iterations, and the teacher's
 # chain multiplies an error by far less than 1 / alpha_bar because it predicts v.
-TOLERANCE = {"student": 2e-5, "teacher": 2e-4}
+TOLERANCE = {"energy": 2e-5, "diffusion": 2e-4}
 
 
-def run_config(stage: str) -> RunConfig:
+def run_config(objective: str) -> RunConfig:
     """The student decodes in two segments, the teacher in one."""
-    run = helpers.tiny_teacher_config("unused", stage=stage)
-    segments = 1 if stage == "teacher" else 2
+    run = helpers.tiny_teacher_config("unused", objective=objective)
+    segments = 1 if objective == "diffusion" else 2
+    weight = 10.0 if objective == "energy" else 0.0
     return dataclasses.replace(
         run,
+        distillation=DistillationConfig(weight=weight),
         data=dataclasses.replace(run.data, batch_size=TRAIN_SIZE),
         decode=dataclasses.replace(run.decode, max_segments=segments),
     )
@@ -77,7 +79,7 @@ def test_median_and_percentiles():
 
 def test_configs_are_read_by_name_with_their_argument():
     run = measure.load_run_config("configs/tiny.py:student", "bfloat16")
-    assert (run.stage, run.model.dtype) == ("student", "bfloat16")
+    assert (run.objective, run.model.dtype) == ("energy", "bfloat16")
     assert measure.model_label("configs/tiny.py:student") == "tiny:student"
     with pytest.raises(ConfigError, match=r"'configs/nothing.py'; allowed: a file"):
         measure.load_run_config("configs/nothing.py")
@@ -97,13 +99,13 @@ def test_what_the_flags_say_is_checked():
 # ------------------------------------------------------------------------------------- sampling
 
 
-def model_of(stage: str) -> sampler.Model:
-    return sampler.Model(stage, run_config(stage), SECONDS)
+def model_of(objective: str) -> sampler.Model:
+    return sampler.Model(objective, run_config(objective), SECONDS)
 
 
-def large_params(stage: str, seed: int = 0):
+def large_params(objective: str, seed: int = 0):
     """Values that let every part of the model count."""
-    run = run_config(stage)
+    run = run_config(objective)
     model = build_model(run, abstract_text_encoder(run.model.text))
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     return helpers.random_params(shapes, seed, scale=0.2)
@@ -112,8 +114,10 @@ def large_params(stage: str, seed: int = 0):
 @pytest.fixture(scope="module")
 def cases() -> dict[tuple[str, str], sampler.Case]:
     return {
-        (stage, decode): sampler.Case(model_of(stage), decode, BATCH_SIZE, large_params(stage))
-        for stage in STAGES
+        (objective, decode): sampler.Case(
+            model_of(objective), decode, BATCH_SIZE, large_params(objective)
+        )
+        for objective in OBJECTIVES
         for decode in DECODES
     }
 
@@ -123,25 +127,25 @@ def sampling(cases) -> list[sampler.Row]:
     return sampler.benchmark(list(cases.values()), 3)
 
 
-@pytest.mark.parametrize("stage", STAGES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize("decode", ["full_length", "host_loop"])
-def test_all_decoders_make_the_same_tokens(cases, stage, decode):
-    tokens = np.asarray(cases[stage, "segments"]())
+def test_all_decoders_make_the_same_tokens(cases, objective, decode):
+    tokens = np.asarray(cases[objective, "segments"]())
     assert tokens.shape == (BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM)
     assert len(np.unique(tokens)) == tokens.size
-    tolerance = TOLERANCE[stage] * np.abs(tokens).max()
-    np.testing.assert_allclose(cases[stage, decode](), tokens, rtol=0, atol=tolerance)
+    tolerance = TOLERANCE[objective] * np.abs(tokens).max()
+    np.testing.assert_allclose(cases[objective, decode](), tokens, rtol=0, atol=tolerance)
 
 
 def test_cases_are_all_combinations():
     built = sampler.build_cases(
-        [model_of("student")], batch_sizes=[1, 2], num_iterations=[2, 3], decodes=DECODES
+        [model_of("energy")], batch_sizes=[1, 2], num_iterations=[2, 3], decodes=DECODES
     )
     names = [case.name for case in built]
     sizes = [f"{size} x {times}" for size in (1, 2) for times in (2, 3)]
     assert sorted(names) == sorted(f"student {way} {size}" for way in DECODES for size in sizes)
     (config_s,) = sampler.build_cases(
-        [model_of("student")], batch_sizes=[1], num_iterations=[], decodes=["segments"]
+        [model_of("energy")], batch_sizes=[1], num_iterations=[], decodes=["segments"]
     )
     assert config_s.name == f"student segments 1 x {run_config('student').decode.num_iterations}"
 
@@ -159,10 +163,10 @@ def test_random_parameters_are_ordinary_numbers():
 
 def test_sampler_rows_hold_times_and_operations(sampling):
     rows = {(row.values["model"], row.values["decode"]): row.values for row in sampling}
-    assert set(rows) == {(stage, decode) for stage in STAGES for decode in DECODES}
-    for (stage, decode), row in rows.items():
+    assert set(rows) == {(objective, decode) for objective in OBJECTIVES for decode in DECODES}
+    for (objective, decode), row in rows.items():
         kind = "full_length" if decode == "full_length" else "segments"
-        flops = sampling_flops(run_config(stage), kind)
+        flops = sampling_flops(run_config(objective), kind)
         assert row["flops_per_clip"] == flops.total
         assert row["unpadded_flops_per_clip"] <= row["flops_per_clip"]
         assert 0 < row["p10_seconds"] <= row["median_seconds"] <= row["p90_seconds"]
@@ -176,8 +180,8 @@ def test_sampler_rows_hold_times_and_operations(sampling):
 def test_sampler_comparisons_hold_what_is_allowed_beside_what_was_found(sampling):
     found = sampler.compare(sampling)
     pairs = {(pair["faster"].split()[0], *pair["than"].split()[:2]) for pair in found}
-    expected = {(stage, stage, other) for stage in STAGES for other in DECODES[1:]}
-    assert pairs == expected | {("student", "teacher", "segments")}
+    expected = {(objective, objective, other) for objective in OBJECTIVES for other in DECODES[1:]}
+    assert pairs == expected | {("energy", "diffusion", "segments")}
     assert len(found) == len(pairs)
     by_name = {row.name: row.values for row in sampling}
     for pair in found:
@@ -191,7 +195,7 @@ def test_sampler_comparisons_hold_what_is_allowed_beside_what_was_found(sampling
 
 
 def test_the_same_case_twice_is_refused(cases):
-    case = cases["student", "segments"]
+    case = cases["energy", "segments"]
     with pytest.raises(ValueError, match="more than once"):
         sampler.benchmark([case, case], 3)
 
@@ -223,9 +227,9 @@ def test_sampler_writes_what_it_prints(sampling, tmp_path, capsys):
 @pytest.mark.slow
 def test_train_step_runs_the_real_step_over_the_mesh(tmp_path, capsys):
     """The student's, which holds a teacher's forward pass as well."""
-    run = run_config("student")
+    run = run_config("energy")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-    one = train_step.Training("student", run, SECONDS, mesh)
+    one = train_step.Training("energy", run, SECONDS, mesh)
     results = train_step.benchmark([one], repeats=3, split=True)
     assert int(one.state.step) == 2 * (1 + 3)  # two encoders, a warm and 3 timed calls
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(one.state.params))
@@ -256,10 +260,10 @@ def test_train_step_runs_the_real_step_over_the_mesh(tmp_path, capsys):
 
 def test_full_length_training_has_the_same_loss():
     """Student and frozen teacher; up to the order of sums of up to 128 terms, in four blocks."""
-    run = run_config("student")
+    run = run_config("energy")
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     batch = train_step.synthetic_batch(run, abstract_text_encoder(run.model.text), mesh)
-    arguments = large_params("student"), large_params("teacher", 1), batch, jax.random.key(3)
+    arguments = large_params("energy"), large_params("diffusion", 1), batch, jax.random.key(3)
     gathered, whole = (
         float(jax.jit(train_step.loss_of(train_step.step_context(run, encoder)))(*arguments))
         for encoder in ("gathered", "full_length")
@@ -270,11 +274,11 @@ def test_full_length_training_has_the_same_loss():
 def test_a_batch_that_the_mesh_cannot_split_is_refused():
     mesh = make_mesh(MeshConfig(), jax.devices()[:3])
     with pytest.raises(ConfigError, match=r"data\.batch_size is 4"):
-        train_step.Training("student", run_config("student"), SECONDS, mesh)
+        train_step.Training("energy", run_config("energy"), SECONDS, mesh)
 
 
 def test_a_single_stack_has_nothing_to_gather():
-    run = run_config("teacher")
+    run = run_config("diffusion")
     backbone = dataclasses.replace(run.model.backbone, encoder_depth=0)
     single = dataclasses.replace(run, model=dataclasses.replace(run.model, backbone=backbone))
     assert train_step.encoders(run) == ("gathered", "full_length")

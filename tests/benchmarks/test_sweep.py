@@ -44,8 +44,8 @@ def students() -> dict[str, RunConfig]:
 def test_students_are_the_demo_variants_on_the_given_data_and_teacher(students):
     assert next(iter(students)) == STUDENT
     assert len(students) == VARIANTS
-    for config in students.values():
-        assert config.init_from == "teachers/one"
+    for name, config in students.items():
+        assert config.init_from == ("" if name == "from_scratch" else "teachers/one")
         assert config.data.path == "some/data"
         assert config.num_steps == 500
 
@@ -110,10 +110,10 @@ def test_a_setting_changes_the_steps_of_a_teacher_and_nothing_else(teacher):
     )
     setting = Setting(TEACHER, teacher.decode, 25)
     found = sweep.with_setting(whole, setting)
-    assert found.model.diffusion.sampling_steps == 25
-    assert found.config.diffusion == found.model.diffusion
+    assert found.model.objective.config.sampling_steps == 25
+    assert found.config.diffusion == found.model.objective.config
     assert found.params is whole.params
-    assert whole.model.diffusion.sampling_steps == teacher.diffusion.sampling_steps
+    assert whole.model.objective.config.sampling_steps == teacher.diffusion.sampling_steps
     student = dataclasses.replace(setting, sampling_steps=None)
     assert sweep.with_setting(whole, student) is whole
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from typing import Any
 
 import pytest
 
@@ -24,6 +26,7 @@ from fasttta_jax.config import (
     from_config_dict,
     to_config_dict,
 )
+from fasttta_jax.config.mapping import upgrade
 from tests.support import helpers
 
 
@@ -59,9 +62,6 @@ REJECTED = [
     (BackboneConfig, {"projection_dropout": -0.1}, r"backbone\.projection_dropout is -0\.1;"),
     (HeadConfig, {"width": 0}, r"head\.width is 0; allowed: above 0"),
     (HeadConfig, {"depth": 0}, r"head\.depth is 0; allowed: above 0"),
-    (HeadConfig, {"noise_dim": 0}, r"head\.noise_dim is 0; allowed: above 0"),
-    (HeadConfig, {"roles": "both"}, r"head\.roles is 'both'; .*'context_stream'"),
-    (HeadConfig, {"noise": "laplace"}, r"head\.noise is 'laplace'; .*'uniform'"),
     (TextConfig, {"encoder": "t5"}, r"text\.encoder is 't5'; .*'frozen'"),
     (TextConfig, {"encoder": "none"}, r"text\.token_dropout is 0\.1; allowed: 0 where .* 'none'"),
     (
@@ -111,16 +111,19 @@ REJECTED = [
     (EnergyConfig, {"alpha": 0.0}, r"energy\.alpha is 0\.0; allowed: above 0 and below 2"),
     (EnergyConfig, {"temperature": 0.0}, r"energy\.temperature is 0\.0; allowed: above 0"),
     (EnergyConfig, {"temperature": 1.1}, r"energy\.temperature is 1\.1; allowed: above 0, at most"),
+    (EnergyConfig, {"noise_dim": 0}, r"energy\.noise_dim is 0; allowed: above 0"),
+    (EnergyConfig, {"roles": "both"}, r"energy\.roles is 'both'; .*'context_stream'"),
+    (EnergyConfig, {"noise": "laplace"}, r"energy\.noise is 'laplace'; .*'uniform'"),
     (DistillationConfig, {"weight": -1.0}, r"distillation\.weight is -1\.0; allowed: 0 or more"),
     (DistillationConfig, {"positions": "some"}, r"distillation\.positions is 'some'; .*'masked'"),
     (
         DistillationConfig,
-        {"freeze_backbone": True, "weight": 0.0, "backbone_from_teacher": False},
+        {"freeze_backbone": True},
         r"distillation\.backbone_from_teacher is False; allowed: true",
     ),
     (
         DistillationConfig,
-        {"freeze_backbone": True},
+        {"freeze_backbone": True, "backbone_from_teacher": True, "weight": 1000.0},
         r"distillation\.weight is 1000\.0; allowed: 0 where distillation\.freeze_backbone",
     ),
     (OptimizerConfig, {"learning_rate": 0.0}, r"optimizer\.learning_rate is 0\.0; allowed: above"),
@@ -158,7 +161,6 @@ REJECTED = [
         r"mesh\.rules is 'head/\.\*'; allowed: a tuple of \(regex",
     ),
     (MeshConfig, {"rules": (("head", "fsdp"),)}, r"mesh\.rules is \('head', 'fsdp'\); allowed: a"),
-    (RunConfig, {"stage": "pupil"}, r"stage is 'pupil'; allowed: one of 'teacher', 'student'"),
     (RunConfig, {"seed": -1}, r"seed is -1; allowed: from 0 to 2\*\*32 - 1"),
     (RunConfig, {"seed": 2**32}, r"seed is 4294967296; allowed: from 0"),
     (RunConfig, {"num_steps": 0}, r"num_steps is 0; allowed: above 0"),
@@ -167,15 +169,11 @@ REJECTED = [
     (RunConfig, {"checkpoint_every": -1}, r"checkpoint_every is -1; allowed: 0 or more"),
     (RunConfig, {"keep_every": -1}, r"keep_every is -1; allowed: 0 or more"),
     (RunConfig, {"hang_timeout": -1.0}, r"hang_timeout is -1\.0; allowed: 0 or more"),
-    (RunConfig, {"best_metric": "energy"}, r"best_metric is 'energy'; allowed: one of \('loss', "),
+    (RunConfig, {"validation_clips": 0}, r"validation_clips is 0; allowed: above 0"),
     (
         RunConfig,
-        {
-            "stage": "student",
-            "best_metric": "align",
-            "distillation": DistillationConfig(weight=0.0),
-        },
-        r"best_metric is 'align'; allowed: one of \('loss', 'energy'\)",
+        {"sample_prompts": ("a", " ")},
+        r"sample_prompts is \('a', ' '\); allowed: a tuple",
     ),
     (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),
     (
@@ -187,31 +185,6 @@ REJECTED = [
         RunConfig,
         {"num_steps": 10, "optimizer": OptimizerConfig(warmup_steps=6, decay_steps=5)},
         r"optimizer\.warmup_steps \+ optimizer\.decay_steps is 11; allowed: at most .* = 10",
-    ),
-    (
-        RunConfig,
-        {"stage": "student", "distillation": DistillationConfig(head_from_teacher=True)},
-        r"distillation\.head_from_teacher is True; .* unless diffusion\.prediction is 'v'",
-    ),
-    (
-        RunConfig,
-        {
-            "stage": "student",
-            "distillation": DistillationConfig(head_from_teacher=True),
-            "diffusion": DiffusionConfig(prediction="v"),
-            "model": ModelConfig(head=HeadConfig(noise_dim=64)),
-        },
-        r"model\.head\.noise_dim is 64; allowed: model\.token_dim = 128",
-    ),
-    (
-        RunConfig,
-        {
-            "stage": "student",
-            "distillation": DistillationConfig(head_from_teacher=True),
-            "diffusion": DiffusionConfig(prediction="v"),
-            "model": ModelConfig(head=HeadConfig(roles="context_stream")),
-        },
-        r"model\.head\.roles is 'context_stream'; allowed: 'noise_stream' where",
     ),
     (
         RunConfig,
@@ -233,7 +206,7 @@ def test_rejected_values_name_field_value_and_range(section, values, message):
 
 
 def test_every_numeric_or_chosen_field_has_a_rejected_value():
-    unbounded = {"path", "cache", "init_from", "sample_prompts"}
+    unbounded = {"path", "cache", "init_from", "objective", "best_metric"}
     for section in {section for section, _, _ in REJECTED}:
         tried = {name for owner, values, _ in REJECTED if owner is section for name in values}
         for field in dataclasses.fields(section):
@@ -251,7 +224,7 @@ def test_audio_that_was_encoded_as_it_was_read_is_named():
 
 
 def test_an_unknown_field_lists_the_known_ones():
-    with pytest.raises(ConfigError, match=r"^sead is not a field; .* stage, seed, num_steps"):
+    with pytest.raises(ConfigError, match=r"^sead is not a field; .* objective, seed, num_steps"):
         from_config_dict({"sead": 1})
     with pytest.raises(ConfigError, match=r"model\.backbone\.depth is not .* width, encoder_depth"):
         from_config_dict({"model": {"backbone": {"depth": 1}}})
@@ -273,3 +246,73 @@ def test_an_unknown_field_lists_the_known_ones():
 def test_wrong_types_are_refused(values, message):
     with pytest.raises(ConfigError, match=message):
         from_config_dict(values)
+
+
+# -------------------------------------------------------------------- what earlier versions wrote
+
+
+def earlier(config: RunConfig, stage: str, **changes: Any) -> dict[str, Any]:
+    """A config as versions with `stage` wrote it: every field, the head's extras in the head."""
+    values = json.loads(json.dumps(to_config_dict(config).to_dict()))
+    del values["objective"], values["validation_clips"]
+    energy = values["energy"]
+    head = {name: energy.pop(name) for name in ("noise_dim", "noise", "roles")}
+    values["model"]["head"] |= head
+    values["sample_prompts"] = "|".join(values["sample_prompts"])
+    return values | {"stage": stage} | changes
+
+
+FORMER_DISTILLATION = {
+    "weight": 1000.0,
+    "positions": "all",
+    "freeze_backbone": False,
+    "backbone_from_teacher": True,
+    "head_from_teacher": False,
+}
+
+
+def test_an_earlier_teacher_had_nothing_of_a_teacher():
+    config = helpers.tiny_teacher_config("data", sample_prompts=("a", "b"), init_from="weights")
+    found = from_config_dict(earlier(config, "teacher", distillation=FORMER_DISTILLATION))
+    assert found == config
+    assert found.objective == "diffusion"
+    assert found.distillation == DistillationConfig()
+    assert found.energy.noise_dim == helpers.TOKEN_DIM
+
+
+def test_an_earlier_student_keeps_what_it_said():
+    config = helpers.tiny_student_config("data", "teacher", best_metric="energy")
+    energy = EnergyConfig(noise_dim=5, noise="uniform", roles="context_stream", temperature=0.9)
+    config = dataclasses.replace(config, energy=energy)
+    assert from_config_dict(earlier(config, "student")) == config
+
+
+def test_an_earlier_student_had_weight_1000_and_the_teachers_backbone_by_default():
+    found = from_config_dict({"stage": "student", "init_from": "teacher"})
+    assert found.objective == "energy"
+    assert found.distillation == DistillationConfig(weight=1000.0, backbone_from_teacher=True)
+    assert found.init_from == "teacher"
+
+
+def test_an_earlier_student_from_scratch_took_nothing_of_init_from():
+    alone = FORMER_DISTILLATION | {"weight": 0.0, "backbone_from_teacher": False}
+    found = from_config_dict({"stage": "student", "init_from": "there", "distillation": alone})
+    assert found.distillation == DistillationConfig()
+    assert not found.init_from
+
+
+def test_prompts_in_one_string_are_taken_apart():
+    found = from_config_dict({"sample_prompts": "a dog|  |rain, then wind"})
+    assert found.sample_prompts == ("a dog", "rain, then wind")
+    assert from_config_dict({"sample_prompts": ""}).sample_prompts == ()
+
+
+def test_what_is_of_this_version_is_not_touched():
+    for config in (helpers.tiny_teacher_config("a"), helpers.tiny_student_config("a", "b")):
+        values = to_config_dict(config).to_dict()
+        assert upgrade(values) == values
+
+
+def test_an_earlier_stage_that_never_was_is_refused():
+    with pytest.raises(ConfigError, match="stage is 'pupil', a field of earlier versions"):
+        from_config_dict({"stage": "pupil"})

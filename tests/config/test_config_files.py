@@ -52,7 +52,7 @@ def test_there_are_configs():
 def test_every_ablation_is_a_student_that_differs_as_it_says(variant: str) -> None:
     student = from_config_dict(demo_student.get_config())
     config = from_config_dict(demo_student.get_config(variant))
-    assert config.stage == "student"
+    assert config.objective == "energy"
     before, after = (flatten(dataclasses.asdict(one)) for one in (student, config))
     changes = {name: value for name, value in after.items() if value != before[name]}
     assert changes.items() <= demo_student.VARIANTS[variant].items()
@@ -137,5 +137,5 @@ def test_the_paper_s_text_is_one_prefix_of_one_or_two_streams(stage, streams, po
 def test_tiny_has_all_three_stages(stage):
     path = next(path for path in CONFIGS if path.stem == "tiny")
     config = from_config_dict(load(path).get_config(stage))
-    assert config.stage == ("student" if stage == "student" else "teacher")
+    assert config.objective == ("energy" if stage == "student" else "diffusion")
     assert config.model.text.encoder == ("none" if stage == "pretraining" else "learned")

@@ -113,7 +113,8 @@ def test_diffusion_heads_agree(tmp_path: pathlib.Path) -> None:
     hidden = torch.randn(20, WIDTH, generator=generator)
     time = torch.tensor([0, 1, 500, 998, 999]).repeat(4)
     expected = reference.diffloss.net(noisy, time, hidden)
-    ours = model.denoise(params, *(jnp.asarray(x) for x in (noisy, time, hidden)))
+    inputs = (jnp.asarray(x) for x in (noisy, time, hidden))
+    ours = model.objective.head.apply({"params": params["head"]}, *inputs)
     of_angles = worst_rounding(2) * 999 / 18**0.5
     assert_close(ours, expected, rounding(kernel_terms(params["head"])) + of_angles)
 
@@ -127,7 +128,8 @@ def test_generator_heads_agree(temperature: float, tmp_path: pathlib.Path) -> No
     noise = torch.rand(20, 6, generator=generator) - 0.5
     hidden = torch.randn(20, WIDTH, generator=generator)
     expected = reference.scoreloss.net(hidden, noise, temperature)
-    ours = model.draw(params, jnp.asarray(noise)[None], jnp.asarray(hidden), temperature)[0]
+    inputs = jnp.asarray(noise)[None], jnp.asarray(hidden), temperature
+    ours = model.objective.draw(params["head"], *inputs)[0]
     assert_close(ours, expected, rounding(kernel_terms(params["head"])))
 
 

@@ -18,7 +18,7 @@ from fasttta_jax.diffusion.schedule import (
     training_schedule,
 )
 from fasttta_jax.randomness import normal_per_clip
-from fasttta_jax.systems import Teacher
+from fasttta_jax.systems import build_model
 from tests.support import helpers
 
 EPSILON = float(np.finfo(np.float32).eps)
@@ -227,7 +227,7 @@ def test_guidance_scale_zero_and_one_are_the_two_branches():
 def test_one_trajectory_equals_the_doubled_batch():
     """MAR carries both branches through the chain; the second half's own state is never read."""
     run = helpers.tiny_teacher_config("unused")
-    teacher = Teacher(run.model, helpers.tiny_text_encoder(), run.diffusion)
+    teacher = build_model(run, helpers.tiny_text_encoder())
     params = helpers.random_params(jax.eval_shape(teacher.init, jax.random.key(0)), scale=0.2)
     conditional, unconditional = normal(0, 2, 3, 32), normal(1, 2, 3, 32)
     channels, scale = helpers.TOKEN_DIM, 3.0
@@ -242,7 +242,11 @@ def test_one_trajectory_equals_the_doubled_batch():
 
     schedule = respaced_schedule(run.diffusion.num_steps, run.diffusion.sampling_steps)
     hidden = np.concatenate([conditional, unconditional])
-    denoise = jax.jit(teacher.denoise)
+    head = teacher.objective.head
+
+    @jax.jit
+    def denoise(params, x_t, time, hidden):
+        return head.apply({"params": params["head"]}, x_t, time, hidden)
 
     def noise(index: int) -> np.ndarray:
         keys = jax.vmap(lambda key: jax.random.fold_in(key, index))(KEYS)

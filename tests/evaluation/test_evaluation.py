@@ -86,7 +86,7 @@ def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
         3, to_items(new_state(optimizer, jax.jit(model.init)(jax.random.key(0)))), {"loss": 1.0}
     )
     checkpoints.close()
-    loss = "mse" if config.stage == "teacher" else "energy"
+    loss = "mse" if config.objective == "diffusion" else "energy"
     with MetricsWriter(workdir) as writer:
         for step in (1, 2):
             writer.write_scalars(step, {f"train/{loss}": 1.0 / step})
@@ -191,7 +191,7 @@ def test_the_page_has_sounds_curves_and_settings(evaluated):
     _, metrics, page = evaluated
     # one prompt for each event and each of the four two-event clips; real, teacher, student
     assert page.count("data:audio/flac") == (len(EVENTS) + 4) * 3
-    for title in ("diffusion loss", "energy distance", "Event by event: student"):
+    for title in ("Squared error of the prediction", "Energy score", "Event by event: student"):
         assert title in page
     assert "run.teacher.config.model.num_tokens" in page
     assert metrics["settings"]["run"]["student"]["step"] == 3

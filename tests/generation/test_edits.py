@@ -134,7 +134,7 @@ def test_files_are_read_at_the_codecs_rate(codec, tmp_path):
 @pytest.fixture(scope="module")
 def sampler() -> tuple[TokenGenerator, dict]:
     """A student's sampler for one clip on each device with 4 of 8 tokens given; parameters."""
-    run = helpers.tiny_teacher_config("unused", stage="student")
+    run = helpers.tiny_teacher_config("unused", objective="energy")
     model = build_model(run, helpers.tiny_text_encoder())
     params = helpers.random_params(jax.eval_shape(model.init, jax.random.key(0)), scale=0.2)
     mesh = local_mesh()

@@ -147,7 +147,7 @@ def test_a_tpu_worker_starts_again_after_what_is_worth_it(
         "python",
         f'echo "$@" >> {tmp_path}/ran; [ $(wc -l < {tmp_path}/ran) -gt 1 ] && exit 0; exit {code}',
     )
-    prompts = "--config.sample_prompts=a|b"  # that a shell must not take apart
+    prompts = "--config.sample_prompts=('a','b')"  # that a shell must not take apart
     done = subprocess.run(
         ["bash", str(FOLDER / "tpu_vm.sh"), "base", "configs/tiny.py", prompts],
         env={

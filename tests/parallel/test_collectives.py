@@ -16,6 +16,8 @@ from fasttta_jax.config import (
     BackboneConfig,
     DataConfig,
     DecodeConfig,
+    DistillationConfig,
+    EnergyConfig,
     HeadConfig,
     MeshConfig,
     ModelConfig,
@@ -40,16 +42,17 @@ SCALARS = 2**10
 def run_config(**changes: Any) -> RunConfig:
     """Large enough for fsdp to split every kernel."""
     fields: dict[str, Any] = {
-        "stage": "student",
+        "objective": "energy",
         "num_steps": 2000,
         "data": DataConfig(batch_size=BATCH),
         "model": ModelConfig(
             num_tokens=32,
             token_dim=64,
             backbone=BackboneConfig(width=WIDTH, encoder_depth=2, decoder_depth=2, num_heads=4),
-            head=HeadConfig(width=128, depth=1, noise_dim=64),
+            head=HeadConfig(width=128, depth=1),
             text=TextConfig(num_positions=24, width=64),
         ),
+        "energy": EnergyConfig(noise_dim=64),
         "decode": DecodeConfig(num_iterations=4, max_segments=2),
     }
     return RunConfig(**fields | changes)
@@ -61,9 +64,14 @@ def key_shape(shape: tuple[int, ...] = (), sharding: Any = None) -> jax.ShapeDty
 
 
 @functools.cache
-def step_collectives(stage: str, *sizes: int) -> tuple[Any, Any, tuple[Collective, ...]]:
+def step_collectives(objective: str, *sizes: int) -> tuple[Any, Any, tuple[Collective, ...]]:
     """State and frozen parameters as shapes with shardings, and what a training step sends."""
-    config = run_config(stage=stage, mesh=MeshConfig(*sizes))
+    weight = 1000.0 if objective == "energy" else 0.0
+    config = run_config(
+        objective=objective,
+        mesh=MeshConfig(*sizes),
+        distillation=DistillationConfig(weight=weight),
+    )
     mesh = make_mesh(config.mesh)
     text = abstract_text_encoder(config.model.text)
     context = programs.default_context(config, text)
@@ -92,9 +100,9 @@ def total(found: tuple[Collective, ...], kind: str) -> int:
     return sum(one.array_bytes for one in found if one.kind == kind)
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_data_parallel_steps_reduce_their_gradients_and_send_nothing_else(stage: str) -> None:
-    state, _, found = step_collectives(stage, 8, 1, 1)
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+def test_data_parallel_steps_reduce_their_gradients_and_send_nothing_else(objective: str) -> None:
+    state, _, found = step_collectives(objective, 8, 1, 1)
     assert kinds(found) == {("all-reduce", ("data",))}
     assert len(found) <= 3
     reduced = total(found, "all-reduce")
@@ -103,7 +111,7 @@ def test_data_parallel_steps_reduce_their_gradients_and_send_nothing_else(stage:
 
 def test_fsdp_steps_gather_every_split_kernel_once_a_pass() -> None:
     """The teacher's head has no part in a student's step; the backward pass gathers nothing."""
-    state, frozen, found = step_collectives("student", 1, 8, 1)
+    state, frozen, found = step_collectives("energy", 1, 8, 1)
     assert kinds(found) == {("all-gather", ("fsdp",)), ("all-reduce", ("fsdp",))}
     used = num_bytes(state.params, split=True) + num_bytes(frozen["backbone"], split=True)
     assert total(found, "all-gather") == used
@@ -118,7 +126,7 @@ def test_three_axes_add_only_what_each_of_them_needs() -> None:
     The one kernel of the backbone that is not split over the tensor axis, decoder_embedding's, is
     gathered by way of it: XLA moves parts to where that axis gathers them.
     """
-    *_, found = step_collectives("student", 2, 2, 2)
+    *_, found = step_collectives("energy", 2, 2, 2)
     detour = [one for one in found if "decoder_embedding" in one.source and "tensor" in one.axes]
     assert sum(one.kind == "collective-permute" for one in detour) <= 3
     assert max(one.array_bytes for one in detour) <= WIDTH * WIDTH * FLOAT32

@@ -8,7 +8,6 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
 import scipy.stats
 
@@ -29,14 +28,12 @@ from fasttta_jax.masking import decode_counts, max_visible
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.energy_head import EnergyHead
 from fasttta_jax.models.mar import MAR
+from fasttta_jax.objectives import Diffusion, Energy, build_objective
 from fasttta_jax.performance import flops
-from fasttta_jax.systems import Teacher, build_model
+from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
-from fasttta_jax.training.step import (
-    StepContext,
-    student_loss,
-    teacher_loss,
-)
+from fasttta_jax.training import programs
+from fasttta_jax.training.step import loss as step_loss
 from fasttta_jax.typing import TextStream
 
 GIGA, TERA = 1e9, 1e12
@@ -47,6 +44,7 @@ NUM_TOKENS, BUFFER, CHANNELS = 256, 64, 16
 # backbone and head, MAR's backbone at 33.5 visible tokens and head; heads 4 times a token.
 FORWARD = {"B": (116, 71, 75, 73), "L": (271, 144, 176, 148), "H": (524, 304, 341, 309)}
 MEAN_VISIBLE = 33.5
+EAR = EnergyConfig(noise_dim=64, roles="context_stream")
 
 
 def agrees(found: float, figure: float, unit: float) -> bool:
@@ -66,7 +64,7 @@ def image_model(size: str, *, has_encoder: bool) -> ModelConfig:
             decoder_depth=depth if has_encoder else 2 * depth,
             num_heads=16 if size != "B" else 12,
         ),
-        head=HeadConfig(width=head_width, depth=head_depth, noise_dim=64, roles="context_stream"),
+        head=HeadConfig(width=head_width, depth=head_depth),
         text=TextConfig(encoder="none", num_positions=BUFFER, token_dropout=0.0, drop_rate=0.0),
     )
 
@@ -117,16 +115,20 @@ def test_heads_match_the_published_forward_figures(size):
     config = image_model(size, has_encoder=True)
     hidden, token = jnp.zeros((1, config.backbone.width)), jnp.zeros((1, CHANNELS))
     denoiser = DiffusionHead(config.head, CHANNELS)
-    generator = EnergyHead(config.head, CHANNELS)
+    generator = EnergyHead(config.head, "context_stream", CHANNELS)
+    one_step = DiffusionConfig(sampling_steps=2)
     cases = [
-        (flops.teacher_head_flops(config), denoiser, (token, jnp.zeros(1, int), hidden), mar),
-        (flops.student_head_flops(config), generator, (jnp.zeros((1, 64)), hidden), ear),
+        (
+            Diffusion(config, one_step).flops().sampling / 2,
+            *(denoiser, (token, jnp.zeros(1, int), hidden), mar),
+        ),
+        (Energy(config, EAR).flops().sampling, generator, (jnp.zeros((1, 64)), hidden), ear),
     ]
     for counted, module, inputs, figure in cases:
         every_parameter = 2 * num_params(module, *inputs)
-        vectors = every_parameter - counted.evaluate()
+        vectors = every_parameter - counted
         assert 0 < vectors < 0.003 * every_parameter
-        assert agrees(4 * NUM_TOKENS * counted.evaluate(), figure, GIGA)
+        assert agrees(4 * NUM_TOKENS * counted, figure, GIGA)
 
 
 def test_visible_tokens_of_the_published_mask_law():
@@ -154,10 +156,11 @@ def test_visible_tokens_are_the_mean_of_the_truncated_law(
     assert abs(found - expected) <= num_tokens * np.finfo(float).eps / 3e-5
 
 
-def sampling_run(size: str, stage: str, num_iterations: int) -> RunConfig:
+def sampling_run(size: str, objective: str, num_iterations: int) -> RunConfig:
     return RunConfig(
-        stage=stage,  # type: ignore[arg-type]
-        model=image_model(size, has_encoder=stage == "teacher"),
+        objective=objective,
+        energy=EAR,
+        model=image_model(size, has_encoder=objective == "diffusion"),
         # nothing but the count depends on the scale; without text a config refuses to be guided
         decode=DecodeConfig(num_iterations=num_iterations, guidance_scale=1.0),
     )
@@ -175,7 +178,7 @@ def test_sampling_matches_the_published_figures(num_iterations, ear, mar):
     assert agrees(2 * (num_iterations * decoder + encoder), 10 * mar, TERA / 10)
     assert agrees(2 * num_iterations * 2 * decoder, 10 * ear, TERA / 10)
 
-    run = sampling_run("B", "teacher", num_iterations)
+    run = sampling_run("B", "diffusion", num_iterations)
     found = flops.sampling_flops(run, "unpadded")
     assert agrees(2 * found.head, 37, TERA / 10)
     # what the figures have and the program has not: the last block at positions nobody asks for
@@ -187,7 +190,7 @@ def test_sampling_matches_the_published_figures(num_iterations, ear, mar):
     expected = num_iterations * decoder + encoder - saved + around
     assert math.isclose(found.backbone, expected, rel_tol=1e-12)
 
-    student = flops.sampling_flops(sampling_run("B", "student", num_iterations), "unpadded")
+    student = flops.sampling_flops(sampling_run("B", "energy", num_iterations), "unpadded")
     assert agrees(student.head, 2, TERA / 100)
 
 
@@ -196,7 +199,7 @@ MODEL = ModelConfig(
     num_tokens=48,
     token_dim=24,
     backbone=BackboneConfig(width=128, encoder_depth=2, decoder_depth=2, num_heads=4),
-    head=HeadConfig(width=96, depth=2, noise_dim=20),
+    head=HeadConfig(width=96, depth=2),
     text=TEXT,
 )
 
@@ -265,34 +268,40 @@ def test_backbone_matches_the_count_of_xla():
 
 @pytest.mark.parametrize("roles", ["noise_stream", "context_stream"])
 @pytest.mark.parametrize("num_draws", [1, 3])
-def test_student_head_shares_the_context_between_draws(roles, num_draws):
-    config = dataclasses.replace(MODEL, head=dataclasses.replace(MODEL.head, roles=roles))
-    module = EnergyHead(config.head, config.token_dim)
-    hidden = jnp.zeros((1, 7, config.backbone.width))
-    noise = jnp.zeros((num_draws, 7, config.head.noise_dim))
+def test_energy_head_shares_the_context_between_draws(roles, num_draws):
+    config = EnergyConfig(num_draws=3, noise_dim=20, roles=roles)
+    module = EnergyHead(MODEL.head, roles, MODEL.token_dim)
+    hidden = jnp.zeros((1, 7, MODEL.backbone.width))
+    noise = jnp.zeros((num_draws, 7, 20))
     params = jax.eval_shape(lambda: module.init(jax.random.key(0), noise, hidden))
     counted = traced(module.apply, params, noise, hidden)
-    assert counted == 7 * flops.student_head_flops(config).evaluate(num_draws)
+    found = Energy(MODEL, config).flops()
+    assert counted == 7 * (found.training if num_draws == 3 else found.sampling)
+    assert found.guided_sampling == found.sampling
 
 
 @pytest.mark.parametrize("num_draws", [1, 3])
-def test_teacher_head_shares_the_projection_of_the_context(num_draws):
+def test_diffusion_head_shares_the_projection_of_the_context(num_draws):
     module = DiffusionHead(MODEL.head, MODEL.token_dim)
     hidden = jnp.zeros((1, 7, MODEL.backbone.width))
     noisy = jnp.zeros((num_draws, 7, MODEL.token_dim))
     time = jnp.zeros(noisy.shape[:2], int)
     params = jax.eval_shape(lambda: module.init(jax.random.key(0), noisy, time, hidden))
     counted = traced(module.apply, params, noisy, time, hidden)
-    assert counted == 7 * flops.teacher_head_flops(MODEL).evaluate(num_draws)
+    config = DiffusionConfig(batch_multiplier=num_draws)
+    assert counted == 7 * Diffusion(MODEL, config).flops().training
 
 
-def run_config(stage: str, **changes) -> RunConfig:
+FOLLOWS = DistillationConfig(weight=1000.0, backbone_from_teacher=True)
+
+
+def run_config(objective: str, **changes) -> RunConfig:
     return RunConfig(
         **{
-            "stage": stage,
+            "objective": objective,
             "model": MODEL,
             "diffusion": DiffusionConfig(prediction="v", sampling_steps=10),
-            "energy": EnergyConfig(num_draws=3),
+            "energy": EnergyConfig(num_draws=3, noise_dim=20),
             "decode": DecodeConfig(num_iterations=6, guidance_scale=2.0, max_segments=2),
             **changes,
         }
@@ -302,25 +311,26 @@ def run_config(stage: str, **changes) -> RunConfig:
 def test_training_step_counts_forward_backward_and_the_frozen_teacher():
     visible = max_visible(MODEL.num_tokens, 0.7)
     backbone = flops.backbone_flops(MODEL, visible)
-    teacher = flops.training_step_flops(run_config("teacher"))
-    head = MODEL.num_tokens * flops.teacher_head_flops(MODEL).evaluate(4)
+    teacher = flops.training_step_flops(run_config("diffusion"))
+    head = MODEL.num_tokens * Diffusion(MODEL, DiffusionConfig(batch_multiplier=4)).flops().training
     assert teacher == flops.StepFlops(backbone, head, 2 * (backbone + head), 0.0)
     assert teacher.total == 3 * (backbone + head)
 
-    head = MODEL.num_tokens * flops.student_head_flops(MODEL).evaluate(3)
-    student = flops.training_step_flops(run_config("student"))
+    student = run_config("energy", distillation=FOLLOWS)
+    head = MODEL.num_tokens * Energy(MODEL, student.energy).flops().training
+    student = flops.training_step_flops(student)
     assert student == flops.StepFlops(backbone, head, 2 * (backbone + head), backbone)
-    alone = DistillationConfig(weight=0.0, freeze_backbone=True)
-    frozen = flops.training_step_flops(run_config("student", distillation=alone))
+    alone = DistillationConfig(freeze_backbone=True, backbone_from_teacher=True)
+    frozen = flops.training_step_flops(run_config("energy", distillation=alone))
     assert frozen == flops.StepFlops(backbone, head, 2 * head, 0.0)
-    full = flops.training_step_flops(run_config("teacher"), MODEL.num_tokens)
+    full = flops.training_step_flops(run_config("diffusion"), MODEL.num_tokens)
     assert full.backbone == flops.backbone_flops(MODEL)
     assert full.head == teacher.head
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_sampling_counts_the_padding_of_the_segments(stage):
-    run = run_config(stage)
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+def test_sampling_counts_the_padding_of_the_segments(objective):
+    run = run_config(objective)
     counts = decode_counts(MODEL.num_tokens, 6)
     segments = plan_segments(counts, 2)
     assert len(segments) == 2
@@ -329,10 +339,7 @@ def test_sampling_counts_the_padding_of_the_segments(stage):
         one = flops.backbone_flops(MODEL, segment.num_visible, segment.num_revealed)
         backbone += 2 * len(segment.counts) * one
         evaluated += len(segment.counts) * segment.num_revealed
-    if stage == "teacher":
-        head = evaluated * 10 * 2 * flops.teacher_head_flops(MODEL).evaluate()
-    else:
-        head = evaluated * flops.student_head_flops(MODEL).evaluate()
+    head = evaluated * build_objective(run).flops().guided_sampling
     found = flops.sampling_flops(run)
     assert math.isclose(found.backbone, backbone, rel_tol=1e-12)
     assert math.isclose(found.head, head, rel_tol=1e-12)
@@ -349,13 +356,15 @@ def test_sampling_counts_the_padding_of_the_segments(stage):
     unguided = dataclasses.replace(run.decode, guidance_scale=1.0)
     single = flops.sampling_flops(dataclasses.replace(run, decode=unguided))
     assert math.isclose(2 * single.backbone, found.backbone, rel_tol=1e-12)
-    assert math.isclose((2 if stage == "teacher" else 1) * single.head, found.head, rel_tol=1e-12)
+    assert math.isclose(
+        (2 if objective == "diffusion" else 1) * single.head, found.head, rel_tol=1e-12
+    )
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
 @pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_sampling_counts_every_product_of_the_program(stage, guidance_scale):
-    run = run_config(stage)
+def test_sampling_counts_every_product_of_the_program(objective, guidance_scale):
+    run = run_config(objective)
     decode = dataclasses.replace(run.decode, guidance_scale=guidance_scale)
     run = dataclasses.replace(run, decode=decode)
     model = build_model(run, abstract_text_encoder(TEXT))
@@ -377,15 +386,16 @@ def test_sampling_counts_every_product_of_the_program(stage, guidance_scale):
     assert counted == 2 * flops.sampling_flops(run).total
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_training_counts_every_product_of_the_forward_pass(stage):
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+def test_training_counts_every_product_of_the_forward_pass(objective):
     """And the gradients are twice as many, but for those by the inputs of the model."""
-    run = run_config(stage)
+    distillation = FOLLOWS if objective == "energy" else DistillationConfig()
+    run = run_config(objective, distillation=distillation)
     text = abstract_text_encoder(TEXT)
-    model = build_model(run, text)
-    teacher = build_model(dataclasses.replace(run, stage="teacher"), text)
-    assert isinstance(teacher, Teacher)
-    context = StepContext(run, model, optax.identity(), teacher if stage == "student" else None)
+    context = programs.default_context(run, text)
+    model = context.model
+    teacher = build_model(run_config("diffusion"), text)
+    assert context.teacher == (teacher if objective == "energy" else None)
     params = jax.eval_shape(model.init, jax.random.key(0))
     frozen = jax.eval_shape(teacher.init, jax.random.key(0))
     batch = {
@@ -395,9 +405,8 @@ def test_training_counts_every_product_of_the_forward_pass(stage):
     }
 
     def loss(params, frozen, key):
-        if stage == "teacher":
-            return teacher_loss(context, params, batch, key, train=True)[0]
-        return student_loss(context, params, frozen, batch, key, train=True)[0]
+        others = {"frozen": frozen, "average": params, "target": None}
+        return step_loss(context, params, batch, key, **others, train=True)[0]
 
     arguments = (params, frozen, jax.random.key(0))
     step = flops.training_step_flops(run)

@@ -22,6 +22,7 @@ from fasttta_jax.config import (
     DecodeConfig,
     DiffusionConfig,
     DistillationConfig,
+    EnergyConfig,
     HeadConfig,
     ModelConfig,
     OptimizerConfig,
@@ -135,7 +136,7 @@ def tiny_model_config(**changes: Any) -> ModelConfig:
             attention_dropout=0.0,
             projection_dropout=0.0,
         ),
-        head=HeadConfig(width=32, depth=1, noise_dim=TOKEN_DIM),
+        head=HeadConfig(width=32, depth=1),
         text=TextConfig(num_positions=8, width=16),
     )
     return dataclasses.replace(config, **changes)
@@ -144,7 +145,7 @@ def tiny_model_config(**changes: Any) -> ModelConfig:
 def tiny_teacher_config(path: str | pathlib.Path, **changes: Any) -> RunConfig:
     """A teacher's run of six steps on the dataset at `path`; `changes` replace whole fields."""
     config = RunConfig(
-        stage="teacher",
+        objective="diffusion",
         num_steps=6,
         log_every=1,
         evaluate_every=3,
@@ -153,6 +154,7 @@ def tiny_teacher_config(path: str | pathlib.Path, **changes: Any) -> RunConfig:
         diffusion=DiffusionConfig(
             num_steps=1000, prediction="v", batch_multiplier=2, sampling_steps=4
         ),
+        energy=EnergyConfig(noise_dim=TOKEN_DIM),
         optimizer=OptimizerConfig(
             learning_rate=1e-3, warmup_steps=2, decay_steps=2, ema_decay=0.9, ema_warmup=True
         ),
@@ -167,9 +169,11 @@ def tiny_student_config(
     """A student's run of six steps that starts from, and follows, the teacher in the workdir."""
     config = dataclasses.replace(
         tiny_teacher_config(path),
-        stage="student",
+        objective="energy",
         init_from=str(teacher_workdir),
-        distillation=DistillationConfig(weight=10.0, head_from_teacher=True),
+        distillation=DistillationConfig(
+            weight=10.0, backbone_from_teacher=True, head_from_teacher=True
+        ),
     )
     return dataclasses.replace(config, **changes)
 

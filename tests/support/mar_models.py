@@ -13,11 +13,18 @@ import jax.numpy as jnp
 import numpy as np
 import torch
 
-from fasttta_jax.config import BackboneConfig, DiffusionConfig, HeadConfig, ModelConfig
+from fasttta_jax.config import (
+    BackboneConfig,
+    DiffusionConfig,
+    EnergyConfig,
+    HeadConfig,
+    ModelConfig,
+)
 from fasttta_jax.convert import mar
 from fasttta_jax.convert.write import write_conversion
+from fasttta_jax.objectives import Diffusion, Energy
 from fasttta_jax.storage.weights import ConvertedWeights, read_converted
-from fasttta_jax.systems import Student, Teacher
+from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Key, Params, TextStream
 from tests.support import conversions, mar_torch
@@ -92,18 +99,19 @@ def conditioning(classes: Any) -> Conditioning:
 
 def build_model(metadata: dict[str, Any], sampling_steps: int = 5) -> Any:
     """The model that a conversion's metadata describes."""
+    head = dict(metadata["head"])
+    sizes = HeadConfig(head.pop("width"), head.pop("depth"))
     config = ModelConfig(
         num_tokens=metadata["num_tokens"],
         token_dim=metadata["token_dim"],
         backbone=BackboneConfig(**metadata["backbone"]),
-        head=HeadConfig(**metadata["head"]),
+        head=sizes,
     )
     text = ClassEncoder(config.backbone.width)
     if metadata["kind"] == "ear":
-        return Student(config, text)
-    return Teacher(
-        config, text, DiffusionConfig(**metadata["diffusion"], sampling_steps=sampling_steps)
-    )
+        return TextToAudio(config, text, Energy(config, EnergyConfig(**head)))
+    diffusion = DiffusionConfig(**metadata["diffusion"], sampling_steps=sampling_steps)
+    return TextToAudio(config, text, Diffusion(config, diffusion))
 
 
 def build(converted: ConvertedWeights, sampling_steps: int = 5) -> tuple[Any, Any]:

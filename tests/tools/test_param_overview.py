@@ -22,9 +22,9 @@ def model_of(run: RunConfig, vocabulary_size: int = 300):
     return build_model(run, abstract_text_encoder(run.model.text, vocabulary_size))
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_every_parameter_is_listed_once_with_its_decay(stage):
-    model = model_of(helpers.tiny_teacher_config("unused", stage=stage))
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+def test_every_parameter_is_listed_once_with_its_decay(objective):
+    model = model_of(helpers.tiny_teacher_config("unused", objective=objective))
     params = jax.eval_shape(model.init, jax.random.key(0))
     listed = list_parameters(model)
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

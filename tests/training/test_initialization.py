@@ -31,7 +31,7 @@ from fasttta_jax.models.stacking import unstack_layers
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
-from fasttta_jax.training.initialization import initial_params, open_source
+from fasttta_jax.training.initialization import open_source
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import (
@@ -103,7 +103,7 @@ def start(config: RunConfig, folder: pathlib.Path, mesh: Any) -> tuple[Any, dict
     model = build_model(config, workdir.text())
     source = open_source(config, workdir, mesh, model)
     assert source is not None
-    run = jax.jit(functools.partial(initial_params, config, model, source))
+    run = jax.jit(source.initialization(model))
     return source, flatten_dict(run(jax.random.key(0), source.params), sep="/")
 
 
@@ -260,7 +260,7 @@ def test_a_student_follows_a_teacher_in_the_other_form(
     for name in average:
         if not name.startswith("head/"):
             np.testing.assert_array_equal(found[name], average[name], err_msg=name)
-    teacher = source.trained
+    teacher = source.teacher
     assert teacher.model.config.backbone.scan_layers == source_scans
     student = build_model(config, teacher.model.text)
     tokens = jax.random.normal(jax.random.key(1), (2, helpers.NUM_TOKENS, helpers.TOKEN_DIM))
@@ -304,7 +304,7 @@ def test_a_students_record_names_what_it_left(encoded_dataset, tmp_path, mesh):
     config = helpers.tiny_student_config(
         encoded_dataset,
         tmp_path / "teacher",
-        distillation=DistillationConfig(weight=0.0, head_from_teacher=False),
+        distillation=DistillationConfig(backbone_from_teacher=True),
     )
     _, params = start(deep_config(config, scan_layers=True), tmp_path / "student", mesh)
     origin = json.loads((tmp_path / "student" / ORIGIN_FILE).read_text())

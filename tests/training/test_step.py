@@ -15,31 +15,30 @@ from flax.traverse_util import flatten_dict
 from fasttta_jax.config import (
     DistillationConfig,
     EnergyConfig,
-    HeadConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
 )
+from fasttta_jax.diffusion.loss import diffusion_loss
+from fasttta_jax.diffusion.schedule import corrupt, training_schedule
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.models.energy_head import sample_noise
 from fasttta_jax.parallel.compile import abstract_state, compile_train_step, shardings_of
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
+from fasttta_jax.randomness import stream
 from fasttta_jax.systems import build_model
 from fasttta_jax.training import programs
-from fasttta_jax.training.optimizer import make_optimizer
 from fasttta_jax.training.state import new_state
 from fasttta_jax.training.step import (
     StepContext,
-    Streams,
     accumulated_gradients,
     condition,
     mask_batch,
     split_batch,
-    student_loss,
-    student_step,
-    teacher_step,
+    step,
 )
+from fasttta_jax.training.step import loss as loss_of
 from tests.support import helpers
 
 BATCH_SIZE = 8
@@ -57,8 +56,7 @@ def batch() -> dict[str, Any]:
 
 
 def context_of(config: RunConfig) -> StepContext:
-    model = build_model(config, helpers.tiny_text_encoder())
-    return StepContext(config, model, make_optimizer(config.optimizer, config.num_steps))
+    return programs.make_context(config, build_model(config, helpers.tiny_text_encoder()))
 
 
 def student_config(**changes: Any) -> RunConfig:
@@ -126,11 +124,11 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
         split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(abstract)]
         assert any(split) == (mesh.size > 1)
         state = jax.device_put(start, shardings_of(abstract))
-        step = compile_train_step(programs.train_step(context), abstract, {}, mesh)
+        program = compile_train_step(programs.train_step(context), abstract, {}, mesh)
         rows = jax.device_put(batch(), batch_sharding(mesh))
         found = []
         for _ in range(3):
-            state, metrics = step(state, {}, rows, jax.random.key(1))
+            state, metrics = program(state, {}, rows, jax.random.key(1))
             found.append(float(metrics["loss"]))
         losses.append(found)
         params.append(flatten_dict(jax.tree.map(np.asarray, state.params), sep="/"))
@@ -144,21 +142,15 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
         np.testing.assert_allclose(value, expected, atol=1e-5, rtol=1e-5, err_msg=name)
 
 
-@pytest.mark.parametrize("stage", ["teacher", "student"])
-def test_an_accumulating_step_moves_and_counts_once(stage):
-    config = student_config() if stage == "student" else helpers.tiny_teacher_config("unused")
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+def test_an_accumulating_step_moves_and_counts_once(objective):
+    config = student_config() if objective == "energy" else helpers.tiny_teacher_config("unused")
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, accumulation_steps=4)
     context = context_of(dataclasses.replace(config, optimizer=optimizer))
-    state = new_state(context.optimizer, jax.jit(context.model.init)(jax.random.key(0)))
-    if stage == "teacher":
-        step = jax.jit(
-            lambda state: teacher_step(state, batch(), jax.random.key(1), context=context)
-        )
-    else:
-        step = jax.jit(
-            lambda state: student_step(state, {}, batch(), jax.random.key(1), context=context)
-        )
-    after, metrics = step(state)
+    state = new_state(context.transformation, jax.jit(context.model.init)(jax.random.key(0)))
+    after, metrics = jax.jit(lambda state: step(context, state, {}, batch(), jax.random.key(1)))(
+        state
+    )
     assert int(after.step) == 1
     assert all(np.isfinite(value) for value in metrics.values())
     assert not np.array_equal(
@@ -167,34 +159,46 @@ def test_an_accumulating_step_moves_and_counts_once(stage):
     )
 
 
+def evaluated(
+    context: StepContext, params: Any, key: jax.Array, frozen: Any = None
+) -> tuple[jax.Array, dict[str, jax.Array]]:
+    """Loss and metrics without dropout."""
+    others = {"frozen": frozen or {}, "average": params, "target": None}
+    return loss_of(context, params, batch(), key, **others, train=False)
+
+
 @pytest.mark.parametrize(
-    ("head", "energy"),
+    "energy",
     [
-        (HeadConfig(width=32, depth=1, noise_dim=8), EnergyConfig(num_draws=3, alpha=1.5)),
-        (
-            HeadConfig(width=32, depth=1, noise_dim=5, roles="context_stream", noise="uniform"),
-            EnergyConfig(num_draws=4, alpha=0.5, temperature=0.9),
+        EnergyConfig(num_draws=3, alpha=1.5, noise_dim=8),
+        EnergyConfig(
+            num_draws=4,
+            alpha=0.5,
+            temperature=0.9,
+            noise_dim=5,
+            roles="context_stream",
+            noise="uniform",
         ),
     ],
+    ids=["noise_stream", "context_stream"],
 )
-def test_students_loss_is_the_energy_score_of_the_configs_draws(head, energy):
-    config = student_config(model=helpers.tiny_model_config(head=head), energy=energy)
+def test_the_loss_is_the_energy_score_of_the_configs_draws(energy):
+    config = student_config(energy=energy)
     context = context_of(config)
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
     params = helpers.random_params(shapes, scale=0.1)
     key = jax.random.key(3)
-    loss, metrics = student_loss(context, params, {}, batch(), key, train=False)
-    keys = Streams(*jax.random.split(key, len(Streams._fields)))
-    shape = (energy.num_draws, BATCH_SIZE, helpers.NUM_TOKENS, head.noise_dim)
-    noise = sample_noise(keys.head, shape, head)
+    loss, metrics = evaluated(context, params, key)
+    shape = (energy.num_draws, BATCH_SIZE, helpers.NUM_TOKENS, energy.noise_dim)
+    noise = sample_noise(stream(key, "objective"), shape, energy.noise)
 
     # every token of the batch, then the mean over those that the step masks
 
-    masking = mask_batch(config, batch(), keys, train=False)
+    masking = mask_batch(context, batch(), key, train=False)
     streams = condition(context.model, params, batch(), masking)
     hidden = context.model.hidden(params, batch()["tokens"], masking.masked, streams)
     scores = energy_score(
-        context.model.draw(params, noise, hidden),
+        context.model.objective.draw(params["head"], noise, hidden),
         batch()["tokens"],
         alpha=energy.alpha,
         temperature=energy.temperature,
@@ -202,3 +206,74 @@ def test_students_loss_is_the_energy_score_of_the_configs_draws(head, energy):
     expected = np.asarray(scores)[np.asarray(masking.masked)].mean()
     np.testing.assert_allclose(loss, expected, rtol=1e-5)
     np.testing.assert_allclose(metrics["energy"], expected, rtol=1e-5)
+
+
+def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
+    config = helpers.tiny_teacher_config("unused")
+    context = context_of(config)
+    objective = context.model.objective
+    shapes = jax.eval_shape(context.model.init, jax.random.key(0))
+    params, key = helpers.random_params(shapes, scale=0.1), jax.random.key(3)
+    loss, metrics = evaluated(context, params, key)
+
+    tokens = batch()["tokens"]
+    shape = (config.diffusion.batch_multiplier, *tokens.shape)
+    own = stream(key, "objective")
+    noise = jax.random.normal(stream(own, "noise"), shape, jnp.float32)
+    schedule = training_schedule(config.diffusion.num_steps)
+    time = jax.random.randint(stream(own, "time"), shape[:-1], 0, schedule.num_steps)
+    masking = mask_batch(context, batch(), key, train=False)
+    streams = condition(context.model, params, batch(), masking)
+    hidden = context.model.hidden(params, tokens, masking.masked, streams)
+    clean = jnp.broadcast_to(tokens, shape)
+    noisy = corrupt(clean, time, noise, schedule)
+    terms = diffusion_loss(
+        objective.head.apply({"params": params["head"]}, noisy, time, hidden[None]),
+        clean,
+        noisy,
+        time,
+        noise,
+        schedule=schedule,
+        prediction="v",
+    )
+    masked = np.asarray(masking.masked)
+    expected = {name: np.asarray(term)[:, masked].mean() for name, term in terms.items()}
+    for name, value in expected.items():
+        np.testing.assert_allclose(metrics[name], value, rtol=1e-5, err_msg=name)
+    np.testing.assert_allclose(loss, sum(expected.values()), rtol=1e-5)
+
+
+@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+@pytest.mark.parametrize("positions", ["all", "masked"])
+def test_alignment_is_one_addition_to_any_objective(objective, positions):
+    """Its weight times the distance to the states of the teacher, on the tokens that count."""
+    alone = helpers.tiny_teacher_config("unused", objective=objective)
+    following = dataclasses.replace(
+        alone, distillation=DistillationConfig(weight=7.0, positions=positions)
+    )
+    model = build_model(alone, helpers.tiny_text_encoder())
+    teacher = build_model(helpers.tiny_teacher_config("unused"), helpers.tiny_text_encoder())
+    shapes = jax.eval_shape(model.init, jax.random.key(0))
+    params = helpers.random_params(shapes, scale=0.1)
+    frozen = helpers.random_params(
+        jax.eval_shape(teacher.init, jax.random.key(0)), seed=1, scale=0.1
+    )
+    key = jax.random.key(3)
+    loss, metrics = evaluated(programs.make_context(alone, model), params, key)
+    context = programs.make_context(following, model, teacher)
+    aligned, found = evaluated(context, params, key, frozen)
+
+    masking = mask_batch(context, batch(), key, train=False)
+    states = [
+        one.hidden(
+            values, batch()["tokens"], masking.masked, condition(one, values, batch(), masking)
+        )
+        for one, values in ((model, params), (teacher, frozen))
+    ]
+    distance = np.mean((np.asarray(states[0]) - np.asarray(states[1])) ** 2, axis=-1)
+    counted = np.asarray(masking.masked) if positions == "masked" else np.ones_like(distance, bool)
+    np.testing.assert_allclose(found["align"], distance[counted].mean(), rtol=1e-5)
+    np.testing.assert_allclose(aligned, loss + 7.0 * found["align"], rtol=1e-5)
+    assert {name: float(found[name]) for name in model.objective.terms} == {
+        name: float(metrics[name]) for name in model.objective.terms
+    }

@@ -90,8 +90,8 @@ def student(
         teacher[0],
         num_steps=40,
         evaluate_every=20,
-        sample_prompts="a loud tone|a quiet noise",
-        distillation=DistillationConfig(weight=10.0),
+        sample_prompts=("a loud tone", "a quiet noise"),
+        distillation=DistillationConfig(weight=10.0, backbone_from_teacher=True),
     )
     return workdir, Trainer(config, workdir).run()
 
@@ -123,7 +123,7 @@ def test_workdir_holds_everything(student: tuple[pathlib.Path, TrainState]) -> N
     assert int(state.step) == 40
     assert Checkpoints(workdir).steps() == [20, 40]
     assert Checkpoints(workdir).best_step() == 40
-    assert json.loads((workdir / "config.json").read_text())["config"]["stage"] == "student"
+    assert json.loads((workdir / "config.json").read_text())["config"]["objective"] == "energy"
     assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
     assert sorted(path.name for path in (workdir / "samples" / "00000040").iterdir()) == [
         "00.png",
@@ -205,7 +205,7 @@ def test_frozen_backbone_moves_only_the_head(
     config = tiny_student_config(
         encoded_dataset,
         teacher[0],
-        distillation=DistillationConfig(weight=0.0, freeze_backbone=True),
+        distillation=DistillationConfig(freeze_backbone=True, backbone_from_teacher=True),
     )
     state = Trainer(config, tmp_path).run()
     for name in ("text", "backbone"):
@@ -262,9 +262,7 @@ def test_another_run_in_the_workdir_is_refused(
     workdir = tmp_path / "run"
     config = tiny_teacher_config(encoded_dataset, **THREE_STEPS)
     Trainer(config, workdir).run()
-    wider = dataclasses.replace(
-        config, model=tiny_model_config(head=HeadConfig(width=48, depth=1, noise_dim=8))
-    )
+    wider = dataclasses.replace(config, model=tiny_model_config(head=HeadConfig(width=48, depth=1)))
     with pytest.raises(WorkdirError, match=r"model.head.width is 32 there and 48 here"):
         Trainer(wider, workdir)
     Trainer(dataclasses.replace(config, log_every=2), workdir)
@@ -294,7 +292,7 @@ def test_what_does_not_fit_is_named(
     teacher: tuple[pathlib.Path, TrainState],
     tmp_path: pathlib.Path,
 ) -> None:
-    changes = {"distillation": DistillationConfig(), **changes}
+    changes = {"distillation": DistillationConfig(weight=1.0), **changes}
     config = tiny_student_config(encoded_dataset, teacher[0], **changes)
     with pytest.raises(ValueError, match=message):
         Trainer(config, tmp_path)
@@ -303,7 +301,7 @@ def test_what_does_not_fit_is_named(
 def test_student_of_a_student_is_refused(
     encoded_dataset: pathlib.Path, student: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
 ) -> None:
-    with pytest.raises(ConfigError, match="a student; allowed: a teacher's run"):
+    with pytest.raises(ConfigError, match="only where the teacher's objective is 'diffusion'"):
         Trainer(tiny_student_config(encoded_dataset, student[0]), tmp_path)
 
 

@@ -31,7 +31,15 @@ def moved(
     old, old_layout = params_of(source, 1)
     new, new_layout = params_of(target, 2)
     report = plan(old, new, old_layout, new_layout, same_words=same_words)
-    return report, old, new, transfer(report, old, new, old_layout, new_layout)
+    found = transfer(
+        old,
+        new,
+        taken=report.taken,
+        resized=report.resized,
+        source_layout=old_layout,
+        target_layout=new_layout,
+    )
+    return report, old, new, found
 
 
 def assert_equal(first: Any, second: Any) -> None:
@@ -92,14 +100,14 @@ def test_conditional_to_unconditional_names_what_is_not_used():
 
 def test_a_head_moves_whole_or_not_at_all():
     wider = dataclasses.replace(
-        CONFIG, model=helpers.tiny_model_config(head=HeadConfig(width=48, depth=1, noise_dim=8))
+        CONFIG, model=helpers.tiny_model_config(head=HeadConfig(width=48, depth=1))
     )
     report, old, new, found = moved(CONFIG, wider, same_words=True)
     assert_equal(found["head"], new["head"])
     assert_equal(found["backbone"], old["backbone"])
     assert set(report.fresh.values()) == {"the source's head has other sizes"}
     deeper = dataclasses.replace(
-        CONFIG, model=helpers.tiny_model_config(head=HeadConfig(width=32, depth=2, noise_dim=8))
+        CONFIG, model=helpers.tiny_model_config(head=HeadConfig(width=32, depth=2))
     )
     _, _, new, found = moved(CONFIG, deeper, same_words=True)
     assert_equal(found["head"], new["head"])
@@ -107,7 +115,7 @@ def test_a_head_moves_whole_or_not_at_all():
 
 def test_a_head_that_means_something_else_stays():
     (old, old_layout), (new, layout) = params_of(CONFIG, 1), params_of(CONFIG, 2)
-    report = plan(old, new, old_layout, layout, same_words=True, head_obstacle="it predicts noise")
+    report = plan(old, new, old_layout, layout, same_words=True, head_reason="it predicts noise")
     assert set(report.fresh) == {name for name in report.fresh if name.startswith("head/")} != set()
     assert set(report.fresh.values()) == {"it predicts noise"}
 

@@ -92,7 +92,7 @@ def test_two_hosts_train_the_same(
     tmp_path: pathlib.Path,
 ) -> None:
     config = student_config(encoded_dataset, one_device / "teacher")
-    config = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2), sample_prompts="a loud tone")
+    config = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2), sample_prompts=("a loud tone",))
     file = helpers.run_config_file(config, tmp_path / "run.py")
     command = helpers.train_command(file, saved)
     launch.run(command, num_processes=2, devices_per_process=4, timeout=300)

@@ -1,0 +1,53 @@
+"""What heads are trained by and how they sample, by the names that a run's config gives them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+from fasttta_jax.config import ConfigError, RunConfig
+from fasttta_jax.objectives.base import HeadFlops, Objective, Teacher
+from fasttta_jax.objectives.diffusion import Diffusion
+from fasttta_jax.objectives.energy import Energy
+
+__all__ = [
+    "ALIGNMENT",
+    "OBJECTIVES",
+    "Diffusion",
+    "Energy",
+    "HeadFlops",
+    "Objective",
+    "Teacher",
+    "build_objective",
+    "losses_of",
+]
+
+ALIGNMENT = "align"
+"""The loss that a run of any objective has beside its terms where it follows a teacher."""
+
+OBJECTIVES: dict[str, Callable[[RunConfig], Objective]] = {
+    "diffusion": lambda run: Diffusion(run.model, run.diffusion),
+    "energy": lambda run: Energy(run.model, run.energy),
+}
+
+
+def losses_of(config: RunConfig, objective: Objective) -> Mapping[str, str]:
+    """The parts of a run's loss by name, each in words."""
+    if config.distillation.weight > 0:
+        return {**objective.terms, ALIGNMENT: "squared distance to the teacher's features"}
+    return objective.terms
+
+
+def build_objective(config: RunConfig) -> Objective:
+    """The objective that `config.objective` names.
+
+    Raises:
+      ConfigError: there is none of that name, or `config.best_metric` is none of the run's losses.
+    """
+    if config.objective not in OBJECTIVES:
+        names = ", ".join(map(repr, OBJECTIVES))
+        raise ConfigError(f"objective is {config.objective!r}; allowed: one of {names}")
+    objective = OBJECTIVES[config.objective](config)
+    allowed = ("loss", *losses_of(config, objective))
+    if config.best_metric not in allowed:
+        raise ConfigError(f"best_metric is {config.best_metric!r}; allowed: one of {allowed}")
+    return objective

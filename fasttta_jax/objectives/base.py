@@ -1,0 +1,163 @@
+"""What an objective is: the loss that trains a head, how the head samples, and what both cost.
+
+The step keeps what all objectives share: masks, conditioning, backbone, alignment with a teacher's
+features, the masked mean, the update. An objective sees backbone states and tokens alone.
+Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width, M draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, ClassVar, NamedTuple, Protocol
+
+import jax
+from jaxtyping import Array, Float
+
+from fasttta_jax.config import ConfigError
+from fasttta_jax.parallel.sharding import constrain
+from fasttta_jax.typing import Hidden, Key, Params, PerToken, Tokens
+
+
+class HeadFlops(NamedTuple):
+    """A head's floating-point operations for one token position.
+
+    Attributes:
+      training: the forward pass of the loss, with all its draws.
+      sampling: one sample without guidance.
+      guided_sampling: one sample with guidance.
+    """
+
+    training: float
+    sampling: float
+    guided_sampling: float
+
+
+class Teacher(NamedTuple):
+    """The frozen teacher of a run, as a loss sees it.
+
+    Attributes:
+      objective: what it was trained by.
+      head: parameters of its head.
+      hidden: its backbone's states for the same masked tokens.
+    """
+
+    objective: Objective
+    head: Params
+    hidden: Hidden
+
+
+class Objective(Protocol):
+    """A frozen dataclass, equal by value, so that equal programs are compiled once.
+
+    Attributes:
+      terms: what `loss` returns, by name, each in words for the title of its curve.
+      needs_teacher: whether `loss` asks for the teacher.
+      target_decay: decay of the running average of the head that `loss` is given as `target`; None
+        where it asks for none.
+    """
+
+    terms: ClassVar[Mapping[str, str]]
+
+    @property
+    def needs_teacher(self) -> bool:
+        return False
+
+    @property
+    def target_decay(self) -> float | None:
+        return None
+
+    @property
+    def meaning(self) -> Mapping[str, Any]:
+        """Config fields that say what the head's outputs mean, by name.
+
+        Another run's head of the same shapes is taken where they agree.
+        """
+        return {}
+
+    def init(self, key: Key) -> Params:
+        """Fresh float32 parameters of the head."""
+        ...
+
+    def head_from(self, teacher: Objective, head: Params) -> Params:
+        """The head's first parameters, made of a teacher's, in memory of their own.
+
+        Raises:
+          ConfigError: this objective cannot start from that head.
+        """
+        del head
+        raise ConfigError(
+            "distillation.head_from_teacher is True; allowed: False, since "
+            f"{type(self).__name__} cannot start from the head of {type(teacher).__name__}"
+        )
+
+    def loss(
+        self,
+        head: Params,
+        hidden: Hidden,
+        tokens: Tokens,
+        key: Key,
+        *,
+        teacher: Teacher | None,
+        average: Params,
+        target: Params | None,
+    ) -> dict[str, PerToken]:
+        """Terms whose sum is the loss of each token; masking and averaging are the step's.
+
+        Args:
+          head: parameters of the head.
+          hidden: backbone states.
+          tokens: the clean tokens.
+          key: of every draw.
+          teacher: the run's teacher, where it has one; no gradient reaches it, nor the next two.
+          average: the running average of the head, which samples.
+          target: that of decay `target_decay`; None where this objective has none.
+        """
+        ...
+
+    def sample(
+        self,
+        head: Params,
+        hidden: Float[Array, "B Q D"],
+        hidden_unconditional: Float[Array, "B Q D"] | None,
+        guidance_scale: jax.Array,
+        keys: Key,
+        temperature: jax.Array,
+    ) -> Float[Array, "B Q C"]:
+        """A token for every context; a clip's depend on its own key, [B].
+
+        Args:
+          head: parameters of the head.
+          hidden: backbone states with text.
+          hidden_unconditional: those without; None where nothing is guided.
+          guidance_scale: strength of guidance.
+          keys: one per clip.
+          temperature: below 1 narrows the samples.
+        """
+        ...
+
+    def flops(self) -> HeadFlops:
+        """Operations of the head."""
+        ...
+
+
+def for_head(x: Float[Array, "M B N ..."]) -> Float[Array, "M B N ..."]:
+    """Draws of tokens or contexts as a head takes them: clips and token positions split.
+
+    A head's parameters are not split over the tensor axis; its tokens are.
+    """
+    return constrain(x, None, "batch", "token", *[None] * (x.ndim - 3))
+
+
+def product_flops(rows: float, inputs: int, outputs: int) -> float:
+    """Operations of a matrix product [rows, inputs] x [inputs, outputs]."""
+    return 2.0 * rows * inputs * outputs
+
+
+def modulation_flops(width: int, depth: int) -> float:
+    """Operations of the projections that modulate a `ModulatedMLP`, for one modulator."""
+    return product_flops(1, width, (3 * depth + 2) * width)
+
+
+def residual_flops(width: int, depth: int) -> float:
+    """Operations of the residual blocks of a `ModulatedMLP`, for one token."""
+    return 2 * depth * product_flops(1, width, width)
