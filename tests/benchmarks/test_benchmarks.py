@@ -143,11 +143,11 @@ def test_cases_are_all_combinations():
     )
     names = [case.name for case in built]
     sizes = [f"{size} x {times}" for size in (1, 2) for times in (2, 3)]
-    assert sorted(names) == sorted(f"student {way} {size}" for way in DECODES for size in sizes)
+    assert sorted(names) == sorted(f"energy {way} {size}" for way in DECODES for size in sizes)
     (config_s,) = sampler.build_cases(
         [model_of("energy")], batch_sizes=[1], num_iterations=[], decodes=["segments"]
     )
-    assert config_s.name == f"student segments 1 x {run_config('student').decode.num_iterations}"
+    assert config_s.name == f"energy segments 1 x {run_config('energy').decode.num_iterations}"
 
 
 def test_random_parameters_are_ordinary_numbers():
