@@ -20,7 +20,7 @@ import tensorflow_datasets as tfds
 from data import embed_text, encode_latents
 from fasttta_jax.codecs import VaeCodec
 from fasttta_jax.codecs.vae_codec import VaeCodecConfig
-from fasttta_jax.config import DataConfig, DecodeConfig, TextConfig
+from fasttta_jax.config import DataConfig, DecodeConfig, EnergyConfig, TextConfig
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.metrics_log import read_metrics
@@ -68,7 +68,6 @@ def config(root: pathlib.Path, stage: str):
     model = helpers.tiny_model_config(
         num_tokens=4 * TOKENS_PER_COLUMN, token_dim=TOKEN_DIM, text=TEXT
     )
-    model = dataclasses.replace(model, head=dataclasses.replace(model.head, noise_dim=TOKEN_DIM))
     made = {
         "teacher": lambda: helpers.tiny_teacher_config(root / "encoded"),
         "student": lambda: helpers.tiny_student_config(root / "encoded", root / "teacher"),
@@ -77,11 +76,12 @@ def config(root: pathlib.Path, stage: str):
         made,
         num_steps=2,
         evaluate_every=2,
-        sample_prompts="a loud tone",
+        sample_prompts=("a loud tone",),
         data=DataConfig(
             path=str(root / "encoded"), batch_size=8, num_threads=1, sample_posterior=True
         ),
         model=model,
+        energy=EnergyConfig(noise_dim=TOKEN_DIM),
         optimizer=dataclasses.replace(made.optimizer, warmup_steps=0, decay_steps=0),
         decode=DecodeConfig(num_iterations=2, guidance_scale=2.0, max_segments=1),
     )
