@@ -30,7 +30,7 @@ from data.common import tables as metadata
 from data.common.records import Clip
 from data.common.tables import Skipped
 from fasttta_jax.audio import files as audio_lib
-from fasttta_jax.audio.files import INT16_SCALE
+from fasttta_jax.audio.files import FILE_SCALE, INT16_SCALE
 from fasttta_jax.input_pipeline.records import Records, find_records
 
 WORKERS = 2
@@ -44,7 +44,6 @@ Feature = dict[str, Any]
 
 _OWN_KINDS = {"id": "Text", "audio": "Tensor", "captions": "Sequence", "labels": "Text"}
 _TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
-_16_BITS = 32768.0
 _32_BITS = 2147483648.0
 
 
@@ -356,4 +355,4 @@ def _floating(samples: np.ndarray) -> np.ndarray:
     if samples.dtype == np.uint8:
         return (samples.astype(np.float32) - 128.0) / 128.0
     largest = np.max(np.abs(samples.astype(np.float64)), initial=0.0)
-    return (samples / (_16_BITS if largest <= _16_BITS else _32_BITS)).astype(np.float32)
+    return (samples / (FILE_SCALE if largest <= FILE_SCALE else _32_BITS)).astype(np.float32)

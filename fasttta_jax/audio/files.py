@@ -26,7 +26,9 @@ SILENCE_DBFS = -80.0
 """A waveform whose peak around its mean lies below this is digital silence."""
 TRAINING_PEAK = 0.5
 INT16_SCALE = 32767.0
-"""Datasets keep samples as whole numbers: full scale is this."""
+"""Datasets keep samples as whole numbers: full scale is this, so that 1 and -1 both have one."""
+FILE_SCALE = 32768.0
+"""Full scale of 16 bits as libsndfile and TFDS read files: 1 itself is clipped in writing."""
 PLAYBACK_PEAK_DBFS = -1.0
 GATE_DB = 40.0
 """Frames this far below the loudest do not count towards the level of a waveform."""
@@ -269,7 +271,9 @@ def write_audio(
         )
     samples = np.asarray(audio, np.float32)
     if format != "ogg":  # libsndfile rounds differently for WAV and for FLAC
-        samples = np.clip(np.round(samples * 32768.0), -32768, 32767).astype(np.int16)
+        samples = np.clip(np.round(samples * FILE_SCALE), -FILE_SCALE, FILE_SCALE - 1).astype(
+            np.int16
+        )
     encoded = io.BytesIO()
     with soundfile.SoundFile(
         encoded, "w", sample_rate, 1, subtype=_SUBTYPES[format], format=format.upper()

@@ -19,12 +19,12 @@ from fasttta_jax.convert.names import Entry, Size, Table, axis, layer_norm, line
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.convert.write import Conversion
+from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
 
 NUM_TEXT = 64
 """Slots in front of the tokens, in every published model."""
 PUBLISHED_HEADS = {768: 12, 1024: 16, 1280: 16}
 """Attention heads by width; the shapes do not determine them."""
-TIME_FREQUENCIES = 256
 STATES = {"ema": "model_ema", "model": "model"}
 DROPPED = {"class_emb.weight": "text takes the place of classes"}
 

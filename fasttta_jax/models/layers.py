@@ -98,10 +98,10 @@ def linear(
     return Linear(features, num_in_axes, dtype, kernel_init, name=name)
 
 
-def layer_norm(*, name: str, affine: bool = True) -> nn.LayerNorm:
+def layer_norm(*, name: str, affine: bool = True, epsilon: float = NORM_EPSILON) -> nn.LayerNorm:
     """Layer norm with float32 statistics and output."""
     return nn.LayerNorm(
-        epsilon=NORM_EPSILON,
+        epsilon=epsilon,
         dtype=jnp.float32,
         use_scale=affine,
         use_bias=affine,

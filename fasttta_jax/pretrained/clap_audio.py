@@ -27,7 +27,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config.mapping import as_tuples
-from fasttta_jax.models.layers import linear
+from fasttta_jax.models.layers import layer_norm, linear
 from fasttta_jax.pretrained.clap_patches import (
     EXCERPTS,
     BatchNorm,
@@ -37,7 +37,6 @@ from fasttta_jax.pretrained.clap_patches import (
 from fasttta_jax.pretrained.clap_swin import (
     NORM_EPSILON,
     SwinStage,
-    layer_norm,
 )
 from fasttta_jax.pretrained.clap_text import (
     KIND,
@@ -255,7 +254,7 @@ class ClapAudio(nn.Module):
                 self.dtype,
                 name=f"stage_{index}",
             )(tokens)
-        pooled = jnp.mean(layer_norm(name="norm")(tokens), axis=(1, 2))
+        pooled = jnp.mean(layer_norm(name="norm", epsilon=NORM_EPSILON)(tokens), axis=(1, 2))
         hidden = linear(config.projection_dim, dtype=self.dtype, name="projection_in")(pooled)
         hidden = jax.nn.relu(hidden)
         out = linear(config.projection_dim, dtype=self.dtype, name="projection_out")(hidden)

@@ -20,8 +20,8 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.models.layers import linear
-from fasttta_jax.pretrained.clap_swin import NORM_EPSILON, layer_norm
+from fasttta_jax.models.layers import layer_norm, linear
+from fasttta_jax.pretrained.clap_swin import NORM_EPSILON
 
 EXCERPTS = 3
 
@@ -133,7 +133,7 @@ class PatchEmbedding(nn.Module):
             fusion = AttentionalFusion(self.fusion_width, self.dtype, name="fusion")
             fused = fusion(tokens, excerpts)
             tokens = jnp.where(is_longer[:, None, None, None], fused, tokens)
-        return layer_norm(name="norm")(tokens)
+        return layer_norm(name="norm", epsilon=NORM_EPSILON)(tokens)
 
     def _convolve(
         self, images: Float[Array, "B S S"], widening: int, name: str

@@ -18,16 +18,11 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fasttta_jax.models.layers import linear, linear_init
+from fasttta_jax.models.layers import layer_norm, linear, linear_init
 
 NORM_EPSILON = 1e-5
 MASKED = -100.0
 """What the weights were trained with; a softmax of it is not quite zero."""
-
-
-def layer_norm(*, name: str, epsilon: float = NORM_EPSILON) -> nn.LayerNorm:
-    """Layer norm with float32 statistics and output."""
-    return nn.LayerNorm(epsilon, dtype=jnp.float32, use_fast_variance=False, name=name)
 
 
 def partition(x: Float[Array, "B Y X D"], window_size: int) -> Float[Array, "B V A D"]:
@@ -160,7 +155,7 @@ class PatchMerging(nn.Module):
     def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 2*D"]:
         # the lower neighbour comes before the right one
         squares = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
-        hidden = layer_norm(name="norm")(jnp.concatenate(squares, axis=-1))
+        hidden = layer_norm(name="norm", epsilon=NORM_EPSILON)(jnp.concatenate(squares, axis=-1))
         width = 2 * x.shape[-1]
         return nn.Dense(width, use_bias=False, dtype=self.dtype, name="reduction")(hidden)
 

@@ -69,6 +69,11 @@ def as_path(path: str | os.PathLike[str]) -> AnyPath:
     return epath.Path(url)
 
 
+def filesystem(url: AnyPath) -> fsspec.AbstractFileSystem:
+    """What fsspec has for the scheme of a URL."""
+    return fsspec.filesystem(BACKENDS[os.fspath(url).split("://")[0]][0])
+
+
 @contextlib.contextmanager
 def storage_errors(path: str | os.PathLike[str], doing: str) -> Iterator[None]:
     """Turns whatever a file system or an object store raises into a StorageError.

@@ -3,31 +3,30 @@
 Record shards are read at random and tables are memory-mapped, so neither can stay behind a URL. A
 copy is named after the URL and what lies there: names, sizes, and the contents of the small JSON
 files, which hold the hashes of the large ones. Other data under the same URL are therefore another
-copy. A copy is made beside its final name, file by file, and renamed when it is complete; a process
-that was killed is continued, and processes of one host wait for each other.
+copy. A copy is made beside its final name and renamed when every file has its size; one that was
+interrupted is continued, and processes of one host wait for each other.
 """
 
 from __future__ import annotations
 
-import concurrent.futures
 import contextlib
 import errno
-import fcntl
 import hashlib
 import logging
 import os
 import pathlib
 import shutil
-import threading
-import time
-from collections.abc import Collection, Iterator, Mapping
-from typing import IO
+from collections.abc import Collection, Mapping
+
+import filelock
+from fsspec.callbacks import TqdmCallback
 
 from fasttta_jax.config import DataConfig
 from fasttta_jax.storage.files import (
     AnyPath,
     StorageError,
     as_path,
+    filesystem,
     is_remote,
     list_files,
     storage_errors,
@@ -38,9 +37,6 @@ logger = logging.getLogger(__name__)
 DEFAULT_CACHE = DataConfig().cache
 DESCRIPTION_SIZE = 2**20
 """Bytes up to which a JSON file counts as a description and is compared by content."""
-BLOCK_SIZE = 2**23
-COPY_THREADS = 8
-LOG_SECONDS = 10.0
 
 
 def stage(
@@ -79,7 +75,7 @@ def stage(
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with _lock(target.with_name(f"{target.name}.lock")):
+        with filelock.FileLock(target.with_name(f"{target.name}.lock")):
             if not _is_complete(target, files):
                 _copy(source, files, target)
     except OSError as error:
@@ -116,20 +112,13 @@ def _has(path: pathlib.Path, size: int) -> bool:
     return path.is_file() and path.stat().st_size == size
 
 
-@contextlib.contextmanager
-def _lock(path: pathlib.Path) -> Iterator[None]:
-    """Held by one process of this host; let go when the process ends, however it ends."""
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            logger.info("waiting for the process that copies to %s", path.with_suffix(""))
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
 def _copy(source: AnyPath, files: Mapping[str, int], target: pathlib.Path) -> None:
-    """Copies what is missing, then gives the folder its name."""
+    """Copies what is missing, then gives the folder its name.
+
+    Raises:
+      StorageError: a file cannot be copied, or is not of the size that was listed.
+      OSError: the cache is too small.
+    """
     partial = target.with_name(f"{target.name}.partial")
     if target.is_dir():  # finished once, and damaged since
         shutil.rmtree(partial, ignore_errors=True)
@@ -139,87 +128,21 @@ def _copy(source: AnyPath, files: Mapping[str, int], target: pathlib.Path) -> No
     needed, free = sum(missing.values()), shutil.disk_usage(partial).free
     if needed > free:
         raise OSError(errno.ENOSPC, f"{needed:,} bytes are still to come")
-    progress = _Progress(os.fspath(source), needed)
     logger.info("copying %s to %s: %d files, %.3g GB", source, target, len(missing), needed / 1e9)
-    with concurrent.futures.ThreadPoolExecutor(COPY_THREADS, "staging") as pool:
-        copies = [
-            pool.submit(_copy_file, source / name, partial / name, size, progress)
-            for name, size in sorted(missing.items(), key=lambda item: -item[1])
-        ]
-        try:
-            for copy in concurrent.futures.as_completed(copies):
-                copy.result()
-        except BaseException:
-            progress.stop()
-            pool.shutdown(wait=False, cancel_futures=True)
-            raise
+    with (
+        storage_errors(source, f"copied to {partial}"),
+        TqdmCallback({"desc": f"copying {os.fspath(source)}", "unit": "file"}) as progress,
+    ):
+        filesystem(source).get(
+            [os.fspath(source / name) for name in missing],
+            [os.fspath(partial / name) for name in missing],
+            callback=progress,  # pyright: ignore[reportArgumentType]  # typed by its default
+        )
+    for name, size in missing.items():
+        found = (partial / name).stat().st_size
+        if found != size:
+            raise StorageError(
+                f"{os.fspath(source / name)} was listed with {size:,} bytes and has {found:,}; is "
+                "it being written? Start again when it is complete"
+            )
     os.replace(partial, target)
-
-
-def _copy_file(source: AnyPath, target: pathlib.Path, size: int, progress: _Progress) -> None:
-    """One file, under its name only when it is complete.
-
-    Raises:
-      StorageError: it cannot be read, or is not of the size that was listed.
-      OSError: it cannot be written.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f"{target.name}.part")
-    with temporary.open("wb") as written:
-        with storage_errors(source, "read"):
-            reader: IO[bytes] = source.open("rb")
-        with reader:
-            while block := _read_block(source, reader):
-                written.write(block)
-                progress.add(len(block))
-    found = temporary.stat().st_size
-    if found != size:
-        raise StorageError(
-            f"{os.fspath(source)} was listed with {size:,} bytes and has {found:,}; is it being "
-            "written? Start again when it is complete"
-        )
-    os.replace(temporary, target)
-
-
-def _read_block(source: AnyPath, reader: IO[bytes]) -> bytes:
-    with storage_errors(source, "read"):
-        return reader.read(BLOCK_SIZE)
-
-
-class _Progress:
-    """Logs how far the copying is, at most every LOG_SECONDS; ends it when it was stopped."""
-
-    def __init__(self, source: str, total: int) -> None:
-        self._source, self._total = source, total
-        self._done, self._stopped = 0, False
-        self._start = self._logged = time.monotonic()
-        self._lock = threading.Lock()
-
-    def stop(self) -> None:
-        """Makes the copies that are under way give up at their next block."""
-        self._stopped = True
-
-    def add(self, count: int) -> None:
-        """So many bytes more.
-
-        Raises:
-          StorageError: the copying was stopped.
-        """
-        if self._stopped:
-            raise StorageError(f"copying {self._source} was stopped")
-        with self._lock:
-            self._done += count
-            now = time.monotonic()
-            if now - self._logged < LOG_SECONDS:
-                return
-            self._logged = now
-            done = self._done
-        rate = done / (now - self._start)
-        logger.info(
-            "%s: %.3g of %.3g GB, %.3g MB a second, %.0f s left",
-            self._source,
-            done / 1e9,
-            self._total / 1e9,
-            rate / 1e6,
-            max(0.0, self._total - done) / rate,
-        )
