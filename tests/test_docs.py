@@ -75,7 +75,7 @@ def test_named_files_exist(page):
         for name in FILE.findall(text)
         if name not in made
         and not (REPOSITORY / name).exists()
-        and not name.startswith("docs/images/")
+        and not name.startswith("docs/images")
     ]
     assert not missing, f"{page}: {missing}"
 
