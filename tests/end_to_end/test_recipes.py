@@ -8,14 +8,12 @@ import shutil
 import subprocess
 import sys
 
-import pytest
-
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PAGE = (REPOSITORY / "docs" / "extending.md").read_text(encoding="utf-8")
 RECIPES = dict(part.split("\n", 1) for part in re.split(r"^## ", PAGE, flags=re.MULTILINE)[1:])
 FILE = re.compile(r"^`([\w./]+)`:\n\n```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 CHANGE = re.compile(r"^```diff\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-COPIED = ("fasttta_jax", "data", "configs", "tests", "pyproject.toml", "train.py")
+COPIED = ("fasttta_jax", "data", "configs", "tests", "pyproject.toml")
 
 
 def changed(text: str, diff: str) -> str:
@@ -41,17 +39,19 @@ def follow(recipe: str, repository: pathlib.Path) -> list[str]:
     return [name for name in files if name.startswith("tests/")]
 
 
-@pytest.mark.parametrize("title", RECIPES)
-def test_recipe(title, tmp_path):
-    ignored = shutil.ignore_patterns("__pycache__", "golden")
+def test_recipes_work_as_they_stand(tmp_path):
+    """All in one copy and one process, so that they do not stand in each other's way either."""
     for name in COPIED:
-        source = REPOSITORY / name
-        copy = shutil.copytree if source.is_dir() else shutil.copy2
-        copy(source, tmp_path / name, **({"ignore": ignored} if source.is_dir() else {}))
-    tests = follow(RECIPES[title], tmp_path)
-    assert tests, title
+        if (REPOSITORY / name).is_dir():
+            ignored = shutil.ignore_patterns("__pycache__", "golden")
+            shutil.copytree(REPOSITORY / name, tmp_path / name, ignore=ignored)
+        else:
+            shutil.copy2(REPOSITORY / name, tmp_path / name)
+    tests = {title: follow(recipe, tmp_path) for title, recipe in RECIPES.items()}
+    assert all(tests.values()), tests
+    names = [name for own in tests.values() for name in own]
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *names],
         cwd=tmp_path,
         capture_output=True,
         text=True,
