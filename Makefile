@@ -1,13 +1,13 @@
-# Two commands: `make demo` and `make test`. Each sets up its own virtual environment first.
+# `make demo`, `make test`, and `make test-long` for what is long by nature. Each sets up its own
+# virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/demo
 RUN := $(VENV)/bin/python
-export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 DEMO := $(RUNS)/report/report.html
 
-.PHONY: demo ablations test lint setup clean
+.PHONY: demo ablations test test-long suite lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -20,6 +20,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 # One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
 # for the tests, which mostly compile, in threads that would wait for that one arena.
+demo ablations: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 demo ablations: export MALLOC_ARENA_MAX := 1
 demo ablations: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 demo: setup
@@ -43,8 +44,17 @@ lint: setup
 	$(VENV)/bin/ruff format --check .
 	$(VENV)/bin/basedpyright
 
-test: lint
-	$(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Lint and types beside the suite: one of them failing fails both.
+test: setup
+	$(MAKE) --no-print-directory --jobs=2 lint suite
+
+PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+
+suite: setup
+	$(PYTEST) -m 'not long'
+
+test-long: setup
+	$(PYTEST) -m long
 
 clean:
 	rm -rf $(VENV) runs build *.egg-info

@@ -260,7 +260,7 @@ def test_folders_that_do_not_fit_are_refused(tmp_path: pathlib.Path) -> None:
     assert "conv_pre.weight: found shape (32, 12, 7), expected (32, 13, 7)" in message
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_a_published_clip_of_ten_seconds_agrees(tmp_path: pathlib.Path) -> None:
     """1024 frames at the published sizes, and the same in windows of 512."""
     config = HifiganConfig()

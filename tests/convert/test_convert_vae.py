@@ -177,9 +177,10 @@ def test_both_directions_agree(
     assert_agrees(reference, tmp_path, *size)
 
 
-def test_other_depths_agree(tmp_path: pathlib.Path) -> None:
-    """Two levels of two blocks in other groups, where channels shrink."""
-    reference = make_reference(block_out_channels=(24, 8), layers_per_block=2, norm_num_groups=4)
+@pytest.mark.parametrize("channels", [(24, 8), (8, 16, 32)])
+def test_other_depths_agree(channels: tuple[int, ...], tmp_path: pathlib.Path) -> None:
+    """Levels of two blocks in other groups: channels that shrink, and the published depth."""
+    reference = make_reference(block_out_channels=channels, layers_per_block=2, norm_num_groups=4)
     write_conversion(
         convert(vae, save_diffusers(tmp_path / "vae", reference)), tmp_path / "converted"
     )
@@ -380,7 +381,7 @@ def test_a_file_cut_short(reference: Any, tmp_path: pathlib.Path) -> None:
         convert(vae, tmp_path)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_size_agrees(tmp_path: pathlib.Path) -> None:
     """A clip of 10.24 s at the sizes of cvssp/audioldm, there and back."""
     reference = make_reference(

@@ -417,12 +417,24 @@ def test_windows_are_those_of_the_reference(unfused: Tower) -> None:
     np.testing.assert_array_equal(merge(partition(grid, 4), 8, 12), grid)
 
 
-@pytest.mark.slow
+NARROW = {"patch_embeds_hidden_size": 8, "hidden_size": 64, "num_attention_heads": [1, 2, 4, 8]}
+
+
 @pytest.mark.parametrize("fusion", [False, True])
-def test_embeddings_agree_at_the_published_size(fusion: bool, tmp_path: pathlib.Path) -> None:
-    """HTSAT-tiny on ten seconds."""
-    config = transformers.ClapAudioConfig(**COMMON, **PUBLISHED["tiny"], enable_fusion=fusion)
-    reference = transformers.ClapAudioModelWithProjection(config).eval()
+@pytest.mark.parametrize(
+    "width",
+    [
+        pytest.param(NARROW, id="narrow"),
+        pytest.param({}, id="published", marks=pytest.mark.long),
+    ],
+)
+def test_embeddings_agree_at_the_published_depth(
+    width: dict[str, Any], fusion: bool, tmp_path: pathlib.Path
+) -> None:
+    """HTSAT-tiny on ten seconds, narrow and as it is."""
+    sizes = {**COMMON, **PUBLISHED["tiny"], **width, "enable_fusion": fusion}
+    reference = transformers.ClapAudioModelWithProjection(transformers.ClapAudioConfig(**sizes))
+    reference = reference.eval()
     redraw(reference)
     reference.save_pretrained(tmp_path / "saved")
     ours, params = read_back(convert(tmp_path / "saved"), tmp_path / "converted")

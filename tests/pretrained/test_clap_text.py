@@ -244,7 +244,7 @@ def test_other_folders_are_refused(
         load(tmp_path / "out")
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_published_size_agrees(tmp_path: pathlib.Path) -> None:
     """RoBERTa-base as published but for its vocabulary, up to 512 tokens."""
     model = clap_models.redraw(

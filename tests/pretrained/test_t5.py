@@ -260,7 +260,7 @@ def test_impossible_sizes_are_refused(field: str, value: Any) -> None:
         dataclasses.replace(SMALL, **{field: value})
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_large_shape_agrees(tmp_path: pathlib.Path) -> None:
     """The shape of flan-t5-large, but for the vocabulary and the number of blocks.
 

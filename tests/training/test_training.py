@@ -171,30 +171,30 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
     The latter also traces two steps, which changes no number and compiles nothing.
     """
     config = tiny_teacher_config(
-        encoded_dataset, num_steps=60, evaluate_every=5, checkpoints_to_keep=1
+        encoded_dataset, num_steps=40, evaluate_every=5, checkpoints_to_keep=1
     )
     file = run_config_file(config, tmp_path / "run.py")
     command = train_command(file, tmp_path / "killed")
     with launch.start(command, num_processes=1, devices_per_process=1) as job:
-        launch.wait_for_step(job, tmp_path / "killed", 15)
+        launch.wait_for_step(job, tmp_path / "killed", 10)
         job.signal(0, signal.SIGKILL)
         (killed,) = job.wait()
     assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
     again = commands.run(*command)
     assert again.returncode == 0, again.stderr
     assert "resuming" in again.stderr
-    left_alone = commands.run(*train_command(file, tmp_path / "whole", "--profile=31:32"))
+    left_alone = commands.run(*train_command(file, tmp_path / "whole", "--profile=21:22"))
     assert left_alone.returncode == 0, left_alone.stderr
     rows = [rows_of(tmp_path / name) for name in ("killed", "whole")]
     assert rows[0] == rows[1]
-    assert max(row["step"] for row in rows[0]) == 60
+    assert max(row["step"] for row in rows[0]) == 40
     assert len(list((tmp_path / "whole" / "profile").glob("**/*.xplane.pb"))) == 1
     compiled = {
         row["step"]: row["throughput/compilations"]
         for row in read_metrics(tmp_path / "whole" / "metrics.jsonl")
         if "throughput/compilations" in row
     }
-    assert [compiled[step] for step in (31, 32, 33)] == [0, 0, 0]
+    assert [compiled[step] for step in (21, 22, 23)] == [0, 0, 0]
 
 
 def test_frozen_backbone_moves_only_the_head(

@@ -20,16 +20,16 @@ from fasttta_jax.workdir.checkpoint import CheckpointError, StoredCheckpoints
 from tests.support import helpers, launch
 from tests.support.launch import finished_steps, wait_for_step
 
-NUM_STEPS = 200
 EVERY = 20
+KILL, TERMINATE = signal.SIGKILL, signal.SIGTERM
 
 
-def long_config(encoded: pathlib.Path) -> RunConfig:
+def config_of_steps(num_steps: int, encoded: pathlib.Path) -> RunConfig:
     """A run long enough to be interrupted, over all devices that there are, at a low rate."""
     return helpers.tiny_teacher_config(
         encoded,
         optimizer=OptimizerConfig(learning_rate=1e-4, warmup_steps=10, ema_decay=0.9),
-        num_steps=NUM_STEPS,
+        num_steps=num_steps,
         evaluate_every=EVERY,
         checkpoints_to_keep=3,
         mesh=MeshConfig(data=2, fsdp=-1),
@@ -37,19 +37,52 @@ def long_config(encoded: pathlib.Path) -> RunConfig:
     )
 
 
+def until_signalled(command: list[str], workdir: pathlib.Path, hosts: int, number: int) -> None:
+    """Goes on with a run on so many hosts, the last of which gets the signal after a checkpoint."""
+    begun = finished_steps(workdir)[-1]
+    with launch.start(command, hosts, devices_per_process=4 // hosts) as job:
+        wait_for_step(job, workdir, begun + EVERY)
+        job.signal(hosts - 1, number)
+        results = job.wait(timeout=400)
+    assert f"resuming {workdir} after step" in results[0].stderr
+    codes = [result.returncode for result in results]
+    if number == KILL:
+        assert codes[-1] == -KILL
+        # Gloo, of the CPU alone, at times aborts the other process in C++, where nothing can speak.
+        assert codes[0] in (exit_codes.LOST, exit_codes.HUNG, -signal.SIGABRT), job.outputs()
+        if codes[0] > 0:
+            assert "host 1 of 2" in results[0].stderr
+    else:
+        assert codes == [exit_codes.PREEMPTED] * hosts, job.outputs()
+        assert f"SIGTERM after step {finished_steps(workdir)[-1]}" in results[0].stderr
+
+
 @pytest.mark.slow
+@pytest.mark.parametrize(
+    ("num_steps", "interruptions"),
+    [
+        pytest.param(100, ((2, KILL),), id="once"),
+        pytest.param(
+            200, ((2, KILL), (1, TERMINATE), (2, TERMINATE)), id="often", marks=pytest.mark.long
+        ),
+    ],
+)
 def test_a_run_survives_its_hosts(
-    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+    num_steps: int,
+    interruptions: tuple[tuple[int, int], ...],
+    encoded_dataset: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """One host dies in step 25; two go on, and one of them gets kill -9; one, which gets SIGTERM;
-    two, one of which gets SIGTERM; two to the end. The losses are those of a run left alone.
+    """One host dies in step 25; then as many hosts go on as `interruptions` say, and the last of
+    them gets the signal; two go on to the end. The losses are those of a run left alone.
 
     Only the order of sums differs between one process and two: rounding, which Adam does not blow
     up once its moments are those of twenty steps, and a low rate does not add up.
     """
     four = jax.devices()[:4]
     monkeypatch.setattr(jax, "devices", lambda: four)
-    config = long_config(encoded_dataset)
+    config = config_of_steps(num_steps, encoded_dataset)
     workdir = tmp_path / "run"
     file = helpers.run_config_file(config, tmp_path / "run.py")
     command = helpers.train_command(file, workdir)
@@ -71,40 +104,12 @@ def test_a_run_survives_its_hosts(
     with pytest.raises(Killed):
         trainer.run()
     assert finished_steps(workdir) == [EVERY]
-
-    with launch.start(command, num_processes=2, devices_per_process=2) as job:
-        wait_for_step(job, workdir, 2 * EVERY)
-        job.signal(1, signal.SIGKILL)
-        killed = job.wait(timeout=400)
-    assert killed[1].returncode == -signal.SIGKILL
-    # Gloo, of the CPU alone, at times aborts the other process in C++, where nothing can speak.
-    found = killed[0].returncode
-    assert found in (exit_codes.LOST, exit_codes.HUNG, -signal.SIGABRT), job.outputs()
-    if found > 0:
-        assert "host 1 of 2" in killed[0].stderr
-
-    with launch.start(command, num_processes=1, devices_per_process=4) as job:
-        wait_for_step(job, workdir, finished_steps(workdir)[-1] + EVERY)
-        job.signal(0, signal.SIGTERM)
-        (alone,) = job.wait(timeout=400)
-    assert alone.returncode == exit_codes.PREEMPTED, alone.stderr
-    assert f"resuming {workdir} after step" in alone.stderr
-    stopped = finished_steps(workdir)[-1]
-    assert f"SIGTERM after step {stopped}" in alone.stderr
-
-    with launch.start(command, num_processes=2, devices_per_process=2) as job:
-        wait_for_step(job, workdir, stopped + EVERY)
-        job.signal(1, signal.SIGTERM)
-        both = job.wait(timeout=400)
-    assert [result.returncode for result in both] == [exit_codes.PREEMPTED] * 2, job.outputs()
-    assert f"resuming {workdir} after step {stopped}" in both[0].stderr
-    stopped = finished_steps(workdir)[-1]
-    assert f"SIGTERM after step {stopped}" in both[0].stderr
-    assert stopped < NUM_STEPS, "the run ended before it could be stopped"
-
+    for hosts, number in interruptions:
+        until_signalled(command, workdir, hosts, number)
+        assert finished_steps(workdir)[-1] < num_steps, "the run ended before it could be stopped"
     launch.run(command, num_processes=2, devices_per_process=2, timeout=600)
     expected = Trainer(config, tmp_path / "whole").run()
-    assert int(expected.step) == NUM_STEPS
+    assert int(expected.step) == num_steps
     rows = helpers.rows_of(workdir), helpers.rows_of(tmp_path / "whole")
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
     for found, wanted in zip(*rows, strict=True):
