@@ -20,7 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
-from tests.support import helpers
+from tests.support import helpers, world
 
 
 def processor() -> str:
@@ -68,9 +68,20 @@ def _settings_of_jax_stay() -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def encoded_dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    """`data.path` of a dataset with 24 training clips of 8 tokens."""
+    """`data.path` of a dataset with 24 training clips of 8 tokens; to be read."""
     tfds.disable_progress_bar()
-    return helpers.write_encoded_dataset(tmp_path_factory.mktemp("dataset"))
+    return world.shared(tmp_path_factory, "dataset", helpers.write_encoded_dataset) / "encoded"
+
+
+@pytest.fixture(scope="session")
+def runs(
+    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, pathlib.Path]:
+    """Workdirs of a teacher and of a student that follows it, trained on one device; to be read."""
+    folder = world.shared(
+        tmp_path_factory, "runs", lambda folder: world.train_runs(folder, encoded_dataset)
+    )
+    return {name: folder / name for name in ("teacher", "student")}
 
 
 @pytest.fixture(scope="session")

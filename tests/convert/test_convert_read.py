@@ -49,7 +49,7 @@ def touch(path: str) -> None:
     [
         ("(posix|nt).system", lambda mark: Stand(os.system, f"touch {mark}")),
         ("builtins.eval", lambda mark: Stand(eval, f"open({str(mark)!r}, 'w')")),
-        ("test_convert_read.touch", lambda mark: Stand(touch, str(mark))),
+        (f"{__name__}.touch", lambda mark: Stand(touch, str(mark))),
         ("builtins.getattr", lambda mark: Stand(getattr, "", "join")),
         ("pathlib", lambda mark: pathlib.PurePosixPath("out")),
         ("numpy", lambda mark: np.zeros(1)),

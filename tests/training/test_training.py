@@ -17,17 +17,17 @@ from fasttta_jax.config import (
     DataConfig,
     DistillationConfig,
     HeadConfig,
-    OptimizerConfig,
     TextConfig,
 )
 from fasttta_jax.input_pipeline.records import DatasetError
+from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
-from fasttta_jax.training.state import TrainState
 from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
 from fasttta_jax.workdir.metrics_log import read_metrics
-from tests.support import commands, launch
+from fasttta_jax.workdir.restore import load_trained
+from tests.support import commands, launch, world
 from tests.support.helpers import (
     rows_of,
     run_config_file,
@@ -38,20 +38,28 @@ from tests.support.helpers import (
 )
 
 ALL_DEVICES = jax.devices()
-THREE_STEPS = {
-    "num_steps": 3,
-    "optimizer": OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9),
-}
 
 
 @pytest.fixture(autouse=True, scope="module")
 def one_device() -> Iterator[None]:
     """Runs use one device, which compiles fastest, unless a test says otherwise."""
-    with pytest.MonkeyPatch.context() as patch:
-        devices = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda: devices)
-        patch.setattr(jax, "local_devices", lambda: devices)
+    with world.one_device():
         yield
+
+
+@pytest.fixture
+def teacher(runs: dict[str, pathlib.Path]) -> pathlib.Path:
+    return runs["teacher"]
+
+
+@pytest.fixture
+def student(runs: dict[str, pathlib.Path]) -> pathlib.Path:
+    return runs["student"]
+
+
+def averages(workdir: pathlib.Path) -> Any:
+    """The averaged parameters of a run."""
+    return load_trained(str(workdir), local_mesh()).params
 
 
 def losses(workdir: pathlib.Path, name: str = "train/loss") -> list[float]:
@@ -67,39 +75,8 @@ def assert_bitwise_equal(first: Any, second: Any) -> None:
         np.testing.assert_array_equal(np.asarray(a), np.asarray(b), jax.tree_util.keystr(path))
 
 
-@pytest.fixture(scope="module")
-def teacher(
-    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> tuple[pathlib.Path, TrainState]:
-    """A teacher of 200 steps."""
-    workdir = tmp_path_factory.mktemp("runs") / "teacher"
-    config = tiny_teacher_config(encoded_dataset, num_steps=200, evaluate_every=100)
-    optimizer = dataclasses.replace(config.optimizer, learning_rate=4e-3)
-    config = dataclasses.replace(config, optimizer=optimizer)
-    return workdir, Trainer(config, workdir).run()
-
-
-@pytest.fixture(scope="module")
-def student(
-    encoded_dataset: pathlib.Path, teacher: tuple[pathlib.Path, TrainState]
-) -> tuple[pathlib.Path, TrainState]:
-    """A student of 40 steps that starts from a fresh head and follows that teacher."""
-    workdir = teacher[0].parent / "student"
-    config = tiny_student_config(
-        encoded_dataset,
-        teacher[0],
-        num_steps=40,
-        evaluate_every=20,
-        sample_prompts=("a loud tone", "a quiet noise"),
-        distillation=DistillationConfig(weight=10.0, backbone_from_teacher=True),
-    )
-    return workdir, Trainer(config, workdir).run()
-
-
-def test_teacher_then_student_learn(
-    teacher: tuple[pathlib.Path, TrainState], student: tuple[pathlib.Path, TrainState]
-) -> None:
-    for workdir, name in ((teacher[0], "train/mse"), (student[0], "train/energy")):
+def test_teacher_then_student_learn(teacher: pathlib.Path, student: pathlib.Path) -> None:
+    for workdir, name in ((teacher, "train/mse"), (student, "train/energy")):
         curve = losses(workdir, name)
         assert np.mean(curve[-20:]) < 0.8 * np.mean(curve[:5]), (name, curve)
         validation = losses(workdir, "validation/loss")
@@ -107,25 +84,21 @@ def test_teacher_then_student_learn(
         assert validation[-1] < validation[0]
 
 
-def test_student_begins_at_its_teacher(
-    student: tuple[pathlib.Path, TrainState], teacher: tuple[pathlib.Path, TrainState]
-) -> None:
-    align = losses(student[0], "train/align")
+def test_student_begins_at_its_teacher(student: pathlib.Path, teacher: pathlib.Path) -> None:
+    align = losses(student, "train/align")
     assert align[0] < 1e-10
     assert max(align) > align[0]
-    origin = json.loads((student[0] / ORIGIN_FILE).read_text())
+    origin = json.loads((student / ORIGIN_FILE).read_text())
     assert origin["step"] == 200
-    assert origin["sha256"] == tree_hash(teacher[1].ema)
+    assert origin["sha256"] == tree_hash(averages(teacher))
 
 
-def test_workdir_holds_everything(student: tuple[pathlib.Path, TrainState]) -> None:
-    workdir, state = student
-    assert int(state.step) == 40
-    assert Checkpoints(workdir).steps() == [20, 40]
-    assert Checkpoints(workdir).best_step() == 40
-    assert json.loads((workdir / "config.json").read_text())["config"]["objective"] == "energy"
-    assert len(list(workdir.glob("events.out.tfevents.*"))) == 1
-    assert sorted(path.name for path in (workdir / "samples" / "00000040").iterdir()) == [
+def test_workdir_holds_everything(student: pathlib.Path) -> None:
+    assert Checkpoints(student).steps() == [37, 40]
+    assert Checkpoints(student).best_step() == 40
+    assert json.loads((student / "config.json").read_text())["config"]["objective"] == "energy"
+    assert len(list(student.glob("events.out.tfevents.*"))) == 1
+    assert sorted(path.name for path in (student / "samples" / "00000040").iterdir()) == [
         "00.png",
         "00.wav",
         "01.png",
@@ -135,12 +108,12 @@ def test_workdir_holds_everything(student: tuple[pathlib.Path, TrainState]) -> N
 
 def test_interrupted_run_equals_uninterrupted(
     encoded_dataset: pathlib.Path,
-    teacher: tuple[pathlib.Path, TrainState],
+    teacher: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Parameters, optimizer, average, data order, randomness and metrics, bit for bit."""
-    config = tiny_student_config(encoded_dataset, teacher[0])
+    config = tiny_student_config(encoded_dataset, teacher)
     whole = Trainer(config, tmp_path / "whole").run()
 
     class Killed(Exception):
@@ -199,17 +172,18 @@ def test_kill_minus_nine_resumes(encoded_dataset: pathlib.Path, tmp_path: pathli
 
 def test_frozen_backbone_moves_only_the_head(
     encoded_dataset: pathlib.Path,
-    teacher: tuple[pathlib.Path, TrainState],
+    teacher: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
     config = tiny_student_config(
         encoded_dataset,
-        teacher[0],
+        teacher,
         distillation=DistillationConfig(freeze_backbone=True, backbone_from_teacher=True),
     )
     state = Trainer(config, tmp_path).run()
+    start = averages(teacher)
     for name in ("text", "backbone"):
-        assert_bitwise_equal(state.params[name], teacher[1].ema[name])
+        assert_bitwise_equal(state.params[name], start[name])
     assert tree_hash(state.params["head"]) != tree_hash(state.ema["head"])
 
 
@@ -256,12 +230,12 @@ def test_no_recompilation_after_the_first_step(
 
 def test_another_run_in_the_workdir_is_refused(
     encoded_dataset: pathlib.Path,
-    teacher: tuple[pathlib.Path, TrainState],
+    teacher: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
     workdir = tmp_path / "run"
-    config = tiny_teacher_config(encoded_dataset, **THREE_STEPS)
-    Trainer(config, workdir).run()
+    config = tiny_teacher_config(encoded_dataset)
+    Trainer(config, workdir)
     wider = dataclasses.replace(config, model=tiny_model_config(head=HeadConfig(width=48, depth=1)))
     with pytest.raises(WorkdirError, match=r"model.head.width is 32 there and 48 here"):
         Trainer(wider, workdir)
@@ -289,20 +263,20 @@ def test_what_does_not_fit_is_named(
     changes: dict[str, Any],
     message: str,
     encoded_dataset: pathlib.Path,
-    teacher: tuple[pathlib.Path, TrainState],
+    teacher: pathlib.Path,
     tmp_path: pathlib.Path,
 ) -> None:
     changes = {"distillation": DistillationConfig(weight=1.0), **changes}
-    config = tiny_student_config(encoded_dataset, teacher[0], **changes)
+    config = tiny_student_config(encoded_dataset, teacher, **changes)
     with pytest.raises(ValueError, match=message):
         Trainer(config, tmp_path)
 
 
 def test_student_of_a_student_is_refused(
-    encoded_dataset: pathlib.Path, student: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
+    encoded_dataset: pathlib.Path, student: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(ConfigError, match="only where the teacher's objective is 'diffusion'"):
-        Trainer(tiny_student_config(encoded_dataset, student[0]), tmp_path)
+        Trainer(tiny_student_config(encoded_dataset, student), tmp_path)
 
 
 def test_batch_that_does_not_divide(
@@ -317,13 +291,13 @@ def test_batch_that_does_not_divide(
 
 
 def test_student_needs_its_teachers_tokenizer(
-    encoded_dataset: pathlib.Path, teacher: tuple[pathlib.Path, TrainState], tmp_path: pathlib.Path
+    encoded_dataset: pathlib.Path, teacher: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     other = tmp_path / "other"
     shutil.copytree(encoded_dataset, other)
     LearnedTextEncoder.fit(["other words"], 300, TextConfig()).save(other / "text")
     with pytest.raises(ConfigError, match="text"):
-        Trainer(tiny_student_config(other, teacher[0]), tmp_path / "run")
+        Trainer(tiny_student_config(other, teacher), tmp_path / "run")
 
 
 def test_dataset_without_validation_split(

@@ -1,8 +1,8 @@
 """A student's run and its sounds are the same on one device, eight of one host, and two hosts.
 
-Every layout goes on from the same checkpoint of step 20. Before that Adam's moments are those of a
-few batches, and where a gradient is all but zero they turn its rounding into a share of a full
-step. The student's step includes its frozen teacher.
+Every layout goes on from the same checkpoint, step 37 of the student that all tests share. Before
+that Adam's moments are those of a few batches, and where a gradient is all but zero they turn its
+rounding into a share of a full step. The student's step includes its frozen teacher.
 """
 
 from __future__ import annotations
@@ -15,50 +15,33 @@ import jax
 import numpy as np
 import pytest
 
-from fasttta_jax.config import MeshConfig, OptimizerConfig, RunConfig
+from fasttta_jax.config import MeshConfig, RunConfig
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.training.loop import Trainer
+from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
 from tests.multihost.multiprocess import sample_program
-from tests.support import helpers, launch
+from tests.support import helpers, launch, world
 
 LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
 BIAS_OF_KEYS = "qkv/bias"
-SAVED, LAST = 20, 23
-
-
-def student_config(encoded: pathlib.Path, teacher: pathlib.Path) -> RunConfig:
-    """Three steps after a checkpoint."""
-    return helpers.tiny_student_config(
-        encoded,
-        teacher,
-        num_steps=LAST,
-        evaluate_every=SAVED,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9),
-    )
-
-
-@pytest.fixture(scope="module")
-def one_device(
-    encoded_dataset: pathlib.Path, tmp_path_factory: pytest.TempPathFactory
-) -> pathlib.Path:
-    """Folder with `teacher` and `student`, trained on one device."""
-    folder = tmp_path_factory.mktemp("layouts")
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda: first)
-        Trainer(helpers.tiny_teacher_config(encoded_dataset), folder / "teacher").run()
-        Trainer(student_config(encoded_dataset, folder / "teacher"), folder / "student").run()
-    return folder
 
 
 @pytest.fixture
-def saved(one_device: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of the student's workdir that ends with step 20."""
+def saved(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of the student's workdir that ends three steps before the last."""
     workdir = tmp_path / "student"
-    shutil.copytree(one_device / "student", workdir)
-    shutil.rmtree(workdir / "checkpoints" / str(LAST))
+    shutil.copytree(runs["student"], workdir)
+    shutil.rmtree(workdir / "checkpoints" / str(world.STUDENT_STEPS))
+    shutil.rmtree(workdir / "samples")
     return workdir
+
+
+def config_on(
+    mesh: MeshConfig, runs: dict[str, pathlib.Path], sample_prompts: tuple[str, ...]
+) -> RunConfig:
+    config = Workdir(runs["student"]).config()
+    return dataclasses.replace(config, mesh=mesh, sample_prompts=sample_prompts)
 
 
 def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
@@ -86,46 +69,38 @@ def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
 
 @pytest.mark.slow
 def test_two_hosts_train_the_same(
-    encoded_dataset: pathlib.Path,
-    one_device: pathlib.Path,
-    saved: pathlib.Path,
-    tmp_path: pathlib.Path,
+    runs: dict[str, pathlib.Path], saved: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    config = student_config(encoded_dataset, one_device / "teacher")
-    config = dataclasses.replace(config, mesh=MeshConfig(2, 2, 2), sample_prompts=("a loud tone",))
+    config = config_on(MeshConfig(2, 2, 2), runs, sample_prompts=("a loud tone",))
     file = helpers.run_config_file(config, tmp_path / "run.py")
     command = helpers.train_command(file, saved)
     launch.run(command, num_processes=2, devices_per_process=4, timeout=300)
-    assert_same_run(saved, one_device / "student")
-    assert list((saved / "samples" / f"{LAST:08d}").glob("*.wav"))
+    assert_same_run(saved, runs["student"])
+    assert list((saved / "samples" / f"{world.STUDENT_STEPS:08d}").glob("*.wav"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_eight_devices_train_the_same(
     layout: tuple[int, int, int],
-    encoded_dataset: pathlib.Path,
-    one_device: pathlib.Path,
+    runs: dict[str, pathlib.Path],
     saved: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
-    config = student_config(encoded_dataset, one_device / "teacher")
-    state = Trainer(dataclasses.replace(config, mesh=MeshConfig(*layout)), saved).run()
-    assert_same_run(saved, one_device / "student")
+    state = Trainer(config_on(MeshConfig(*layout), runs, sample_prompts=()), saved).run()
+    assert_same_run(saved, runs["student"])
     split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
     assert any(split) == (layout != (8, 1, 1))
 
 
 @pytest.mark.slow
 def test_every_layout_makes_the_same_sound(
-    one_device: pathlib.Path, tmp_path: pathlib.Path
+    runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     """Tokens to float32 rounding of the network; audio to the last of 16 bits."""
-    student = one_device / "student"
-    with pytest.MonkeyPatch.context() as patch:
-        first = jax.devices()[:1]
-        patch.setattr(jax, "devices", lambda: first)
+    student = runs["student"]
+    with world.one_device():
         expected = sample_program.sample(student, MeshConfig())
     found = {layout: sample_program.sample(student, MeshConfig(*layout)) for layout in LAYOUTS}
     out = tmp_path / "two_hosts.npz"
