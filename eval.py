@@ -1,4 +1,4 @@
-"""Judges trained runs: metrics of their sounds, energy score, sampling time.
+"""Judges trained runs, and sounds of other projects: metrics, energy score, sampling time.
 
     python eval.py --run=teacher=runs/demo/teacher --run=student=runs/demo/student \\
         --audio_data=runs/demo/data --encoded_data=runs/demo/encoded --out=runs/demo/report
@@ -7,6 +7,13 @@ Works for every dataset with captions; where labels name sound events, a tagger 
 by them. Writes metrics.json and report.html, one file with tables, training curves and sounds, and
 keeps the tagger and the features of all sounds beside them for the next time. With --gates=demo the
 exit code is 1 where a figure misses its bound.
+
+Sounds that something else made for the captions of the test clips are judged from a folder:
+
+    python eval.py --sounds=theirs=FOLDER --audio_data=runs/demo/data --out=runs/theirs
+
+FOLDER holds them, with manifest.jsonl as generate.py writes it, or metadata.csv or metadata.jsonl:
+one row a sound with file and caption. Both kinds of rows may stand in one table.
 """
 
 import sys
@@ -16,17 +23,20 @@ from absl import flags
 from fasttta_jax import cli
 from fasttta_jax.evaluation.evaluator import evaluate
 from fasttta_jax.evaluation.gates import GATES
-from fasttta_jax.evaluation.setup import EvaluationConfig, parse_runs
+from fasttta_jax.evaluation.setup import EvaluationConfig, parse_named
 from fasttta_jax.evaluation.tables import as_text
 
 RUN = flags.DEFINE_multi_string(
     "run", [], "NAME=WORKDIR of a trained run; may be given several times."
 )
+SOUNDS = flags.DEFINE_multi_string(
+    "sounds", [], "NAME=FOLDER of sounds for the captions; may be given several times."
+)
 AUDIO_DATA = flags.DEFINE_string(
     "audio_data", None, required=True, help="Folder of the audio dataset."
 )
 ENCODED_DATA = flags.DEFINE_string(
-    "encoded_data", None, required=True, help="Folder that data.encode_latents made of it."
+    "encoded_data", None, "Folder that data.encode_latents made of it; runs need it."
 )
 OUT = flags.DEFINE_string(
     "out", None, required=True, help="Folder for metrics.json, report.html and the tagger."
@@ -65,7 +75,7 @@ def main() -> None:
     }
     evaluation = evaluate(
         EvaluationConfig(
-            runs=parse_runs(RUN.value),
+            runs=parse_named(RUN.value, "run"),
             audio_data=AUDIO_DATA.value,
             encoded_data=ENCODED_DATA.value,
             out=OUT.value,
@@ -77,9 +87,12 @@ def main() -> None:
             tagger_steps=TAGGER_STEPS.value,
             decode={name: value for name, value in overrides.items() if value is not None},
             gates=GATES_FLAG.value,
+            sounds=parse_named(SOUNDS.value, "sounds"),
         )
     )
     print(as_text(evaluation.table))
+    for line in evaluation.warnings:
+        print(f"\nwarning: {line}")
     print(f"\n{OUT.value}/report.html has the sounds, {OUT.value}/metrics.json all figures.")
     if failures := evaluation.failures():
         sys.exit("error: gates failed:\n  " + "\n  ".join(failures))

@@ -135,7 +135,7 @@ class Judge:
         self._hashes = {name: run.origin()["sha256"] for name, run in setup.trained.items()}
         _ = self.evaluator.scorer  # embedders come first: every row rests on them
         self._common = {
-            "data_hash": setup.encoded.fingerprint(),
+            "data_hash": self.evaluator.runs.encoded.fingerprint(),
             "tagger": _read(pathlib.Path(config.out) / DESCRIPTION_FILE),
             "num_clips": config.num_clips,
             "num_two_event_clips": config.num_two_event_clips,
@@ -206,7 +206,7 @@ def sweep(
       WorkdirError: the teacher is missing, or OUT/runs holds other runs of the same names.
     """
     out = pathlib.Path(config.out)
-    students = student_configs(teacher, config.encoded_data, num_steps)
+    students = student_configs(teacher, str(config.encoded_data), num_steps)
     rows = plan(Workdir(teacher).config(), students, only)
     needed = {row.setting.run for row in rows}
     names = [name for name, run in distinct_runs(students).items() if name == run in needed]

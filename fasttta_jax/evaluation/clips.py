@@ -44,6 +44,11 @@ class Clips:
     def __len__(self) -> int:
         return len(self.prompts)
 
+    @property
+    def num_samples(self) -> int:
+        """S."""
+        return self.audio.shape[1]
+
     def take(self, rows: Sequence[int]) -> Clips:
         """Some of the clips, in the order of `rows`."""
         return Clips(
@@ -126,9 +131,7 @@ def read_training_clips(records: Records, num_samples: int) -> Clips:
     return _clips(found, num_samples)
 
 
-def read_reference_clips(
-    records: Records, clips: Clips, num_samples: int
-) -> tuple[Clips, list[int]]:
+def read_reference_clips(records: Records, clips: Clips) -> tuple[Clips, list[int]]:
     """Real training clips to compare the distribution of `clips` with, one for each.
 
     Single-event clips are matched by their event, and the others are left out. Where no clip names
@@ -137,17 +140,17 @@ def read_reference_clips(
     Args:
       records: the training split.
       clips: test clips.
-      num_samples: S.
 
     Returns:
-      The training clips, in the order of the split, and the row of `clips` that each of them stands
-      for: fewer where the split has too few clips, of an event or in all.
+      The training clips, in the order of the split and as long as the test clips, and the row of
+      `clips` that each of them stands for: fewer where the split has too few clips, of an event or
+      in all.
     """
     single = clips.rows_with(1)
     if not single:
         number = min(len(records), len(clips))
         spread = [records[row] for row in _spread(records, number)]
-        return _clips(spread, num_samples), list(range(number))
+        return _clips(spread, clips.num_samples), list(range(number))
     waiting: dict[str, list[int]] = defaultdict(list)
     for row in single:
         waiting[events_of(clips.labels[row])[0]].append(row)
@@ -160,7 +163,7 @@ def read_reference_clips(
         if len(events) == 1 and waiting.get(events[0]):
             found.append(record)
             rows.append(waiting[events[0]].pop(0))
-    return _clips(found, num_samples), rows
+    return _clips(found, clips.num_samples), rows
 
 
 def _spread(records: Records, number: int) -> list[int]:

@@ -1,8 +1,8 @@
-"""Judges trained runs on the test split of an audio dataset.
+"""Judges trained runs, and sounds of other projects, on the test split of an audio dataset.
 
 In order: everything is checked, embedders are loaded or trained, real clips are scored before and
-after the codec, every run is timed, generates sounds for the captions and predicts unseen tokens;
-then metrics.json and report.html are written.
+after the codec, every run is timed, generates sounds for the captions and predicts unseen tokens,
+folders of sounds are scored; then metrics.json and report.html are written.
 Dimensions: n clips, S samples.
 """
 
@@ -46,6 +46,7 @@ from fasttta_jax.evaluation.setup import (
     EvaluationSetup,
     load_setup,
 )
+from fasttta_jax.evaluation.sounds import FolderSounds, read_sounds
 from fasttta_jax.evaluation.tagger import Tagger, to_float
 from fasttta_jax.evaluation.tagger_cache import load_or_train_tagger
 from fasttta_jax.evaluation.tagger_metrics import (
@@ -73,6 +74,7 @@ def evaluate(config: EvaluationConfig, metrics: Sequence[Metric] = METRICS) -> E
     Raises:
       EvaluationError: the runs do not fit one another or the codec, or nothing can be measured.
       DatasetError: the data lacks a split or captions, or belongs to another dataset.
+      SoundsError: a folder of sounds has no usable table, or no sound for the captions.
       WorkdirError: a run or its checkpoint is missing.
       FloatingPointError: a run generates values that are not finite.
     """
@@ -97,8 +99,12 @@ class Evaluator:
         self.config = config
         self.setup = setup
         self.metrics = tuple(metrics)
-        self.runs = Runs(config, setup)
         self.seconds: dict[str, float] = {}
+
+    @functools.cached_property
+    def runs(self) -> Runs:
+        """What computes with the trained runs."""
+        return Runs(self.config, self.setup)
 
     @contextlib.contextmanager
     def _stage(self, name: str) -> Iterator[None]:
@@ -110,23 +116,32 @@ class Evaluator:
         """Goes through all stages and writes metrics.json and report.html."""
         with self._stage("all"):
             rows = self.references()
-            times = self.times()
-            sounds = {name: self.sounds(name) for name in self.setup.trained}
+            times = self.times() if self.setup.trained else {}
+            generated = {name: self.sounds(name) for name in self.setup.trained}
             energies = {name: self.energy(name) for name in self.setup.trained}
             rows += [
-                self.run_row(name, clips, energies[name], times) for name, clips in sounds.items()
+                self.run_row(name, clips, energies[name], times)
+                for name, clips in generated.items()
             ]
-            evaluation = self._summary(rows)
-        by_row = {name: dict(enumerate(clips.audio)) for name, clips in sounds.items()}
-        write_results(evaluation, self.config, self.setup, self.test, by_row, self.seconds)
+            folders = {name: self._read_folder(name) for name in self.config.sounds}
+            rows += [self.folder_row(name, found) for name, found in folders.items()]
+            warnings = self.setup.warnings() + [
+                f"{name}: {line}." for name, found in folders.items() for line in found.warnings()
+            ]
+            evaluation = self._summary(rows, warnings)
+        sounds = {name: dict(enumerate(clips.audio)) for name, clips in generated.items()}
+        for name, found in folders.items():
+            sounds[name] = dict(zip(found.rows, found.audio, strict=True))
+        write_results(evaluation, self.config, self.setup, self.test, sounds, self.seconds)
         return evaluation
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
         """All figures that a row can have, in the order of the columns."""
-        sampling = sampling_quantity(self.runs.timing_batch)
-        scores = (metric.quantity for metric in self.metrics)
-        return (*scores, ENERGY_SCORE, sampling, TIMES_SLOWER)
+        scores = tuple(metric.quantity for metric in self.metrics)
+        if not self.setup.trained:
+            return scores
+        return (*scores, ENERGY_SCORE, sampling_quantity(self.runs.timing_batch), TIMES_SLOWER)
 
     @functools.cached_property
     def test(self) -> Clips:
@@ -145,15 +160,12 @@ class Evaluator:
     @functools.cached_property
     def scorer(self) -> Scorer:
         """The metrics, with the embedders that they need."""
-        setup = self.setup
         scorer = Scorer(
             self.metrics,
             {"tagger": self._tagger},
             self.test,
-            lambda: read_reference_clips(
-                Records(self.config.audio_data, "train"), self.test, setup.num_samples
-            ),
-            setup.sample_rate,
+            lambda: read_reference_clips(Records(self.config.audio_data, "train"), self.test),
+            self.setup.sample_rate,
             FeatureCache(pathlib.Path(self.config.out) / FEATURES_FOLDER),
         )
         scorer.prepare()
@@ -165,7 +177,7 @@ class Evaluator:
                 return load_or_train_tagger(
                     pathlib.Path(self.config.out),
                     self.config.audio_data,
-                    num_samples=self.setup.num_samples,
+                    num_samples=self.test.num_samples,
                     sample_rate=self.setup.sample_rate,
                     seed=self.config.seed,
                     num_steps=self.config.tagger_steps,
@@ -174,18 +186,21 @@ class Evaluator:
             raise NotMeasured(str(error)) from error
 
     def references(self) -> list[RowResult]:
-        """The rows of real clips, before and after the codec."""
+        """The rows of real clips: as they are and, for runs, after the codec."""
         real = self.test.with_audio(to_float(self.test.audio))
-        row = self.row("real", "reference", real)
-        return [row, self.row("codec", "reference", real.with_audio(self._through_codec(real)))]
+        rows = [self.row("real", "reference", real)]
+        if self.setup.trained:
+            rebuilt = real.with_audio(self._through_codec(real))
+            rows.append(self.row("codec", "reference", rebuilt))
+        return rows
 
     def _through_codec(self, clips: Clips) -> Float[np.ndarray, "n S"]:
-        codec, size = self.setup.encoded.codec, self.config.batch_size
+        codec, size = self.runs.encoded.codec, self.config.batch_size
         rebuilt = np.empty_like(clips.audio)
         with self._stage("codec"), tqdm.tqdm(total=len(clips), desc="codec", unit="clip") as bar:
             for start in range(0, len(clips), size):
                 rows = clips.audio[start : start + size]
-                padded = np.zeros((size, self.setup.num_samples), np.float32)
+                padded = np.zeros((size, clips.num_samples), np.float32)
                 padded[: len(rows)] = rows
                 decoded = np.asarray(codec.decode(codec.encode(jnp.asarray(padded))))
                 rebuilt[start : start + size] = decoded[: len(rows)]
@@ -211,9 +226,28 @@ class Evaluator:
         with self._stage("timing"):
             return self.runs.times(self.test.prompts)
 
-    def row(self, name: str, kind: str, clips: Clips) -> RowResult:
-        """The row of a set of clips, with what the metrics find."""
-        scores = self.scorer.score(clips)
+    def _read_folder(self, name: str) -> FolderSounds:
+        found = read_sounds(
+            self.config.sounds[name],
+            self.test.prompts,
+            num_samples=self.test.num_samples,
+            sample_rate=self.setup.sample_rate,
+        )
+        for line in found.warnings():
+            logger.warning("%s: %s", name, line)
+        return found
+
+    def folder_row(self, name: str, found: FolderSounds) -> RowResult:
+        """The row of a folder of sounds."""
+        clips = self.test.take(found.rows).with_audio(found.audio)
+        row = self.row(name, "sounds", clips, found.rows)
+        return dataclasses.replace(row, left_out=found.counts())
+
+    def row(
+        self, name: str, kind: str, clips: Clips, rows: Sequence[int] | None = None
+    ) -> RowResult:
+        """The row of a set of clips, with what the metrics find; `rows` as in `Scorer.score`."""
+        scores = self.scorer.score(clips, rows)
         try:
             events = event_counts(self.scorer.with_features(clips, "tagger"))
         except NotMeasured:
@@ -252,7 +286,7 @@ class Evaluator:
             return None
         return "student" if "student" in students else students[0]
 
-    def _summary(self, rows: Sequence[RowResult]) -> Evaluation:
+    def _summary(self, rows: Sequence[RowResult], warnings: Sequence[str]) -> Evaluation:
         if not any(row.values for row in rows):
             reasons = {line for row in rows for line in row.not_measured.values()}
             raise EvaluationError(f"nothing can be measured: {'; '.join(sorted(reasons))}")
@@ -261,7 +295,7 @@ class Evaluator:
             figures = {row.name: row.values for row in rows}
             found = gates.judge(gates.GATES[self.config.gates], figures, self.quantities)
         table = tables.main_table(rows, self.quantities, found)
-        return Evaluation(tuple(rows), self.quantities, found, table)
+        return Evaluation(tuple(rows), self.quantities, found, table, tuple(warnings))
 
 
 def _num_events(clips: Clips) -> dict[int, int]:

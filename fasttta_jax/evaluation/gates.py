@@ -45,16 +45,16 @@ def _demo() -> tuple[Bound, ...]:
 GATES: dict[str, tuple[Bound, ...]] = {"demo": _demo()}
 
 
-def check_runs(name: str, runs: Mapping[str, str]) -> None:
-    """Raises ValueError where there are no such gates, or they would judge none of the runs."""
+def check_rows(name: str, rows: Sequence[str]) -> None:
+    """Raises ValueError where there are no such gates, or they would judge none of the rows."""
     if name not in GATES:
         raise ValueError(f"gates is {name!r}; allowed: {sorted(GATES)}")
-    rows = dict.fromkeys(bound.row for bound in GATES[name])
-    judged = [row for row in rows if row not in REFERENCES]
-    if not set(runs) & set(judged):
+    bounded = dict.fromkeys(bound.row for bound in GATES[name])
+    judged = [row for row in bounded if row not in REFERENCES]
+    if not set(rows) & set(judged):
         raise ValueError(
             f"gates is {name!r}, which judges runs named {' and '.join(judged)}; the runs are "
-            f"named {', '.join(runs) or 'nothing'}"
+            f"named {', '.join(rows)}"
         )
 
 

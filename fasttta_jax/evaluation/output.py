@@ -33,16 +33,18 @@ class Evaluation:
     """What was found.
 
     Attributes:
-      rows: real clips, codec, then the runs.
+      rows: real clips, codec, the runs, then folders of sounds.
       quantities: how the figures of the rows are called.
       gates: the bounds of each row, where they were asked for.
       table: the main table.
+      warnings: what a reader of the figures must know.
     """
 
     rows: tuple[RowResult, ...]
     quantities: tuple[Quantity, ...]
     gates: Mapping[str, tuple[Gate, ...]]
     table: Table
+    warnings: tuple[str, ...]
 
     def failures(self) -> list[str]:
         """The gates that failed, each with its row."""
@@ -117,7 +119,7 @@ def write_results(
         prompts=tables.prompt_rows(test, sounds, setup.sample_rate),
         settings=flatten(settings),
         created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        notes=setup.warnings(),
+        notes=evaluation.warnings,
     )
     write_report(out / REPORT_FILE, report)
 

@@ -53,6 +53,7 @@ class RowResult:
       events: single-event clips event by event; empty without labels or a tagger.
       energy: the energy score in detail; runs only.
       sampling: sampling times in detail; runs only.
+      left_out: what of a folder of sounds was left out.
     """
 
     name: str
@@ -63,6 +64,7 @@ class RowResult:
     events: Sequence[EventCount] = ()
     energy: HeldOutEnergy | None = None
     sampling: SamplingTime | None = None
+    left_out: Mapping[str, Any] | None = None
 
     def to_json(self, quantities: Sequence[Quantity]) -> dict[str, Any]:
         """All figures with their errors and counts; null for those that were not measured.
@@ -81,6 +83,8 @@ class RowResult:
             result["energy"] = self.energy._asdict() | {"standard_error": error}
         if self.sampling is not None:
             result["sampling"] = self.sampling.to_json()
+        if self.left_out is not None:
+            result["sounds"] = dict(self.left_out)
         result["events"] = {
             count.event: {
                 "clips": count.clips,

@@ -12,7 +12,7 @@ import numpy as np
 import tqdm
 from jaxtyping import Float
 
-from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationSetup
+from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, EvaluationSetup
 from fasttta_jax.evaluation.timing import SamplingTime, time_samplers
 from fasttta_jax.generation.sampler import TokenGenerator, generate
 from fasttta_jax.input_pipeline.batches import evaluation_batches
@@ -27,12 +27,23 @@ class Runs:
 
     Args:
       config: batch size, seed, number of clips.
-      setup: the runs and data.
+      setup: the runs and their data.
+
+    Attributes:
+      encoded: the data that the runs were trained on.
+      num_samples: length of a clip.
+
+    Raises:
+      EvaluationError: the setup has no runs.
     """
 
     def __init__(self, config: EvaluationConfig, setup: EvaluationSetup) -> None:
+        if setup.encoded is None or setup.num_samples is None:
+            raise EvaluationError("there are no runs")
         self.config = config
         self.setup = setup
+        self.encoded = setup.encoded
+        self.num_samples = setup.num_samples
         self._generators: dict[tuple[str, int], TokenGenerator] = {}
 
     def _generator(self, name: str, batch_size: int) -> TokenGenerator:
@@ -57,9 +68,9 @@ class Runs:
     def energy(self, name: str) -> HeldOutEnergy:
         """The energy score of a run on test clips, one iteration, without guidance."""
         setup, trained = self.setup, self.setup.trained[name]
-        number = min(self.config.num_energy_clips, len(setup.encoded.split("test")))
+        number = min(self.config.num_energy_clips, len(self.encoded.split("test")))
         batches = evaluation_batches(
-            setup.encoded,
+            self.encoded,
             trained.model.text,
             "test",
             batch_size=self.config.batch_size,
@@ -89,5 +100,5 @@ class Runs:
             name: (self._generator(name, self.timing_batch), trained.params)
             for name, trained in self.setup.trained.items()
         }
-        clip_seconds = self.setup.num_samples / self.setup.sample_rate
+        clip_seconds = self.num_samples / self.setup.sample_rate
         return time_samplers(samplers, prompts, clip_seconds=clip_seconds)

@@ -37,7 +37,8 @@ class EvaluationConfig:
     Attributes:
       runs: workdir of each run by the name of its row.
       audio_data: folder of the audio dataset.
-      encoded_data: folder that `python -m data.encode_latents` made of it.
+      encoded_data: folder that `python -m data.encode_latents` made of it; runs need it, and None
+        where there are none.
       out: folder for the results; a tagger that is already there is used again if it fits.
       num_clips: single-event test clips; of data without event labels, all test clips.
       num_two_event_clips: two-event test clips.
@@ -47,11 +48,12 @@ class EvaluationConfig:
       tagger_steps: updates of the tagger's training.
       decode: fields of DecodeConfig that replace those of every run.
       gates: name of the bounds to check; None for none.
+      sounds: folder of another project's sounds by the name of its row; see `read_sounds`.
     """
 
     runs: Mapping[str, str]
     audio_data: str
-    encoded_data: str
+    encoded_data: str | None
     out: str
     num_clips: int = 192
     num_two_event_clips: int = 96
@@ -61,16 +63,26 @@ class EvaluationConfig:
     tagger_steps: int = 600
     decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gates: str | None = None
+    sounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if not self.runs:
-            raise EvaluationError("there is nothing to judge: give --run=NAME=WORKDIR")
-        for name in REFERENCES:
-            if name in self.runs:
+        if not self.runs and not self.sounds:
+            raise EvaluationError(
+                "there is nothing to judge: give --run=NAME=WORKDIR or --sounds=NAME=FOLDER"
+            )
+        for name in [*self.runs, *self.sounds]:
+            if name in REFERENCES:
                 raise EvaluationError(
                     f"a run is named {name!r}; allowed: any name but {' and '.join(REFERENCES)}, "
                     "the rows of real clips"
                 )
+            if name in self.runs and name in self.sounds:
+                raise EvaluationError(f"a run and a folder of sounds are both named {name!r}")
+        if bool(self.runs) != bool(self.encoded_data):
+            raise EvaluationError(
+                f"encoded_data is {self.encoded_data!r} and there are {len(self.runs)} runs; "
+                "allowed: runs with the data that they were trained on, or neither"
+            )
         for field in ("num_clips", "num_energy_clips", "batch_size", "tagger_steps"):
             if getattr(self, field) < 1:
                 raise EvaluationError(f"{field} is {getattr(self, field)}; allowed: 1 or more")
@@ -81,26 +93,32 @@ class EvaluationConfig:
         if not 0 <= self.seed < 2**32:
             raise EvaluationError(f"seed is {self.seed}; allowed: 0 to 2^32 - 1")
         if self.gates is not None:
-            gates.check_runs(self.gates, self.runs)
+            gates.check_rows(self.gates, [*self.runs, *self.sounds])
 
 
-def parse_runs(values: Sequence[str]) -> dict[str, str]:
-    """Runs from "NAME=WORKDIR", in order.
+def parse_named(values: Sequence[str], flag: str) -> dict[str, str]:
+    """Folders by name from "NAME=FOLDER", in order.
+
+    Args:
+      values: of the flag.
+      flag: its name, for errors.
 
     Raises:
       EvaluationError: another form, or a name given twice.
     """
-    runs: dict[str, str] = {}
+    folders: dict[str, str] = {}
     for value in values:
-        name, _, workdir = (part.strip() for part in value.partition("="))
-        if not name or not workdir:
+        name, _, folder = (part.strip() for part in value.partition("="))
+        if not name or not folder:
             raise EvaluationError(
-                f"run is {value!r}; allowed: NAME=WORKDIR, such as student=runs/demo/student"
+                f"--{flag} is {value!r}; allowed: NAME=FOLDER, such as student=runs/demo/student"
             )
-        if name in runs:
-            raise EvaluationError(f"two runs are named {name!r}; every row needs its own name")
-        runs[name] = workdir
-    return runs
+        if name in folders:
+            raise EvaluationError(
+                f"two of --{flag} are named {name!r}; every row needs its own name"
+            )
+        folders[name] = folder
+    return folders
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -109,25 +127,25 @@ class EvaluationSetup:
 
     Attributes:
       mesh: over this host's devices.
-      encoded: the encoded data, with the codec of all runs.
+      encoded: the encoded data, with the codec of all runs; None where there are no runs.
       trained: the runs by name.
       decode: the settings that each run generates with.
-      num_samples: length of a clip.
+      sample_rate: of the audio dataset.
+      num_samples: length of a clip that the runs generate; None where there are none.
     """
 
     mesh: Mesh
-    encoded: EncodedDataset
+    encoded: EncodedDataset | None
     trained: Mapping[str, TrainedModel]
     decode: Mapping[str, DecodeConfig]
-    num_samples: int
-
-    @property
-    def sample_rate(self) -> int:
-        return self.encoded.codec.sample_rate
+    sample_rate: int
+    num_samples: int | None
 
     def warnings(self) -> list[str]:
         """What a reader of the figures must know about how the runs differ."""
-        warnings = []
+        warnings: list[str] = []
+        if self.encoded is None:
+            return warnings
         if len({trained.config.masking for trained in self.trained.values()}) > 1:
             warnings.append(
                 "The runs were trained with different distributions of the mask rate. Each energy "
@@ -151,8 +169,16 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
       ConfigError: a setting for decoding is out of range, or the batch cannot be split.
     """
     check_batch_size(config.batch_size, mesh)
+    audio = Records(config.audio_data, "test")
+    if not len(audio):
+        raise DatasetError(f"the test split of {config.audio_data} is empty")
+    sample_rate = audio.metadata.get("sample_rate")
+    if not isinstance(sample_rate, int):
+        raise DatasetError(f"{config.audio_data} does not say its sample rate: it holds no audio")
+    if not config.encoded_data:
+        return EvaluationSetup(mesh, None, {}, {}, sample_rate, None)
     encoded = EncodedDataset(config.encoded_data)
-    _check_same_data(config, encoded)
+    _check_same_data(config, encoded, sample_rate)
     trained = {name: load_trained(workdir, mesh) for name, workdir in config.runs.items()}
     _check_fit(trained, encoded)
     num_tokens = next(iter(trained.values())).config.model.num_tokens
@@ -165,19 +191,18 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
             name: dataclasses.replace(one.config.decode, **config.decode)
             for name, one in trained.items()
         },
+        sample_rate,
         columns * encoded.codec.samples_per_column,
     )
 
 
-def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset) -> None:
-    audio, tokens = Records(config.audio_data, "test"), encoded.split("test")
-    for path, records in ((config.audio_data, audio), (config.encoded_data, tokens)):
-        if not len(records):
-            raise DatasetError(f"the test split of {path} is empty")
-    rate = audio.metadata.get("sample_rate")
-    if rate != encoded.codec.sample_rate:
+def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset, sample_rate: int) -> None:
+    tokens = encoded.split("test")
+    if not len(tokens):
+        raise DatasetError(f"the test split of {config.encoded_data} is empty")
+    if sample_rate != encoded.codec.sample_rate:
         raise DatasetError(
-            f"{config.audio_data} has a sample rate of {rate} Hz; allowed: the codec's "
+            f"{config.audio_data} has a sample rate of {sample_rate} Hz; allowed: the codec's "
             f"{encoded.codec.sample_rate} Hz"
         )
     info = json.loads((find_records(config.audio_data) / "dataset_info.json").read_text())

@@ -54,7 +54,7 @@ def test_reference_clips_have_the_same_events_as_the_clips_they_stand_for():
         num_samples=4,
     )
     train = [record(["b"]), record(["a"]), record(["b"]), record(["a", "c"]), record(["a"])]
-    found, rows = read_reference_clips(train, asked, 4)
+    found, rows = read_reference_clips(train, asked)
     assert [labels["events"] for labels in found.labels] == [["b"], ["a"], ["a"]]
     assert rows == [1, 0, 2]  # there is no lone "c" to stand for the last
 
@@ -64,7 +64,7 @@ def test_references_of_unlabelled_clips_are_spread_over_the_split():
         [{**record([]), "labels": {}}] * 2, num_clips=2, num_two_event_clips=0, num_samples=4
     )
     train = [{**record([], length), "labels": {}} for length in (1, 2, 3, 4)]
-    found, rows = read_reference_clips(train, asked, 4)
+    found, rows = read_reference_clips(train, asked)
     assert rows == [0, 1]
     np.testing.assert_array_equal(found.audio, [[1, 0, 0, 0], [1, 2, 3, 0]])
-    assert read_reference_clips(train[:1], asked, 4)[1] == [0]
+    assert read_reference_clips(train[:1], asked)[1] == [0]

@@ -9,6 +9,7 @@ import subprocess
 import jax
 import numpy as np
 import pytest
+import soundfile
 import tensorflow_datasets as tfds
 
 from data import embed_text, encode_latents
@@ -21,7 +22,7 @@ from fasttta_jax.evaluation.setup import (
     EvaluationConfig,
     EvaluationError,
     load_setup,
-    parse_runs,
+    parse_named,
 )
 from fasttta_jax.evaluation.tagger import Tagger, abstract_params
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
@@ -259,6 +260,46 @@ def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
     assert page.count("data:audio/flac") == 6 * 2  # real and student
 
 
+@pytest.mark.slow
+def test_sounds_of_a_folder_are_judged_beside_real_clips(world, tmp_path):
+    """Real clips in a folder have the figures of real clips; what is left out is counted."""
+    config = world.config(runs={}, encoded_data=None, sounds={"copy": "unused"})
+    real = Evaluator(config, load_setup(config, local_mesh())).test
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    rows = [{"file": f"{i}.wav", "prompt": prompt} for i, prompt in enumerate(real.prompts)]
+    for row, audio in zip(rows, real.audio, strict=True):
+        soundfile.write(folder / row["file"], audio, helpers.SAMPLE_RATE, subtype="PCM_16")
+    (folder / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    some = shutil.copytree(folder, tmp_path / "some")
+    (some / "1.wav").write_bytes(b"nonsense")
+    (some / "manifest.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows[:-2]))
+    out = tmp_path / "report"
+    done = commands.run(
+        "eval.py",
+        f"--sounds=copy={folder}",
+        f"--sounds=some={some}",
+        f"--audio_data={world.audio}",
+        f"--out={out}",
+        "--tagger_steps=20",
+        timeout=240,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads((out / "metrics.json").read_text())["rows"]
+    assert list(found) == ["real", "copy", "some"]
+    for name in (metric.quantity.name for metric in METRICS):
+        assert found["copy"][name] == pytest.approx(found["real"][name], rel=1e-3)
+    assert "energy_score" not in found["copy"]
+    assert found["copy"]["sounds"] == {"missing": 0, "unreadable": {}, "unused": 0, "cut": 0}
+    assert found["some"]["sounds"]["unreadable"] == {"1.wav": "unreadable"}
+    assert found["some"]["sounds"]["missing"] == 2
+    assert found["some"]["event_accuracy_count"] == 15
+    assert found["some"]["recall_at_2_count"] == 4
+    assert "warning: some: 1 files cannot be read and are left out: 1.wav" in done.stdout
+    page = (out / "report.html").read_text()
+    assert "some: 2 captions of test clips have no sound." in page
+
+
 def test_the_tagger_is_kept_for_the_same_clips_and_settings_only(world, tmp_path, monkeypatch):
     trained = []
 
@@ -290,15 +331,15 @@ def test_the_tagger_is_kept_for_the_same_clips_and_settings_only(world, tmp_path
 
 
 def test_run_flags_are_parsed_and_refused():
-    assert parse_runs(["a=x/y", "b=c=d"]) == {"a": "x/y", "b": "c=d"}
+    assert parse_named(["a=x/y", "b=c=d"], "run") == {"a": "x/y", "b": "c=d"}
     for values, words in (
-        (["teacher"], "NAME=WORKDIR"),
-        (["=x"], "NAME=WORKDIR"),
-        (["a="], "NAME=WORKDIR"),
-        (["a=x", "a=y"], "two runs are named 'a'"),
+        (["teacher"], "--run is 'teacher'; allowed: NAME=FOLDER"),
+        (["=x"], "NAME=FOLDER"),
+        (["a="], "NAME=FOLDER"),
+        (["a=x", "a=y"], "two of --run are named 'a'"),
     ):
         with pytest.raises(EvaluationError, match=words):
-            parse_runs(values)
+            parse_named(values, "run")
 
 
 @pytest.mark.parametrize(
@@ -306,6 +347,10 @@ def test_run_flags_are_parsed_and_refused():
     [
         ({"runs": {}}, "--run=NAME=WORKDIR"),
         ({"runs": {"codec": "x"}}, "a run is named 'codec'"),
+        ({"sounds": {"real": "x"}}, "a run is named 'real'"),
+        ({"sounds": {"student": "x"}}, "a run and a folder of sounds are both named 'student'"),
+        ({"runs": {}, "sounds": {"a": "x"}}, "encoded_data is 'e' and there are 0 runs"),
+        ({"encoded_data": None}, "encoded_data is None and there are 1 runs"),
         ({"num_clips": 0}, "num_clips is 0"),
         ({"seed": -1}, "seed is -1"),
         ({"gates": "demo", "runs": {"baseline": "x"}}, "the runs are named baseline"),
@@ -315,7 +360,7 @@ def test_run_flags_are_parsed_and_refused():
 def test_settings_that_cannot_work_are_refused(changes, words):
     with pytest.raises(ValueError, match=words):
         EvaluationConfig(
-            **({"runs": {"student": "x"}} | changes), audio_data="a", encoded_data="e", out="o"
+            **({"runs": {"student": "x"}, "encoded_data": "e"} | changes), audio_data="a", out="o"
         )
 
 
