@@ -1,7 +1,7 @@
 """What the sampler and the training step are measured against.
 
 * Full length: no gathering. The encoder reads all N positions with the masked ones hidden as keys,
-  and the last block answers everywhere. Same tokens and losses, more operations.
+  and the last block computes every position. Same tokens and losses, more operations.
 * Host loop: Python drives the iterations and every step of the diffusion chain, each a jitted
   program of its own, as eager implementations do. Same tokens and operations, more dispatches.
 

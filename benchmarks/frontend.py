@@ -4,8 +4,8 @@
     python -m benchmarks.frontend --parts=codec_encode,t5 --batch_sizes=32 --dtype=bfloat16 \\
         --out=frontend.json
 
-Times the log-mel picture, the VAE's two halves, the vocoder, the codec they make together, and the
-encoders of text and audio, each as one compiled function with random weights, warm. A clip is
+Times the log-mel spectrogram, the VAE's two halves, the vocoder, the codec they make together, and
+the encoders of text and audio, each as one compiled function with random weights, warm. A clip is
 10.24 s at 16 kHz, for CLAP 10 s at 48 kHz, and for the text encoders one caption. Where torch,
 diffusers and transformers are installed and JAX runs on a CPU, their implementations of the same
 networks run in turns with ours, call by call, on as many threads.
@@ -241,23 +241,23 @@ def bind_threads(num_threads: int | None) -> int:
     return num_threads
 
 
-def wants_torch(answer: str) -> bool:
+def wants_torch(choice: str) -> bool:
     """Whether torch takes part.
 
     Args:
-      answer: "yes", "no", or "auto": if it is installed and JAX, like it, runs on a CPU.
+      choice: "yes", "no", or "auto": if it is installed and JAX, like it, runs on a CPU.
 
     Raises:
       ValueError: "yes", but a package is missing.
     """
     missing = [name for name in TORCH_PACKAGES if importlib.util.find_spec(name) is None]
-    if answer == "yes" and missing:
+    if choice == "yes" and missing:
         raise ValueError(
             f"--with_torch is 'yes'; it needs {', '.join(missing)}, which is not installed"
         )
-    if answer == "auto":
+    if choice == "auto":
         return not missing and jax.default_backend() == "cpu"
-    return answer == "yes"
+    return choice == "yes"
 
 
 def benchmark(

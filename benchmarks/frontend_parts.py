@@ -162,8 +162,8 @@ def draw_inputs(name: str, sizes: Sizes, batch_size: int, text_length: int) -> I
       text_length: L, for `TEXT_PARTS`.
 
     Returns:
-      Waveforms [B, S], pictures [B, T, F], latents or tokens, ids [B, L] and a mask of ones, CLAP's
-      waveforms and lengths, or its features [B, 1, T, F].
+      Waveforms [B, S], spectrograms [B, T, F], latents or tokens, ids [B, L] and a mask of ones,
+      CLAP's waveforms and lengths, or its features [B, 1, T, F].
 
     Raises:
       ValueError: there is no such part, or the text is longer than the encoder allows.
@@ -172,11 +172,11 @@ def draw_inputs(name: str, sizes: Sizes, batch_size: int, text_length: int) -> I
     frames, bands, channels = sizes.latent_shape
     patch = sizes.patch_size
     num_tokens, token_dim = frames * bands // patch**2, channels * patch**2
-    picture = (sizes.num_frames, sizes.mel.num_mels)
+    spectrogram = (sizes.num_frames, sizes.mel.num_mels)
     normal: dict[str, tuple[str, tuple[int, ...]]] = {
-        "vae_encode": ("%d x %d frames", picture),
+        "vae_encode": ("%d x %d frames", spectrogram),
         "vae_decode": ("%d x %d x %d latents", (frames, bands, channels)),
-        "vocoder": ("%d x %d frames", picture),
+        "vocoder": ("%d x %d frames", spectrogram),
         "codec_decode": ("%d x %d tokens", (num_tokens, token_dim)),
         "clap_audio": ("%d x %d x %d frames", (1, GRID.num_frames(NUM_SAMPLES), GRID.num_mels)),
     }
@@ -246,11 +246,11 @@ def _mel(sizes: Sizes, dtype: DTypeLike) -> Built:
 def _vae_encode(sizes: Sizes, dtype: DTypeLike) -> Built:
     vae = Vae(sizes.vae, dtype)
 
-    def encode(params: Any, pictures: jax.Array) -> Any:
-        return vae.apply(params, pictures, method=Vae.encode)
+    def encode(params: Any, spectrograms: jax.Array) -> Any:
+        return vae.apply(params, spectrograms, method=Vae.encode)
 
     # the parameters that `encode` alone needs
-    return lambda key, pictures: vae.init(key, pictures, method=Vae.encode), encode
+    return lambda key, spectrograms: vae.init(key, spectrograms, method=Vae.encode), encode
 
 
 def _vae_decode(sizes: Sizes, dtype: DTypeLike) -> Built:
@@ -271,17 +271,17 @@ def _codec_encode(sizes: Sizes, dtype: DTypeLike) -> Built:
     init, encode = _vae_encode(sizes, dtype)
     scale = sizes.vae.scaling_factor
 
-    def pictures(audio: jax.Array) -> jax.Array:
+    def spectrograms(audio: jax.Array) -> jax.Array:
         return log_mel(audio, sizes.mel)[:, : sizes.num_frames]
 
     def to_posterior(params: Any, audio: jax.Array) -> Any:
-        mean, log_variance = encode(params, pictures(audio))
+        mean, log_variance = encode(params, spectrograms(audio))
         return (
             to_tokens(mean * scale, sizes.patch_size),
             to_tokens(log_variance + 2 * np.log(scale), sizes.patch_size),
         )
 
-    return lambda key, audio: init(key, pictures(audio)), to_posterior
+    return lambda key, audio: init(key, spectrograms(audio)), to_posterior
 
 
 def _codec_decode(sizes: Sizes, dtype: DTypeLike) -> Built:
@@ -292,8 +292,8 @@ def _codec_decode(sizes: Sizes, dtype: DTypeLike) -> Built:
         return from_tokens(tokens, sizes.patch_size, sizes.num_bands) / sizes.vae.scaling_factor
 
     def init(key: Any, tokens: jax.Array) -> Any:
-        picture = jnp.zeros((len(tokens), sizes.num_frames, sizes.mel.num_mels), jnp.float32)
-        return init_vae(key, latents(tokens)), init_vocoder(key, picture)
+        spectrogram = jnp.zeros((len(tokens), sizes.num_frames, sizes.mel.num_mels), jnp.float32)
+        return init_vae(key, latents(tokens)), init_vocoder(key, spectrogram)
 
     def to_audio(params: Any, tokens: jax.Array) -> Any:
         return vocode(params[1], decode(params[0], latents(tokens)))

@@ -1,8 +1,8 @@
 """The parts of the front end in torch, diffusers and transformers, as pipelines run them on a CPU.
 
 float32 in inference mode, random weights, the layouts and attention that the libraries choose.
-Results are views in the layout of this package's. Log-mel pictures are `torch.stft` and a matrix,
-as AudioLDM computes them. Imported only where the comparison runs.
+Results are views in the layout of this package's. Log-mel spectrograms are `torch.stft` and a
+matrix, as AudioLDM computes them. Imported only where the comparison runs.
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def _vae(sizes: Sizes) -> diffusers.AutoencoderKL:
 def _vae_encode(sizes: Sizes) -> Function:
     vae = _vae(sizes)
 
-    def encode(pictures: torch.Tensor) -> Tensors:
-        posterior: Any = vae.encode(pictures[:, None]).latent_dist
+    def encode(spectrograms: torch.Tensor) -> Tensors:
+        posterior: Any = vae.encode(spectrograms[:, None]).latent_dist
         return posterior.mean.permute(0, 2, 3, 1), posterior.logvar.permute(0, 2, 3, 1)
 
     return encode
@@ -125,7 +125,9 @@ def _vae_decode(sizes: Sizes) -> Function:
 def _vocoder(sizes: Sizes) -> Function:
     config = transformers.SpeechT5HifiGanConfig(**dataclasses.asdict(sizes.vocoder))
     vocoder = transformers.SpeechT5HifiGan(config).eval()
-    return lambda pictures: vocoder(pictures)[:, : pictures.shape[1] * sizes.vocoder.stride]
+    return lambda spectrograms: vocoder(spectrograms)[
+        :, : spectrograms.shape[1] * sizes.vocoder.stride
+    ]
 
 
 def _codec_encode(sizes: Sizes) -> Function:

@@ -185,7 +185,7 @@ def clip_seconds(num_tokens: int, given: float | None) -> float:
 def random_params(init: Callable[[Key], Any], seed: int = 0) -> Any:
     """Small normal values in the shapes of `init`: no zeros, infinities or denormal numbers.
 
-    Fresh parameters would not do: heads start with zeros, and a denoiser that answers zero sends
+    Fresh parameters would not do: heads start with zeros, and a denoiser that predicts zero sends
     the chain far out. Times do not depend on the values as long as they stay ordinary.
     """
     rng = np.random.default_rng(seed)

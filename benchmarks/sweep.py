@@ -5,7 +5,7 @@
     python -m benchmarks.sweep --only='student$|lambda' --num_steps=50 --out=runs/demo/quick
 
 Starts from the demo's data and teacher (`make demo`). Students differ in the weight of alignment,
-in the draws of the energy distance, in what is trained and in the head (configs/demo_student.py
+in the samples of the energy score, in what is trained and in the head (configs/demo_student.py
 has the variants); trained runs then decode with other guidance, iterations and diffusion steps.
 
 Writes OUT/sweep.json and OUT/sweep.md; runs are in OUT/runs. Started again, a sweep goes on where

@@ -3,7 +3,7 @@
     python train.py --config=configs/audiodear_base.py --workdir=runs/audiodear \
         --config.data.path=CAPTIONED_DATA --config.init_from=runs/impact/teacher
 
-Energy distance of two gaussian draws and contextual representation distillation with lambda 1000;
+Energy score of two Gaussian samples and contextual representation distillation with lambda 1000;
 backbone and text projections start from the teacher's averaged weights, the head is fresh.
 Hardware: as the teacher's, with the teacher's forward pass on top.
 Published, AudioCaps, 64 iterations: FD 18.7, FAD 2.79, KL 1.06, IS 9.66.

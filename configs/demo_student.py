@@ -1,4 +1,4 @@
-"""The demo's one-step student: it starts from the teacher, energy distance and alignment train it.
+"""The demo's one-step student: it starts from the teacher; energy score and alignment train it.
 
     python train.py --config=configs/demo_student.py --workdir=runs/demo/student
 

@@ -32,7 +32,7 @@ def _define_flags() -> None:
         "framing",
         MelConfig().framing,
         get_args(Framing),
-        "Where frame k of a log-mel picture lies: at half a hop after sample hop * k, as in the "
+        "Where frame k of a log-mel spectrogram lies: half a hop after sample hop * k, as in the "
         "training of AudioLDM's VAE (hifigan), or at sample hop * k, as in AudioLDM's and Tango's "
         "inference (center).",
     )
