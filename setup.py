@@ -53,6 +53,7 @@ setup(
     ],
     extras_require={
         "test": [
+            "beartype>=0.22",
             "chex>=0.1.90",
             "basedpyright==1.40.2",
             "pytest>=8",

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple, Protocol, overload
+from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens, unconditional
 
 
+@runtime_checkable
 class Decodable(Protocol):
     """A backbone and a token sampler."""
 

@@ -1,6 +1,6 @@
 """Which tokens are masked in training, and how many are revealed in each decoding iteration.
 
-Source: MAR (Li et al., 2024), masking ratio law and cosine decoding schedule. No parameters.
+Source: MAR (Li et al., 2024): the distribution of mask rates, the cosine decoding schedule.
 Dimensions: B clips, N tokens, T iterations.
 """
 

@@ -4,6 +4,9 @@ B  clips in a batch            N  latent tokens in a clip      C  channels of a 
 L  text positions              E  width of a text stream       D  backbone width
 W  head width                  K  visible tokens (padded)      M  draws per token
 T  decoding iterations         S  audio samples                F  mel bands
+Q  positions asked for: all N of a clip, or those named
+
+The tests check these annotations, dimensions and kinds of arrays included (`tests/support`).
 """
 
 from __future__ import annotations
@@ -13,7 +16,11 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jaxtyping import Array, Bool, Float, Int
+
+AnyArray = jax.Array | np.ndarray
+"""An array on a device, or of NumPy on the host."""
 
 Params = Mapping[str, Any]
 Key = jax.Array
@@ -42,6 +49,6 @@ def unconditional(conditioning: Conditioning) -> Conditioning:
 Audio = Float[Array, "B S"]
 Tokens = Float[Array, "B N C"]
 Masked = Bool[Array, "B N"]
-Hidden = Float[Array, "B N D"]
+Hidden = Float[Array, "B Q D"]
 PerToken = Float[Array, "B N"]
 TokenIds = Int[Array, "B L"]

@@ -20,6 +20,7 @@ import pytest
 import tensorflow_datasets as tfds
 from absl import flags
 
+import tests.support.type_checks as type_checks  # before all that imports the package
 from tests.support import helpers, world
 
 
@@ -64,6 +65,13 @@ def _settings_of_jax_stay() -> Iterator[None]:
         name: (before.get(name), after[name]) for name in after if after[name] != before.get(name)
     }
     assert not changed, f"settings of jax left changed (before, after): {changed}"
+
+
+@pytest.fixture
+def unchecked() -> Iterator[None]:
+    """The test runs as users run the package: for wrong arguments, and for stand-ins."""
+    with type_checks.unchecked():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -41,9 +41,11 @@ import importlib, sys
 for name in sys.argv[1:]:
     importlib.import_module(name)
 from jax._src import xla_bridge
-frameworks = {"tensorflow", "torch", "keras"} & set(sys.modules)
+frameworks = {"tensorflow", "torch", "keras", "beartype"} & set(sys.modules)
 assert not frameworks, f"imported: {frameworks}"
 assert not xla_bridge._backends, f"devices were touched: {list(xla_bridge._backends)}"
+hooks = [finder for finder in sys.meta_path if "jaxtyping" in type(finder).__module__]
+assert not hooks, f"imports are hooked: {hooks}"
 assert "data" not in sys.modules and "configs" not in sys.modules, "repository folders imported"
 """
 

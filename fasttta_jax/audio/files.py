@@ -2,7 +2,7 @@
 
 Levels in training follow AudioLDM: the mean is removed and the peak is scaled to 0.5. Levels for
 playback are set on the gated root mean square, in the spirit of the gate of ITU-R BS.1770.
-Dimensions: S audio samples.
+Dimensions: S audio samples, R samples at another rate.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ def read_audio_bytes(data: bytes, sample_rate: int, *, name: str) -> Float[np.nd
 
 
 def resample_audio(
-    samples: Float[np.ndarray, " S"] | Float[np.ndarray, "S channels"],
+    samples: Float[np.ndarray, " R"] | Float[np.ndarray, "R channels"],
     source_rate: int,
     sample_rate: int,
     *,

@@ -7,11 +7,12 @@ per column.
 from __future__ import annotations
 
 import pathlib
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
+from jaxtyping import Float
 
-from fasttta_jax.typing import Audio, Tokens
+from fasttta_jax.typing import AnyArray, Audio, Tokens
 
 CONFIG_FILE = "codec.json"
 """In a codec's folder: its kind, and what else it says of itself."""
@@ -29,13 +30,14 @@ class Posterior(NamedTuple):
     log_variance: Tokens | None
 
 
+@runtime_checkable
 class Codec(Protocol):
     """Audio to tokens of a fixed rate and back.
 
     Attributes:
       sample_rate: of the waveforms, in Hz.
       token_dim: C.
-      tokens_per_column: G, tokens that share a moment in time; N is always a multiple of it.
+      tokens_per_column: G, tokens that share a time step; N is always a multiple of it.
       samples_per_column: stride in time, in samples.
     """
 
@@ -51,19 +53,19 @@ class Codec(Protocol):
     @property
     def samples_per_column(self) -> int: ...
 
-    def encode(self, audio: Audio) -> Tokens:
+    def encode(self, audio: Float[AnyArray, "B S"]) -> Tokens:
         """Tokens of waveforms whose length is a multiple of `samples_per_column`."""
         ...
 
-    def encode_posterior(self, audio: Audio) -> Posterior:
+    def encode_posterior(self, audio: Float[AnyArray, "B S"]) -> Posterior:
         """As `encode`, with what is needed to draw tokens anew each time they are read."""
         ...
 
-    def decode(self, tokens: Tokens) -> Audio:
+    def decode(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
         """Waveforms of N / G * samples_per_column samples."""
         ...
 
-    def silence(self) -> np.ndarray:
+    def silence(self) -> Float[np.ndarray, "G C"]:
         """One column of digital silence, float32 [G, C]: what short clips are padded with."""
         ...
 

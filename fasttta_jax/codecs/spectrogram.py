@@ -30,7 +30,7 @@ from fasttta_jax.audio.mel import (
     stft,
 )
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
-from fasttta_jax.typing import Audio, Tokens
+from fasttta_jax.typing import AnyArray, Audio, Tokens
 
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
@@ -95,17 +95,17 @@ class Statistics:
       scale: what each component is divided by, [G, C].
     """
 
-    mean: np.ndarray
-    basis: np.ndarray
-    scale: np.ndarray
+    mean: Float[np.ndarray, "G V"]
+    basis: Float[np.ndarray, "G V C"]
+    scale: Float[np.ndarray, "G C"]
 
 
 def to_patches(
-    picture: Float[Array, "B T F"], config: SpectrogramConfig
+    spectrogram: Float[Array, "B T F"], config: SpectrogramConfig
 ) -> Float[Array, "B columns G V"]:
-    """Cuts a log-mel picture into patches, time-major."""
+    """Cuts a log-mel spectrogram into patches, time-major."""
     return rearrange(
-        picture,
+        spectrogram,
         "b (column frame) (band mel) -> b column band (frame mel)",
         frame=config.patch_frames,
         band=config.bands,
@@ -133,10 +133,10 @@ class StatisticsFitter:
         self.total = np.zeros((config.bands, size))
         self.products = np.zeros((config.bands, size, size))
 
-    def add(self, audio: np.ndarray) -> None:
+    def add(self, audio: Float[AnyArray, "B S"]) -> None:
         """Takes in waveforms [B, S] whose length is a multiple of the patch's stride."""
-        picture = log_mel(jnp.asarray(audio, jnp.float32), self.config.mel)
-        patches = np.asarray(to_patches(picture, self.config), np.float64)
+        spectrogram = log_mel(jnp.asarray(audio, jnp.float32), self.config.mel)
+        patches = np.asarray(to_patches(spectrogram, self.config), np.float64)
         for band in range(self.config.bands):
             values = patches[:, :, band].reshape(-1, self.config.patch_size)
             self.total[band] += values.sum(axis=0)
@@ -174,7 +174,11 @@ class StatisticsFitter:
 
 @functools.partial(jax.jit, static_argnames="config")
 def _encode(
-    audio: Audio, mean: jax.Array, basis: jax.Array, scale: jax.Array, config: SpectrogramConfig
+    audio: Audio,
+    mean: Float[Array, "G V"],
+    basis: Float[Array, "G V C"],
+    scale: Float[Array, "G C"],
+    config: SpectrogramConfig,
 ) -> Tokens:
     patches = to_patches(log_mel(audio, config.mel), config) - mean[None, None]
     tokens = jnp.einsum("bngv,gvc->bngc", patches, basis) / scale[None, None]
@@ -183,7 +187,11 @@ def _encode(
 
 @functools.partial(jax.jit, static_argnames="config")
 def _to_log_mel(
-    tokens: Tokens, mean: jax.Array, basis: jax.Array, scale: jax.Array, config: SpectrogramConfig
+    tokens: Tokens,
+    mean: Float[Array, "G V"],
+    basis: Float[Array, "G V C"],
+    scale: Float[Array, "G C"],
+    config: SpectrogramConfig,
 ) -> Float[Array, "B T F"]:
     tokens = rearrange(tokens, "b (column band) c -> b column band c", band=config.bands)
     patches = jnp.einsum("bngc,gvc->bngv", tokens * scale[None, None], basis) + mean[None, None]
@@ -197,16 +205,16 @@ def _mel_inverse(config: MelConfig) -> np.ndarray:
 
 @functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
 def griffin_lim(
-    picture: Float[Array, "B T F"], config: MelConfig, num_iterations: int
+    spectrogram: Float[Array, "B T F"], config: MelConfig, num_iterations: int
 ) -> Float[Array, "B S"]:
-    """Waveforms whose log-mel picture is close to `picture`.
+    """Waveforms whose log-mel spectrogram is close to the given one.
 
     The floor is subtracted, so that silence stays silent instead of hissing. The starting phase is
     the same fixed noise for every clip: the result depends on nothing but the clip.
     """
-    mel = jnp.maximum(jnp.exp(picture) - config.floor, 0.0)
+    mel = jnp.maximum(jnp.exp(spectrogram) - config.floor, 0.0)
     magnitude = jnp.maximum(jnp.matmul(mel, _mel_inverse(config).T), 0.0)
-    num_samples = picture.shape[1] * config.hop_length
+    num_samples = spectrogram.shape[1] * config.hop_length
     phase = jax.random.uniform(jax.random.key(0), magnitude.shape[1:], maxval=2 * np.pi)
     start = magnitude * jnp.exp(1j * phase)[None]
 
@@ -266,7 +274,7 @@ class SpectrogramCodec:
     def _arrays(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         return self.statistics.mean, self.statistics.basis, self.statistics.scale
 
-    def encode(self, audio: Audio) -> Tokens:
+    def encode(self, audio: Float[AnyArray, "B S"]) -> Tokens:
         """Tokens [B, N, C] of waveforms [B, S].
 
         Raises:
@@ -279,20 +287,20 @@ class SpectrogramCodec:
             )
         return _encode(audio, *self._arrays, config=self.config)
 
-    def encode_posterior(self, audio: Audio) -> Posterior:
+    def encode_posterior(self, audio: Float[AnyArray, "B S"]) -> Posterior:
         """A point: `encode` without a variance."""
         return Posterior(self.encode(audio), None)
 
-    def to_log_mel(self, tokens: Tokens) -> Float[Array, "B T F"]:
-        """The log-mel picture that tokens stand for."""
+    def to_log_mel(self, tokens: Float[AnyArray, "B N C"]) -> Float[Array, "B T F"]:
+        """The log-mel spectrogram that tokens stand for."""
         return _to_log_mel(tokens, *self._arrays, config=self.config)
 
-    def decode(self, tokens: Tokens) -> Audio:
+    def decode(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
         """Waveforms [B, S] of tokens [B, N, C]."""
-        picture = self.to_log_mel(jnp.asarray(tokens, jnp.float32))
-        return griffin_lim(picture, self.config.mel, self.config.griffin_lim_iterations)
+        spectrogram = self.to_log_mel(jnp.asarray(tokens, jnp.float32))
+        return griffin_lim(spectrogram, self.config.mel, self.config.griffin_lim_iterations)
 
-    def silence(self) -> np.ndarray:
+    def silence(self) -> Float[np.ndarray, "G C"]:
         """One column of silence, float32 [G, C]."""
         zeros = jnp.zeros((1, self.samples_per_column), jnp.float32)
         return np.asarray(self.encode(zeros))[0]

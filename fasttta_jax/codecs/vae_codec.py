@@ -1,10 +1,10 @@
-"""The codec of AudioLDM: log-mel picture, VAE, patches of latents as tokens, and a vocoder back.
+"""The codec of AudioLDM: log-mel spectrogram, VAE, patches of latents as tokens; back, a vocoder.
 
-10.24 s at 16 kHz are a picture of 1024 x 64, latents of 256 x 16 x 8 and, in patches of 4 x 4, 256
-tokens of 128 numbers. Tokens are latents times the VAE's scaling factor. Longer audio goes through
-in overlapping windows of what the VAE was trained on, so that memory does not grow with length: the
-log-mel picture and the vocoder are exact that way, the VAE, which looks at all of a window at once,
-fades from one window into the next.
+10.24 s at 16 kHz are a spectrogram of 1024 x 64, latents of 256 x 16 x 8 and, in patches of 4 x 4,
+256 tokens of 128 numbers. Tokens are latents times the VAE's scaling factor. Longer audio goes
+through in overlapping windows of what the VAE was trained on, so that memory does not grow with
+length: the log-mel spectrogram and the vocoder are exact that way; the VAE, which looks at all of a
+window at once, fades from one window into the next.
 Source: AudioLDM (Liu et al. 2023) for the chain; IMPACT for the patches, in MAR's order of numbers.
 Dimensions: B clips, S samples, T frames, F mel bands, t x f latent grid, N tokens, C channels of a
 token.
@@ -35,7 +35,7 @@ from fasttta_jax.pretrained.vae import Vae, VaeConfig
 from fasttta_jax.pretrained.vae import load as load_vae
 from fasttta_jax.storage.files import write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
-from fasttta_jax.typing import Audio, Params, Tokens
+from fasttta_jax.typing import AnyArray, Audio, Params, Tokens
 
 KIND = "vae"
 VAE_FOLDER = "vae"
@@ -73,7 +73,7 @@ class VaeCodecConfig:
 
     @property
     def windows(self) -> Chunks:
-        """How the VAE's pictures are cut, in frames."""
+        """How the VAE's spectrograms are cut, in frames."""
         return Chunks(self.window_frames, self.overlap_frames, self.margin_frames)
 
 
@@ -102,7 +102,8 @@ class _Networks:
         for name, ours, theirs in pairs:
             if ours != theirs:
                 raise ValueError(
-                    f"the log-mel pictures have {ours} {name}; the vocoder was trained on {theirs}"
+                    f"the log-mel spectrograms have {ours} {name}; the vocoder was trained on "
+                    f"{theirs}"
                 )
         for field in ("window_frames", "overlap_frames", "margin_frames"):
             if getattr(self.codec, field) % unit:
@@ -138,7 +139,7 @@ def _exact(window: int, before: int, after: int) -> Chunks:
     return Chunks(max(window, 2 * margin + 1), 2 * margin, margin)
 
 
-def _pictures(audio: Audio, config: VaeCodecConfig) -> Float[Array, "B T F"]:
+def _spectrograms(audio: Audio, config: VaeCodecConfig) -> Float[Array, "B T F"]:
     mel = config.mel
 
     def part(samples: Audio) -> Float[Array, "B T F"]:
@@ -153,10 +154,10 @@ def _encode(params: Params, audio: Audio, networks: _Networks) -> tuple[Tokens, 
     config, scale = networks.codec, networks.vae.scaling_factor
     vae = Vae(networks.vae, jnp.dtype(config.dtype))
 
-    def encode(pictures: Float[Array, "B T F"]) -> Any:
-        return vae.apply({"params": params}, pictures, method=Vae.encode)
+    def encode(spectrograms: Float[Array, "B T F"]) -> Any:
+        return vae.apply({"params": params}, spectrograms, method=Vae.encode)
 
-    mean, log_variance = in_chunks(encode, _pictures(audio, config), config.windows)
+    mean, log_variance = in_chunks(encode, _spectrograms(audio, config), config.windows)
     return (
         to_tokens(mean * scale, config.patch_size),
         to_tokens(log_variance + 2 * np.log(scale), config.patch_size),
@@ -182,7 +183,7 @@ def _decode(params: Params, tokens: Tokens, networks: _Networks) -> Float[Array,
 
 
 @functools.partial(jax.jit, static_argnames="networks")
-def _vocode(params: Params, pictures: Float[Array, "B T F"], networks: _Networks) -> Audio:
+def _vocode(params: Params, spectrograms: Float[Array, "B T F"], networks: _Networks) -> Audio:
     config = networks.codec
     vocoder = Hifigan(networks.vocoder, jnp.dtype(config.dtype))
 
@@ -190,7 +191,7 @@ def _vocode(params: Params, pictures: Float[Array, "B T F"], networks: _Networks
         return vocoder.apply({"params": params}, part)
 
     windows = _exact(config.window_frames, *networks.vocoder.context)
-    return in_chunks(vocode, pictures, windows)
+    return in_chunks(vocode, spectrograms, windows)
 
 
 class VaeCodec:
@@ -290,7 +291,7 @@ class VaeCodec:
     def samples_per_column(self) -> int:
         return self._samples_per_column
 
-    def encode(self, audio: Audio) -> Tokens:
+    def encode(self, audio: Float[AnyArray, "B S"]) -> Tokens:
         """Posterior means, tokens [B, N, C], of waveforms [B, S].
 
         Raises:
@@ -298,7 +299,7 @@ class VaeCodec:
         """
         return self.encode_posterior(audio).mean
 
-    def encode_posterior(self, audio: Audio) -> Posterior:
+    def encode_posterior(self, audio: Float[AnyArray, "B S"]) -> Posterior:
         """Means and log-variances of tokens [B, N, C]; arguments and errors as `encode`."""
         if audio.shape[-1] % self.samples_per_column or not audio.shape[-1]:
             raise ValueError(
@@ -308,17 +309,17 @@ class VaeCodec:
         networks, vae, _ = self._loaded
         return Posterior(*_encode(vae, spread(audio), networks))
 
-    def to_log_mel(self, tokens: Tokens) -> Float[Array, "B T F"]:
-        """The log-mel picture that tokens stand for."""
+    def to_log_mel(self, tokens: Float[AnyArray, "B N C"]) -> Float[Array, "B T F"]:
+        """The log-mel spectrogram that tokens stand for."""
         networks, vae, _ = self._loaded
         return _decode(vae, spread(jnp.asarray(tokens, jnp.float32)), networks)
 
-    def decode(self, tokens: Tokens) -> Audio:
+    def decode(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
         """Waveforms [B, S] of tokens [B, N, C]."""
-        pictures = self.to_log_mel(tokens)
+        spectrograms = self.to_log_mel(tokens)
         networks, _, vocoder = self._loaded
-        return _vocode(vocoder, pictures, networks)
+        return _vocode(vocoder, spectrograms, networks)
 
-    def silence(self) -> np.ndarray:
+    def silence(self) -> Float[np.ndarray, "G C"]:
         """One column from the middle of a window of digital silence, float32 [G, C]."""
         return self._silence

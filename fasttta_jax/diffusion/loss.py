@@ -14,13 +14,14 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fasttta_jax.diffusion.schedule import Schedule, at, predicted_x_0, prediction_target
+from fasttta_jax.typing import AnyArray
 
 LN_2 = math.log(2.0)
 BIN = 1.0 / 255.0
 
 
 def learned_log_variance(
-    interpolation: Float[Array, "... C"], time: Int[Array, " ..."], schedule: Schedule
+    interpolation: Float[AnyArray, "... C"], time: Int[AnyArray, " ..."], schedule: Schedule
 ) -> Float[Array, "... C"]:
     """ln variance between the posterior's (interpolation -1) and beta (interpolation 1)."""
     share = (interpolation + 1.0) / 2.0
@@ -30,9 +31,9 @@ def learned_log_variance(
 
 
 def posterior_mean(
-    x_0: Float[Array, "... C"],
-    x_t: Float[Array, "... C"],
-    time: Int[Array, " ..."],
+    x_0: Float[AnyArray, "... C"],
+    x_t: Float[AnyArray, "... C"],
+    time: Int[AnyArray, " ..."],
     schedule: Schedule,
 ) -> Float[Array, "... C"]:
     """Mean of q(x_{t-1} | x_t, x_0)."""
@@ -43,7 +44,9 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
     return 0.5 * (1.0 + jnp.tanh(math.sqrt(2.0 / math.pi) * (x + 0.044715 * x**3)))
 
 
-def _discretised_nll(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> jax.Array:
+def _discretised_nll(
+    x: Float[AnyArray, "... C"], mean: Float[Array, "... C"], log_variance: Float[Array, "... C"]
+) -> Float[Array, "... C"]:
     """-ln probability of the 2/255-wide bin around x, open-ended beyond +-0.999, as for images."""
     inverse_std = jnp.exp(-0.5 * log_variance)
     upper = _normal_cdf((x - mean + BIN) * inverse_std)
@@ -57,11 +60,11 @@ def _discretised_nll(x: jax.Array, mean: jax.Array, log_variance: jax.Array) -> 
 
 
 def diffusion_loss(
-    output: Float[Array, "... 2C"],
-    x_0: Float[Array, "... C"],
-    x_t: Float[Array, "... C"],
-    time: Int[Array, " ..."],
-    noise: Float[Array, "... C"],
+    output: Float[AnyArray, "... {2*x_0.shape[-1]}"],
+    x_0: Float[AnyArray, "... C"],
+    x_t: Float[AnyArray, "... C"],
+    time: Int[AnyArray, " ..."],
+    noise: Float[AnyArray, "... C"],
     *,
     schedule: Schedule,
     prediction: str,
@@ -69,7 +72,7 @@ def diffusion_loss(
     """Loss terms of every token, unreduced, float32.
 
     Args:
-      output: the head's answer: prediction, then variance interpolation.
+      output: of the head: prediction, then variance interpolation.
       x_0: clean tokens.
       x_t: corrupted tokens.
       time: steps, from 0.
@@ -81,11 +84,11 @@ def diffusion_loss(
       "mse": squared error of the prediction, mean over channels; "vb": variational bound in bits
       per channel. Their sum is MAR's loss.
     """
-    answer, interpolation = jnp.split(output.astype(jnp.float32), 2, axis=-1)
+    predicted, interpolation = jnp.split(output.astype(jnp.float32), 2, axis=-1)
     target = prediction_target(x_0, time, noise, schedule, prediction)
-    mse = jnp.mean(jnp.square(target - answer), axis=-1)
+    mse = jnp.mean(jnp.square(target - predicted), axis=-1)
 
-    frozen = jax.lax.stop_gradient(answer)
+    frozen = jax.lax.stop_gradient(predicted)
     mean = posterior_mean(
         predicted_x_0(x_t, time, frozen, schedule, prediction), x_t, time, schedule
     )

@@ -3,7 +3,7 @@
 Source: MAR's p_sample: guidance in noise space on a single trajectory (two head evaluations a
 step), the variance from the conditional branch, temperature on the injected noise only, no noise in
 the last step.
-Dimensions: B clips, Q tokens, C channels.
+Dimensions: B clips, Q tokens, C channels, P = 2C outputs of the head.
 """
 
 from __future__ import annotations
@@ -18,9 +18,9 @@ from jaxtyping import Array, Float, Int
 from fasttta_jax.diffusion.loss import learned_log_variance, posterior_mean
 from fasttta_jax.diffusion.schedule import Schedule, predicted_x_0
 from fasttta_jax.randomness import fold_in_each, normal_per_clip
-from fasttta_jax.typing import Key
+from fasttta_jax.typing import AnyArray, Key
 
-Denoiser = Callable[[Float[Array, "B Q C"], Int[Array, "B Q"]], Float[Array, "B Q 2C"]]
+Denoiser = Callable[[Float[Array, "B Q C"], Int[Array, "B Q"]], Float[Array, "B Q 2*C"]]
 
 
 def first_noise(keys: Key, shape: tuple[int, int], schedule: Schedule) -> Float[Array, "B Q C"]:
@@ -30,7 +30,7 @@ def first_noise(keys: Key, shape: tuple[int, int], schedule: Schedule) -> Float[
 
 def reverse_step(
     denoise: Denoiser,
-    x_t: Float[Array, "B Q C"],
+    x_t: Float[AnyArray, "B Q C"],
     index: int | jax.Array,
     keys: Key,
     *,
@@ -44,8 +44,8 @@ def reverse_step(
     """
     time = jnp.broadcast_to(index, x_t.shape[:-1])
     original = jnp.asarray(schedule.times, jnp.int32)[time]
-    answer, interpolation = jnp.split(denoise(x_t, original), 2, axis=-1)
-    x_0 = predicted_x_0(x_t, time, answer, schedule, prediction)
+    predicted, interpolation = jnp.split(denoise(x_t, original), 2, axis=-1)
+    x_0 = predicted_x_0(x_t, time, predicted, schedule, prediction)
     mean = posterior_mean(x_0, x_t, time, schedule)
     std = jnp.exp(0.5 * learned_log_variance(interpolation, time, schedule))
     noise = normal_per_clip(fold_in_each(keys, index), x_t.shape[1:])
@@ -61,7 +61,7 @@ def ancestral_sample(
     prediction: str,
     temperature: float | jax.Array = 1.0,
 ) -> Float[Array, "B Q C"]:
-    """Draws tokens.
+    """Samples tokens.
 
     Args:
       denoise: (x_t, training time) to the head's 2C outputs, guidance already applied.
@@ -82,12 +82,12 @@ def ancestral_sample(
 
 
 def guide(
-    conditional: Float[Array, "... 2C"], unconditional: Float[Array, "... 2C"], scale: jax.Array
-) -> Float[Array, "... 2C"]:
+    conditional: Float[AnyArray, "... P"], unconditional: Float[AnyArray, "... P"], scale: jax.Array
+) -> Float[Array, "... P"]:
     """Classifier-free guidance on the prediction; the variance stays the conditional one's.
 
     Guiding v or epsilon is the same for a given x_t: one is an affine function of the other.
     """
-    answer, interpolation = jnp.split(conditional, 2, axis=-1)
+    predicted, interpolation = jnp.split(conditional, 2, axis=-1)
     baseline = jnp.split(unconditional, 2, axis=-1)[0]
-    return jnp.concatenate([baseline + scale * (answer - baseline), interpolation], axis=-1)
+    return jnp.concatenate([baseline + scale * (predicted - baseline), interpolation], axis=-1)

@@ -12,6 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
+from fasttta_jax.typing import AnyArray
+
 MAX_BETA = 0.999
 
 
@@ -70,7 +72,7 @@ class Schedule:
         return (1 - self.alpha_bars_before) * np.sqrt(1 - self.betas) / (1 - self.alpha_bars)
 
 
-def at(table: np.ndarray, time: Int[Array, " ..."]) -> Float[Array, "... 1"]:
+def at(table: np.ndarray, time: Int[AnyArray, " ..."]) -> Float[Array, "... 1"]:
     """Entries of a table as float32, with an axis for the channels."""
     return jnp.asarray(table, jnp.float32)[time][..., None]
 
@@ -100,9 +102,9 @@ def respaced_schedule(num_steps: int, sampling_steps: int) -> Schedule:
 
 
 def corrupt(
-    x_0: Float[Array, "... C"],
-    time: Int[Array, " ..."],
-    noise: Float[Array, "... C"],
+    x_0: Float[AnyArray, "... C"],
+    time: Int[AnyArray, " ..."],
+    noise: Float[AnyArray, "... C"],
     schedule: Schedule,
 ) -> Float[Array, "... C"]:
     """x_t = sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) noise."""
@@ -112,32 +114,32 @@ def corrupt(
 
 
 def prediction_target(
-    x_0: Float[Array, "... C"],
-    time: Int[Array, " ..."],
-    noise: Float[Array, "... C"],
+    x_0: Float[AnyArray, "... C"],
+    time: Int[AnyArray, " ..."],
+    noise: Float[AnyArray, "... C"],
     schedule: Schedule,
     prediction: str,
 ) -> Float[Array, "... C"]:
-    """The right answer: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
+    """What a head predicts: the noise, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) x_0."""
     if prediction == "epsilon":
-        return noise
+        return jnp.asarray(noise)
     return at(np.sqrt(schedule.alpha_bars), time) * noise - (
         at(np.sqrt(1 - schedule.alpha_bars), time) * x_0
     )
 
 
 def predicted_x_0(
-    x_t: Float[Array, "... C"],
-    time: Int[Array, " ..."],
-    answer: Float[Array, "... C"],
+    x_t: Float[AnyArray, "... C"],
+    time: Int[AnyArray, " ..."],
+    predicted: Float[AnyArray, "... C"],
     schedule: Schedule,
     prediction: str,
 ) -> Float[Array, "... C"]:
-    """The clean token that the head's answer implies, unclipped."""
+    """The clean token that the head's prediction implies, unclipped."""
     if prediction == "epsilon":
         return at(np.sqrt(1 / schedule.alpha_bars), time) * x_t - (
-            at(np.sqrt(1 / schedule.alpha_bars - 1), time) * answer
+            at(np.sqrt(1 / schedule.alpha_bars - 1), time) * predicted
         )
     return at(np.sqrt(schedule.alpha_bars), time) * x_t - (
-        at(np.sqrt(1 - schedule.alpha_bars), time) * answer
+        at(np.sqrt(1 - schedule.alpha_bars), time) * predicted
     )

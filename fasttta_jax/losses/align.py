@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
+from fasttta_jax.typing import AnyArray
+
 
 def feature_mse(
-    student: Float[Array, "... D"], teacher: Float[Array, "... D"]
+    student: Float[AnyArray, "... D"], teacher: Float[AnyArray, "... D"]
 ) -> Float[Array, " ..."]:
     """Mean squared error over the width, one number per token; no gradient reaches the teacher."""
     teacher = jax.lax.stop_gradient(teacher).astype(jnp.float32)

@@ -2,8 +2,8 @@
 
 Every clip is masked once, as in training, and each masked token is drawn M times given the visible
 ones: by the teacher's whole diffusion chain or by the student's single step. The score is proper:
-in expectation nothing scores lower than the true conditional law of a token. It says nothing about
-how tokens go together, so it does not rank the quality of whole clips.
+in expectation nothing scores lower than the true conditional distribution of a token. It says
+nothing about how tokens go together, so it does not rank the quality of whole clips.
 
 Source: Gneiting & Raftery (2007), section 4.3; the form of `losses.energy`.
 Dimensions: B clips, N tokens, C channels, M draws.
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -33,6 +33,7 @@ Batch = Mapping[str, Any]
 """tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays."""
 
 
+@runtime_checkable
 class Conditional(Decodable, Protocol):
     """A backbone and a token sampler that reads captions: a teacher, a student, or a stand-in."""
 
@@ -74,14 +75,14 @@ def held_out_energy(
       model: of a run.
       params: its parameters.
       batches: global batches of one size, padded with clips of weight 0 at the end.
-      masking: law of the mask rate; scores under different laws cannot be compared.
+      masking: distribution of the mask rate; scores under different ones cannot be compared.
       seed: of masks and draws.
       mesh: devices; a batch is split over them.
       num_draws: M.
       alpha: exponent of the distance.
 
     Raises:
-      ValueError: there are no clips, or fewer than two draws.
+      ValueError: there are no clips, or fewer than two samples a token.
     """
 
     def score(

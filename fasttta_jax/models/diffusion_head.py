@@ -54,6 +54,6 @@ class DiffusionHead(nn.Module):
         noisy: Float[Array, "... C"],
         time: Int[Array, " ..."],
         hidden: Float[Array, "... D"],
-    ) -> Float[Array, "... 2C"]:
+    ) -> Float[Array, "... 2*C"]:
         """Prediction in the first C outputs, variance interpolation in the last C; float32."""
         return self.mlp(noisy, self.time_embedding(time) + self.context(hidden))

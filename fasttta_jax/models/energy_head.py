@@ -53,7 +53,7 @@ class EnergyHead(nn.Module):
         """A sample per noise vector, float32; noise and hidden broadcast against each other.
 
         Args:
-          noise: what `sample_noise` draws.
+          noise: from `sample_noise`.
           hidden: context vectors.
           temperature: below 1 narrows the samples: factor on the noise where it is the stream, and
             on the shifts of the residual blocks where it modulates, as in EAR.

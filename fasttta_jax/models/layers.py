@@ -3,7 +3,8 @@
 Sources: the pre-norm ViT block that MAR uses (timm 0.9), and the residual MLP with adaptive layer
 norm of MAR's diffusion head. Every linear layer is Xavier-uniform with zero bias unless said
 otherwise.
-Dimensions: B clips, S positions, D width of the block, W width of the head, C token channels.
+Dimensions: B clips, S positions, Q positions asked for, D width of the block, H heads, P width of a
+head of attention, W width of the token head, C channels of its stream.
 """
 
 from __future__ import annotations

@@ -58,7 +58,11 @@ class Placement(NamedTuple):
 
     Attributes:
       spec: its layout.
+<<<<<<< HEAD
       warning: what fsdp could not do with it, and why; "" where there is nothing to say.
+=======
+      warning: what fsdp could not do with it, and why; "" where there is none.
+>>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
     """
 
     spec: PartitionSpec
@@ -98,6 +102,11 @@ def _with_fsdp(shape: Sequence[int], spec: list[Entry], mesh: AnyMesh) -> tuple[
 
     An axis that is split already comes last: XLA gathers one that two mesh axes share over both.
     """
+    # With fsdp 8 and tensor 2, a kernel [1024, 4096] split by tensor along its columns:
+    #   axis 0: 1024 / 8 = 128 rows a shard, free and aligned: it wins, ("fsdp", "tensor");
+    #   axis 1: 4096 / 2 / 8 = 256 columns a shard, larger and aligned, but not free.
+    # A table [1001, 256] that nothing splits yet, with fsdp 8: axis 1 alone can be divided, into 32
+    # columns of the 128 lanes of a tile; it is split there all the same, with a warning.
     shards = mesh.shape["fsdp"]
     if shards == 1 or math.prod(shape) < MIN_FSDP_SIZE:
         return spec, ""
@@ -214,12 +223,21 @@ def layout_warnings(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> dic
     return {name: placement.warning for name, placement in found.items() if placement.warning}
 
 
+<<<<<<< HEAD
 def describe_warnings(found: dict[str, str]) -> list[str]:
     """`layout_warnings` with a line for each reason; "encoder_*" stands for every layer."""
     names: dict[str, list[str]] = {}
     for name, warning in found.items():
         names.setdefault(warning, []).append(re.sub(r"_\d+(?=/)", "_*", name))
     return [f"{warning}: {', '.join(dict.fromkeys(these))}" for warning, these in names.items()]
+=======
+def describe_warnings(warnings: dict[str, str]) -> list[str]:
+    """A line for each reason in `layout_warnings`; "encoder_*" stands for every layer."""
+    names: dict[str, list[str]] = {}
+    for name, reason in warnings.items():
+        names.setdefault(reason, []).append(re.sub(r"_\d+(?=/)", "_*", name))
+    return [f"{reason}: {', '.join(dict.fromkeys(these))}" for reason, these in names.items()]
+>>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

@@ -1,6 +1,6 @@
 """From log-mel spectrograms to the tokens of CLAP's audio tower: stretching, patches, fusion.
 
-A long clip in a model with fusion brings three excerpts beside the spectrogram of the whole; their
+A long clip in a model with fusion has three excerpts beside the spectrogram of the whole; their
 patches, three times as wide, stand side by side and are mixed with those of the whole.
 
 Sources: CLAP (arXiv 2211.06687), section 3.3; attentional feature fusion (arXiv 2009.14082).

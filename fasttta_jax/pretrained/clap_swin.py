@@ -152,7 +152,7 @@ class PatchMerging(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y/2 X/2 2*D"]:
+    def __call__(self, x: Float[Array, "B Y X D"]) -> Float[Array, "B Y//2 X//2 2*D"]:
         # the lower neighbour comes before the right one
         squares = [x[:, row::2, column::2] for column in range(2) for row in range(2)]
         hidden = layer_norm(name="norm", epsilon=NORM_EPSILON)(jnp.concatenate(squares, axis=-1))

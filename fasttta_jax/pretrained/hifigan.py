@@ -115,7 +115,7 @@ class HifiganConfig:
         """Frames (before, after) a frame that its samples depend on: the receptive field.
 
         Found by following the positions that are read from the waveform back to the frames. A part
-        of a picture gives the samples of the whole, except this close to where it was cut.
+        of a spectrogram gives the samples of the whole, except this close to where it was cut.
         """
         first, last = 0, self.stride - 1
         first, last = first - OUTER_KERNEL_SIZE // 2, last + OUTER_KERNEL_SIZE // 2
@@ -151,7 +151,7 @@ def _check(valid: bool, config: HifiganConfig, name: str, allowed: str) -> None:
 class Conv(nn.Module):
     """A convolution over time that keeps the length; float32 parameters [K, I, O] and result.
 
-    It runs as one over a picture of height 1, for which XLA on CPU has the faster program.
+    It runs as one over an image of height 1, for which XLA on CPU has the faster program.
     """
 
     features: int
@@ -263,7 +263,7 @@ class Stage(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U C/2"]:
+    def __call__(self, x: Float[Array, "B T C"]) -> Float[Array, "B U C//2"]:
         config = self.config
         x = Upsample(
             x.shape[-1] // 2,
@@ -303,7 +303,7 @@ class Hifigan(nn.Module):
         """All samples that the stack yields, a few more than T * stride: 163,872 of 1024 frames.
 
         Raises:
-          ValueError: the picture has another number of mel bands.
+          ValueError: the spectrogram has another number of mel bands.
         """
         config = self.config
         if log_mel.ndim != 3 or log_mel.shape[-1] != config.model_in_dim:

@@ -1,4 +1,4 @@
-"""AutoencoderKL, the autoencoder of AudioLDM: log-mel pictures to a smaller gaussian grid and back.
+"""AutoencoderKL, the autoencoder of AudioLDM: log-mel spectrograms to a gaussian grid, and back.
 
 A convolutional encoder and decoder of residual blocks with one single-head self-attention in the
 middle of either. Every level but the last of the encoder halves time and frequency. Latents are raw
@@ -7,7 +7,7 @@ here: a generative model sees them times `VaeConfig.scaling_factor`, which is it
 Source: the AutoencoderKL of latent diffusion (github.com/CompVis/latent-diffusion), as AudioLDM and
 diffusers have it.
 Dimensions: B clips, T frames, F mel bands, t = T / stride, f = F / stride, C latent channels; H, W
-the picture inside the network and D its channels. H is frequency and W time there: convolutions of
+the grid inside the network and D its channels. H is frequency and W time there: convolutions of
 XLA on CPU are faster where rows are long.
 """
 
@@ -64,8 +64,8 @@ class VaeConfig:
       block_out_channels: D of every level, the finest first.
       layers_per_block: residual blocks of a level of the encoder; the decoder has one more.
       norm_num_groups: of every group norm; divides all of `block_out_channels`.
-      in_channels: of a picture; 1, a log-mel spectrogram.
-      out_channels: of a picture; 1.
+      in_channels: of a spectrogram; 1.
+      out_channels: of a spectrogram; 1.
     """
 
     scaling_factor: float
@@ -138,13 +138,15 @@ def _is_positive(value: Any) -> bool:
 
 
 class Encoder(nn.Module):
-    """Pictures to 2C channels on the latent grid."""
+    """Spectrograms to 2C channels on the latent grid."""
 
     config: VaeConfig
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B F T 1"]) -> Float[Array, "B f t 2C"]:
+    def __call__(
+        self, x: Float[Array, "B F T 1"]
+    ) -> Float[Array, "B f t {2*self.config.latent_channels}"]:
         config, dtype = self.config, self.dtype
         levels = config.block_out_channels
         x = Conv3x3(levels[0], dtype, name="conv_in")(x)
@@ -160,7 +162,7 @@ class Encoder(nn.Module):
 
 
 class Decoder(nn.Module):
-    """C channels on the latent grid to pictures; level 0 is the coarsest."""
+    """C channels on the latent grid to spectrograms; level 0 is the coarsest."""
 
     config: VaeConfig
     dtype: DTypeLike
@@ -202,9 +204,9 @@ class Vae(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def encode(
-        self, pictures: Float[Array, "B T F"]
+        self, spectrograms: Float[Array, "B T F"]
     ) -> tuple[Float[Array, "B t f C"], Float[Array, "B t f C"]]:
-        """Log-mel pictures to a diagonal gaussian over raw latents.
+        """Log-mel spectrograms to a diagonal gaussian over raw latents.
 
         Returns:
           Mean and log-variance, float32; the log-variance lies in `LOG_VARIANCE_RANGE`.
@@ -212,19 +214,19 @@ class Vae(nn.Module):
         Raises:
           ValueError: T or F is no multiple of the stride.
         """
-        stride = self.config.stride
-        if pictures.ndim != 3 or any(size < 1 or size % stride for size in pictures.shape[1:]):
+        stride, shape = self.config.stride, spectrograms.shape
+        if len(shape) != 3 or any(size < 1 or size % stride for size in shape[1:]):
             raise ValueError(
-                f"pictures have shape {pictures.shape}; allowed: (clips, frames, mel bands), where "
+                f"spectrograms have shape {shape}; allowed: (clips, frames, mel bands), where "
                 f"frames and mel bands are multiples of {stride}"
             )
-        moments = self.quant_conv(self.encoder(pictures.swapaxes(1, 2)[..., None]))
-        moments = moments.swapaxes(1, 2)
-        mean, log_variance = jnp.split(moments, 2, axis=-1)
+        gaussian = self.quant_conv(self.encoder(spectrograms.swapaxes(1, 2)[..., None]))
+        gaussian = gaussian.swapaxes(1, 2)
+        mean, log_variance = jnp.split(gaussian, 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
     def decode(self, latents: Float[Array, "B t f C"]) -> Float[Array, "B T F"]:
-        """Raw latents to log-mel pictures, float32.
+        """Raw latents to log-mel spectrograms, float32.
 
         Raises:
           ValueError: the channels are not the config's.
@@ -236,16 +238,16 @@ class Vae(nn.Module):
             )
         return self.decoder(self.post_quant_conv(latents.swapaxes(1, 2)))[..., 0].swapaxes(1, 2)
 
-    def __call__(self, pictures: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
-        """The pictures as the mean of their latents gives them back."""
-        mean, _ = self.encode(pictures)
+    def __call__(self, spectrograms: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+        """The spectrograms as the means of their latents reconstruct them."""
+        mean, _ = self.encode(spectrograms)
         return self.decode(mean)
 
 
 def sample(
     key: Key, mean: Float[Array, "B t f C"], log_variance: Float[Array, "B t f C"]
 ) -> Float[Array, "B t f C"]:
-    """A draw of raw latents from what `Vae.encode` returns."""
+    """A sample of raw latents from what `Vae.encode` returns."""
     return mean + jnp.exp(0.5 * log_variance) * jax.random.normal(key, mean.shape, mean.dtype)
 
 

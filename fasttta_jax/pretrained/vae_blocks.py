@@ -2,7 +2,7 @@
 
 Products run in a compute dtype; parameters, biases, norms, softmax and residual sums are float32.
 Source: the AutoencoderKL of latent diffusion (github.com/CompVis/latent-diffusion).
-Dimensions: B clips; H, W a picture (frequency and time, see `vae`), D channels.
+Dimensions: B clips; H, W frequency and time of a spectrogram (see `vae`), D channels.
 """
 
 from __future__ import annotations
@@ -28,28 +28,28 @@ class Conv3x3(nn.Module):
     halve: bool = False
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B h w features"]:
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B h w {self.features}"]:
         before, stride = (0, 2) if self.halve else (1, 1)
         kernel, bias = _conv_params(self, x.shape[-1], self.features)
         return _convolve(x, kernel, (before, 1), stride, self.dtype) + bias
 
 
 # Nearest upsampling makes neighbours equal, so that of the three taps of a convolution behind it
-# two fall on the same value: [phase of the output, tap on the small picture, tap of the kernel].
+# two fall on the same value: [phase of the output, tap on the small grid, tap of the kernel].
 _FOLD = np.array([[[1, 0, 0], [0, 1, 1]], [[1, 1, 0], [0, 0, 1]]], np.float32)
 
 
 class Upsample(nn.Module):
-    """Nearest upsampling by 2 and a 3x3 convolution, in one convolution on the small picture.
+    """Nearest upsampling by 2 and a 3x3 convolution, in one convolution on the small grid.
 
     Each of the four phases of the output sees 2x2 values of the input, through a kernel with taps
-    added up: 4 products where the large picture takes 9.
+    added up: 4 products where the large grid takes 9.
     """
 
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B 2H 2W D"]:
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B 2*H 2*W D"]:
         batch_size, height, width, channels = x.shape
         kernel, bias = _conv_params(self, channels, channels)
         folded = jnp.einsum("apk,bql,klio->pqiabo", _FOLD, _FOLD, kernel, precision="highest")
@@ -94,7 +94,7 @@ class GroupNorm(nn.Module):
     """Group norm over the places and the channels of a group, in float32.
 
     Sums run over the places first and over the channels of a group last, on as many numbers as
-    there are channels; sums over groups of a large picture are slow on a CPU.
+    there are channels; sums over groups of a large grid are slow on a CPU.
     """
 
     num_groups: int
@@ -129,7 +129,7 @@ class ResidualBlock(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W features"]:
+    def __call__(self, x: Float[Array, "B H W D"]) -> Float[Array, "B H W {self.features}"]:
         hidden = nn.silu(group_norm(self.num_groups, "norm_1")(x))
         hidden = Conv3x3(self.features, self.dtype, name="conv_1")(hidden)
         hidden = nn.silu(group_norm(self.num_groups, "norm_2")(hidden))
@@ -158,7 +158,7 @@ class SelfAttention(nn.Module):
 
 
 class Middle(nn.Module):
-    """Residual block, self-attention, residual block, on the smallest picture."""
+    """Residual block, self-attention, residual block, on the smallest grid."""
 
     num_groups: int
     dtype: DTypeLike

@@ -29,6 +29,8 @@ from fasttta_jax.storage.staging import stage
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+else:
+    DataclassInstance = object
 
 WEIGHTS_FILE = "weights.safetensors"
 METADATA_FILE = "weights.json"
@@ -36,7 +38,7 @@ FIELDS = ("kind", "source", "sha256", "weights")
 COPY_BLOCK = 2**23
 
 
-Config = TypeVar("Config", bound="DataclassInstance")
+Config = TypeVar("Config", bound=DataclassInstance)
 
 
 class ConvertedError(ValueError):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import numpy as np
@@ -15,6 +15,7 @@ TextBatch = Mapping[str, np.ndarray | jax.Array]
 """Arrays by name: on the host as the tokenizer makes them, on the device inside a program."""
 
 
+@runtime_checkable
 class TextEncoder(Protocol):
     """A source of conditioning; hashable, and equal to another where one program serves both.
 

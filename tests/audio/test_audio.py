@@ -207,6 +207,7 @@ def test_playback_level_of_silence(rms_dbfs):
         np.testing.assert_array_equal(played, silence.astype(np.float32))
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_playback_level_refuses_what_is_not_sound():
     with pytest.raises(ValueError, match="1 of 3 samples are NaN or infinite"):
         audio_lib.playback_level(np.array([0.0, np.nan, 0.1]))
@@ -265,6 +266,7 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         audio_lib.write_audio(tmp_path / "file" / "tone.wav", tone(440), RATE)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("audio", "format", "message"),
     [

@@ -130,7 +130,7 @@ def test_half_precision_inputs_are_measured_in_float32():
 
 @pytest.mark.parametrize("num_draws", [0, 1])
 def test_fewer_than_two_draws_are_refused(num_draws):
-    with pytest.raises(ValueError, match=f"2 or more draws, got {num_draws}"):
+    with pytest.raises(ValueError, match=f"2 or more samples, got {num_draws}"):
         energy_score(jnp.zeros((num_draws, 3)), jnp.zeros((3,)))
 
 

@@ -77,6 +77,7 @@ def test_float32_features_are_computed_in_float64() -> None:
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-3)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bad_input_is_named() -> None:
     good = draw(11, 10, 4)
     with pytest.raises(ValueError, match=r"features_b has 1 rows"):

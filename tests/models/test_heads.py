@@ -180,8 +180,8 @@ def test_both_roles_equal_the_float64_reading(head, temperature):
     params = random_params(student_shapes(head, CONTEXT, noise_dim))
     exact = in_float64(params)
     rng = np.random.default_rng(0)
-    noise = np.float32(rng.normal(size=(7, noise_dim)))
-    hidden = np.float32(rng.normal(size=(7, CONTEXT)))
+    noise = jnp.float32(rng.normal(size=(7, noise_dim)))
+    hidden = jnp.float32(rng.normal(size=(7, CONTEXT)))
     if head.roles == "noise_stream":
         modulation = dense(np.float64(hidden), exact["context"])
         expected = reference_mlp(exact["mlp"], temperature * np.float64(noise), modulation, 1.0)

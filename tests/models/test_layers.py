@@ -74,7 +74,7 @@ def block_params() -> dict:
 
 @pytest.mark.parametrize("masked_keys", [False, True])
 def test_block_equals_the_float64_reading(masked_keys):
-    x = np.random.default_rng(1).normal(size=(2, 7, WIDTH)).astype(np.float32)
+    x = jnp.float32(np.random.default_rng(1).normal(size=(2, 7, WIDTH)))
     keep = np.ones((2, 7), bool)
     if masked_keys:
         keep[0, 3:], keep[1, :2] = False, False
@@ -183,8 +183,8 @@ def reference_mlp(stream: np.ndarray, modulation: np.ndarray, params: dict) -> n
 def test_modulated_mlp_equals_the_float64_reading():
     mlp = ModulatedMLP(16, 2, 6, jnp.float32)
     rng = np.random.default_rng(0)
-    stream = rng.normal(size=(5, 4)).astype(np.float32)
-    modulation = rng.normal(size=(5, 16)).astype(np.float32)
+    stream = jnp.float32(rng.normal(size=(5, 4)))
+    modulation = jnp.float32(rng.normal(size=(5, 16)))
     shapes = jax.eval_shape(mlp.init, jax.random.key(0), stream, modulation)
     params = random_params(shapes["params"])
     found = mlp.apply({"params": params}, stream, modulation)

@@ -90,6 +90,7 @@ def chips(topology: Topology, sizes: tuple[int, int, int]):
     )
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("name", "sizes", "axes", "links"),
     [
@@ -107,6 +108,7 @@ def test_bandwidth_counts_the_links_that_axes_lie_along(name, sizes, axes, links
     assert found == links * LINK
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_bandwidth_between_slices_is_not_known():
     topology = parse_topology("2xv5e:4x4")
     mesh = chips(topology, (2, 16, 1))

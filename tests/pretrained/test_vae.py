@@ -168,7 +168,7 @@ def test_a_draw_belongs_to_its_key() -> None:
 
 @pytest.mark.parametrize("shape", [(1, 13, 6), (1, 12, 5), (1, 0, 6), (12, 6), (1, 12, 6, 1)])
 def test_pictures_that_do_not_fit_are_refused(shape: tuple[int, ...], params: Any) -> None:
-    with pytest.raises(ValueError, match=r"pictures have shape \(.* multiples of 2"):
+    with pytest.raises(ValueError, match=r"spectrograms have shape \(.* multiples of 2"):
         Vae(SMALL).apply(params, jnp.zeros(shape), method="encode")
 
 

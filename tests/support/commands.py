@@ -25,6 +25,7 @@ from types import ModuleType
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 IMPORTED = [
+    "tests.support.type_checks",
     "fasttta_jax.training.loop",
     "fasttta_jax.generation.sampler",
     "fasttta_jax.cli",
