@@ -18,6 +18,8 @@ import librosa
 import numpy as np
 from jaxtyping import Array, Complex, Float
 
+from fasttta_jax.typing import AnyArray
+
 Framing = Literal["center", "hifigan"]
 
 
@@ -94,7 +96,7 @@ def mel_matrix(config: MelConfig) -> np.ndarray:
     ).astype(np.float32)
 
 
-def frame(padded: Float[Array, "B P"], config: MelConfig) -> Float[Array, "B T n_fft"]:
+def frame(padded: Float[AnyArray, "B P"], config: MelConfig) -> Float[Array, "B T n_fft"]:
     """Overlapping windows of an already padded waveform, without a gather.
 
     The waveform is cut into blocks of one hop; a window is a run of consecutive blocks.
@@ -109,7 +111,7 @@ def frame(padded: Float[Array, "B P"], config: MelConfig) -> Float[Array, "B T n
     return jnp.concatenate(runs, axis=-1)[..., : config.n_fft]
 
 
-def overlap_add(frames: Float[Array, "B T n_fft"], config: MelConfig) -> Float[Array, "B P"]:
+def overlap_add(frames: Float[AnyArray, "B T n_fft"], config: MelConfig) -> Float[Array, "B P"]:
     """The transpose of `frame`: windows added up at their places."""
     hop = config.hop_length
     num_blocks = -(-config.n_fft // hop)
@@ -124,7 +126,7 @@ def overlap_add(frames: Float[Array, "B T n_fft"], config: MelConfig) -> Float[A
     return jnp.asarray(total).reshape(batch_size, -1)[:, :length]
 
 
-def stft(audio: Float[Array, "B S"], config: MelConfig) -> Complex[Array, "B T R"]:
+def stft(audio: Float[AnyArray, "B S"], config: MelConfig) -> Complex[Array, "B T R"]:
     """Short-time Fourier transform on the grid of `config`, with reflected ends.
 
     Raises:
@@ -152,7 +154,7 @@ def inverse_stft(
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def log_mel(audio: Float[Array, "B S"], config: MelConfig) -> Float[Array, "B T F"]:
+def log_mel(audio: Float[AnyArray, "B S"], config: MelConfig) -> Float[Array, "B T F"]:
     """Natural-log mel magnitudes, float32, time before frequency.
 
     Args:

@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -35,6 +35,7 @@ from fasttta_jax.typing import AnyArray, Audio, Tokens
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
 MOMENTUM = 0.99
+SomeArray = TypeVar("SomeArray", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -101,8 +102,8 @@ class Statistics:
 
 
 def to_patches(
-    spectrogram: Float[Array, "B T F"], config: SpectrogramConfig
-) -> Float[Array, "B columns G V"]:
+    spectrogram: Float[SomeArray, "B T F"], config: SpectrogramConfig
+) -> Float[SomeArray, "B columns G V"]:
     """Cuts a log-mel spectrogram into patches, time-major."""
     return rearrange(
         spectrogram,
@@ -113,8 +114,8 @@ def to_patches(
 
 
 def from_patches(
-    patches: Float[Array, "B columns G V"], config: SpectrogramConfig
-) -> Float[Array, "B T F"]:
+    patches: Float[SomeArray, "B columns G V"], config: SpectrogramConfig
+) -> Float[SomeArray, "B T F"]:
     """The inverse of `to_patches`."""
     return rearrange(
         patches,
@@ -218,7 +219,7 @@ def griffin_lim(
     phase = jax.random.uniform(jax.random.key(0), magnitude.shape[1:], maxval=2 * np.pi)
     start = magnitude * jnp.exp(1j * phase)[None]
 
-    def iterate(_: int, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def iterate(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         accelerated, previous = carry
         unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
         rebuilt = stft(inverse_stft(magnitude * unit, config, num_samples), config)

@@ -24,7 +24,7 @@ def learned_log_variance(
     interpolation: Float[AnyArray, "... C"], time: Int[AnyArray, " ..."], schedule: Schedule
 ) -> Float[Array, "... C"]:
     """ln variance between the posterior's (interpolation -1) and beta (interpolation 1)."""
-    share = (interpolation + 1.0) / 2.0
+    share = (jnp.asarray(interpolation) + 1.0) / 2.0
     return share * at(np.log(schedule.betas), time) + (1.0 - share) * at(
         schedule.posterior_log_variance, time
     )
@@ -45,7 +45,7 @@ def _normal_cdf(x: jax.Array) -> jax.Array:
 
 
 def _discretised_nll(
-    x: Float[AnyArray, "... C"], mean: Float[Array, "... C"], log_variance: Float[Array, "... C"]
+    x: Float[Array, "... C"], mean: Float[Array, "... C"], log_variance: Float[Array, "... C"]
 ) -> Float[Array, "... C"]:
     """-ln probability of the 2/255-wide bin around x, open-ended beyond +-0.999, as for images."""
     inverse_std = jnp.exp(-0.5 * log_variance)
@@ -102,6 +102,6 @@ def diffusion_loss(
         + jnp.exp(true_log_variance - log_variance)
         + jnp.square(true_mean - mean) * jnp.exp(-log_variance)
     )
-    first = _discretised_nll(x_0, mean, log_variance)
+    first = _discretised_nll(jnp.asarray(x_0), mean, log_variance)
     vb = jnp.where(time[..., None] == 0, first, divergence)
     return {"mse": mse, "vb": jnp.mean(vb, axis=-1) / LN_2}

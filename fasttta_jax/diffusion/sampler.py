@@ -30,7 +30,7 @@ def first_noise(keys: Key, shape: tuple[int, int], schedule: Schedule) -> Float[
 
 def reverse_step(
     denoise: Denoiser,
-    x_t: Float[AnyArray, "B Q C"],
+    x_t: Float[Array, "B Q C"],
     index: int | jax.Array,
     keys: Key,
     *,

@@ -20,6 +20,7 @@ from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.models.attention import attention
 from fasttta_jax.parallel.sharding import constrain
+from fasttta_jax.typing import AnyArray
 
 NORM_EPSILON = 1e-6
 embedding_init = nn.initializers.normal(stddev=0.02)
@@ -29,8 +30,8 @@ zeros_init = nn.initializers.zeros_init()
 
 def project(
     x: Float[Array, "*in"],
-    kernel: Float[Array, "*kernel"],
-    bias: Float[Array, "*features"],
+    kernel: Float[AnyArray, "*kernel"],
+    bias: Float[AnyArray, "*features"],
     *,
     num_in_axes: int,
     dtype: DTypeLike,

@@ -204,7 +204,8 @@ def _conv_params(
     module: nn.Module, shape: tuple[int, int, int]
 ) -> tuple[Float[Array, "K I O"], Float[Array, " O"]]:
     kernel = module.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
-    return kernel, module.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
+    bias = module.param("bias", nn.initializers.zeros_init(), shape[-1:], jnp.float32)
+    return jnp.asarray(kernel), jnp.asarray(bias)
 
 
 def _convolve(

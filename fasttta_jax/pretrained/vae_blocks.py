@@ -70,7 +70,7 @@ def _conv_params(
     shape = (3, 3, features_in, features_out)
     kernel = module.param("kernel", nn.initializers.lecun_normal(), shape, jnp.float32)
     bias = module.param("bias", nn.initializers.zeros_init(), (features_out,), jnp.float32)
-    return kernel, bias[None, None, None]
+    return jnp.asarray(kernel), jnp.asarray(bias)[None, None, None]
 
 
 def _convolve(

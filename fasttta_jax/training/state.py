@@ -20,9 +20,11 @@ class TrainState:
       ema: averaged parameters, float32, same tree; these generate.
       opt_state: optax state.
       target: the head's average that an objective with a `target_decay` compares with, or None.
+
+    Shapes and shardings stand in the same form in place of arrays.
     """
 
-    step: jax.Array
+    step: Any
     params: Any
     ema: Any
     opt_state: Any

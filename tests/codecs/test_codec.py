@@ -127,6 +127,7 @@ def test_too_short_a_waveform_is_refused(framing):
         log_mel(np.zeros((1, config.padding), np.float32), config)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -57,7 +57,7 @@ def test_ten_seconds_are_256_tokens_of_128_numbers(weights):
 
 
 def test_patches_are_time_major_and_channel_first():
-    grid = jnp.arange(8 * 8 * 3).reshape(1, 8, 8, 3)
+    grid = jnp.arange(8.0 * 8 * 3).reshape(1, 8, 8, 3)
     tokens = to_tokens(grid, 4)
     np.testing.assert_array_equal(from_tokens(tokens, 4, 2), grid)
     patch = np.asarray(grid[0, 4:, :4])  # second column, first band

@@ -263,6 +263,7 @@ def test_other_original_files_are_explained(
         )
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

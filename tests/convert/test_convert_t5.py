@@ -157,6 +157,7 @@ def test_every_wrong_key_is_named(published: pathlib.Path) -> None:
         assert line in str(caught.value)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("field", "value"),
     [

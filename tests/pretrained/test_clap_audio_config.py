@@ -47,6 +47,7 @@ def test_published_configs_are_read(size: str, fusion: bool) -> None:
     assert config.num_spectrograms == (4 if fusion else 1)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("change", "message"),
     [

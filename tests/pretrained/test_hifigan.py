@@ -151,6 +151,7 @@ def test_published_values_are_read() -> None:
     assert hash(config) == hash(HifiganConfig(model_in_dim=80))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -166,12 +166,14 @@ def test_a_draw_belongs_to_its_key() -> None:
     np.testing.assert_allclose(certain, mean, atol=1e-5)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("shape", [(1, 13, 6), (1, 12, 5), (1, 0, 6), (12, 6), (1, 12, 6, 1)])
 def test_pictures_that_do_not_fit_are_refused(shape: tuple[int, ...], params: Any) -> None:
     with pytest.raises(ValueError, match=r"spectrograms have shape \(.* multiples of 2"):
         Vae(SMALL).apply(params, jnp.zeros(shape), method="encode")
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("shape", [(1, 6, 3, 4), (1, 6, 3)])
 def test_latents_that_do_not_fit_are_refused(shape: tuple[int, ...], params: Any) -> None:
     with pytest.raises(ValueError, match=r"latents have shape \(.* rows, 3 channels\)"):
@@ -216,6 +218,7 @@ def test_published_values_are_read() -> None:
     assert config.stride == 4
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
