@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
-from jaxtyping import Array, Complex, Float
+from jaxtyping import Array, Complex, Float, Float32
 
 from fasttta_jax.typing import AnyArray
 
@@ -79,13 +79,13 @@ class MelConfig:
 
 
 @functools.cache
-def hann_window(n_fft: int) -> np.ndarray:
+def hann_window(n_fft: int) -> Float32[np.ndarray, " {n_fft}"]:
     """Periodic Hann window, float32 [n_fft]."""
     return np.asarray(0.5 - 0.5 * np.cos(2 * np.pi * np.arange(n_fft) / n_fft), np.float32)
 
 
 @functools.cache
-def mel_matrix(config: MelConfig) -> np.ndarray:
+def mel_matrix(config: MelConfig) -> Float32[np.ndarray, "F R"]:
     """Slaney-scale, area-normalised filter bank, float32 [F, R]."""
     return librosa.filters.mel(
         sr=config.sample_rate,

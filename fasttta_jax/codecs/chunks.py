@@ -51,7 +51,7 @@ class Chunks:
         last = num_positions - self.length
         return (*range(0, last, self.length - self.overlap), max(last, 0))
 
-    def ramp(self, rate: Fraction) -> np.ndarray:
+    def ramp(self, rate: Fraction) -> Float[np.ndarray, " U"]:
         """Weight of a window over the one before it, float32 [length * rate], at `rate`."""
         positions = (np.arange(int(self.length * rate)) + 0.5) / float(rate) - self.margin
         width = self.overlap - 2 * self.margin

@@ -200,7 +200,7 @@ def _to_log_mel(
 
 
 @functools.cache
-def _mel_inverse(config: MelConfig) -> np.ndarray:
+def _mel_inverse(config: MelConfig) -> Float[np.ndarray, "R F"]:
     return np.linalg.pinv(mel_matrix(config).astype(np.float64)).astype(np.float32)
 
 

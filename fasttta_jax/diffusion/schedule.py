@@ -10,17 +10,17 @@ import functools
 
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float, Float64, Int
 
 from fasttta_jax.typing import AnyArray
 
 MAX_BETA = 0.999
 
 
-def cosine_betas(num_steps: int) -> np.ndarray:
+def cosine_betas(num_steps: int) -> Float64[np.ndarray, " {num_steps}"]:
     """Cosine schedule, float64 [num_steps]: alpha_bar(u) = cos^2(pi/2 (u + .008) / 1.008)."""
 
-    def alpha_bar(u: np.ndarray) -> np.ndarray:
+    def alpha_bar(u: Float64[np.ndarray, " R"]) -> Float64[np.ndarray, " R"]:
         return np.cos((u + 0.008) / 1.008 * np.pi / 2) ** 2
 
     steps = np.arange(num_steps, dtype=np.float64)
@@ -38,41 +38,41 @@ class Schedule:
       times: the step numbers of the training schedule that the network is told.
     """
 
-    betas: np.ndarray
-    times: np.ndarray
+    betas: Float64[np.ndarray, " R"]
+    times: Int[np.ndarray, " R"]
 
     @property
     def num_steps(self) -> int:
         return len(self.betas)
 
     @functools.cached_property
-    def alpha_bars(self) -> np.ndarray:
+    def alpha_bars(self) -> Float64[np.ndarray, " {self.num_steps}"]:
         """Share of signal variance left after each step."""
         return np.cumprod(1 - self.betas)
 
     @functools.cached_property
-    def alpha_bars_before(self) -> np.ndarray:
+    def alpha_bars_before(self) -> Float64[np.ndarray, " {self.num_steps}"]:
         """`alpha_bars` one step earlier; 1 before the first."""
         return np.append(1.0, self.alpha_bars[:-1])
 
     @functools.cached_property
-    def posterior_log_variance(self) -> np.ndarray:
+    def posterior_log_variance(self) -> Float64[np.ndarray, " {self.num_steps}"]:
         """ln variance of q(x_{t-1} | x_t, x_0); entry 0, which is ln 0, takes entry 1."""
         variance = self.betas * (1 - self.alpha_bars_before) / (1 - self.alpha_bars)
         return np.log(np.append(variance[1], variance[1:]))
 
     @functools.cached_property
-    def posterior_mean_x_0(self) -> np.ndarray:
+    def posterior_mean_x_0(self) -> Float64[np.ndarray, " {self.num_steps}"]:
         """Weight of x_0 in the mean of q(x_{t-1} | x_t, x_0)."""
         return self.betas * np.sqrt(self.alpha_bars_before) / (1 - self.alpha_bars)
 
     @functools.cached_property
-    def posterior_mean_x_t(self) -> np.ndarray:
+    def posterior_mean_x_t(self) -> Float64[np.ndarray, " {self.num_steps}"]:
         """Weight of x_t in the mean of q(x_{t-1} | x_t, x_0)."""
         return (1 - self.alpha_bars_before) * np.sqrt(1 - self.betas) / (1 - self.alpha_bars)
 
 
-def at(table: np.ndarray, time: Int[AnyArray, " ..."]) -> Float[Array, "... 1"]:
+def at(table: Float64[np.ndarray, " R"], time: Int[AnyArray, " ..."]) -> Float[Array, "... 1"]:
     """Entries of a table as float32, with an axis for the channels."""
     return jnp.asarray(table, jnp.float32)[time][..., None]
 

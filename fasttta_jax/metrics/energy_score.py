@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float64
 
 from fasttta_jax.config import MaskingConfig
 from fasttta_jax.decode import Decodable
@@ -137,7 +137,9 @@ def _clip_sums(
     return jnp.sum(scores * masked, axis=1), jnp.sum(masked, axis=1, dtype=jnp.float32)
 
 
-def _summary(sums: np.ndarray, counts: np.ndarray, num_draws: int) -> HeldOutEnergy:
+def _summary(
+    sums: Float64[np.ndarray, " n"], counts: Float64[np.ndarray, " n"], num_draws: int
+) -> HeldOutEnergy:
     # A ratio of two sums over clips; its error is that of the residuals (Cochran, 1977, ch. 2.11).
     num_clips = len(sums)
     mean = sums.sum() / counts.sum()

@@ -15,7 +15,7 @@ Dimensions: n and m clips, d features.
 from __future__ import annotations
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 
 
 def frechet_distance(
@@ -56,7 +56,7 @@ def frechet_distance(
     return max(float(distance), 0.0)
 
 
-def _checked(features: np.ndarray, name: str) -> np.ndarray:
+def _checked(features: np.ndarray, name: str) -> Float64[np.ndarray, "n d"]:
     features = np.asarray(features, np.float64)
     if features.ndim != 2:
         raise ValueError(f"{name} has shape {features.shape}; expected [clips, features]")
@@ -71,7 +71,9 @@ def _checked(features: np.ndarray, name: str) -> np.ndarray:
     return features
 
 
-def _mean_and_factor(features: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _mean_and_factor(
+    features: Float64[np.ndarray, "n d"],
+) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "r d"]]:
     """The mean [d] and a triangular R [min(n, d), d] with R^T R = covariance."""
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)

@@ -58,11 +58,7 @@ class Placement(NamedTuple):
 
     Attributes:
       spec: its layout.
-<<<<<<< HEAD
-      warning: what fsdp could not do with it, and why; "" where there is nothing to say.
-=======
       warning: what fsdp could not do with it, and why; "" where there is none.
->>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
     """
 
     spec: PartitionSpec
@@ -223,21 +219,12 @@ def layout_warnings(tree: Any, mesh: AnyMesh, rules: Sequence[Rule] = ()) -> dic
     return {name: placement.warning for name, placement in found.items() if placement.warning}
 
 
-<<<<<<< HEAD
-def describe_warnings(found: dict[str, str]) -> list[str]:
-    """`layout_warnings` with a line for each reason; "encoder_*" stands for every layer."""
-    names: dict[str, list[str]] = {}
-    for name, warning in found.items():
-        names.setdefault(warning, []).append(re.sub(r"_\d+(?=/)", "_*", name))
-    return [f"{warning}: {', '.join(dict.fromkeys(these))}" for warning, these in names.items()]
-=======
 def describe_warnings(warnings: dict[str, str]) -> list[str]:
     """A line for each reason in `layout_warnings`; "encoder_*" stands for every layer."""
     names: dict[str, list[str]] = {}
     for name, reason in warnings.items():
         names.setdefault(reason, []).append(re.sub(r"_\d+(?=/)", "_*", name))
     return [f"{reason}: {', '.join(dict.fromkeys(these))}" for reason, these in names.items()]
->>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
 
 
 def batch_sharding(mesh: AnyMesh) -> NamedSharding:

@@ -8,7 +8,8 @@ the published code draws the excerpts (and the part of a long clip, without fusi
 are fixed here, so that a score can be measured twice.
 
 Source: ClapFeatureExtractor of transformers, which follows github.com/LAION-AI/CLAP.
-Dimensions: B clips, S samples, T frames, C spectrograms of a clip, F mel bands.
+Dimensions: B clips, S samples, T frames, C spectrograms of a clip, F mel bands, P
+padded samples, R frequency bins.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
 from fasttta_jax.audio.mel import (
     MelConfig,
@@ -80,8 +81,8 @@ class ClapWaveforms(NamedTuple):
       lengths: samples of each clip, int32 [B]; at least those of one spectrogram.
     """
 
-    audio: np.ndarray
-    lengths: np.ndarray
+    audio: Float32[np.ndarray, "B S"]
+    lengths: Int32[np.ndarray, " B"]
 
 
 class ClapFeatures(NamedTuple):
@@ -97,7 +98,7 @@ class ClapFeatures(NamedTuple):
 
 
 @functools.cache
-def mel_matrix(truncation: Truncation) -> np.ndarray:
+def mel_matrix(truncation: Truncation) -> Float32[np.ndarray, "F R"]:
     """The variant's filter bank, float32 [F, n_fft / 2 + 1]."""
     fusion = truncation == "fusion"
     return librosa.filters.mel(
@@ -150,7 +151,7 @@ def batch_waveforms(
     return ClapWaveforms(audio, np.asarray([clip.size for clip in clips], np.int32))
 
 
-def _fit(waveform: np.ndarray, config: ClapMelConfig) -> np.ndarray:
+def _fit(waveform: Float32[np.ndarray, " S"], config: ClapMelConfig) -> Float32[np.ndarray, " P"]:
     """One clip, filled up to the length of a spectrogram or, without fusion, cut to it."""
     length, total = waveform.size, NUM_SAMPLES
     if length >= total:

@@ -18,7 +18,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, Float32
 
 from fasttta_jax.models.layers import layer_norm, linear
 from fasttta_jax.pretrained.clap_swin import NORM_EPSILON
@@ -27,7 +27,7 @@ EXCERPTS = 3
 
 
 @functools.cache
-def bicubic_matrix(num_out: int, num_in: int) -> np.ndarray:
+def bicubic_matrix(num_out: int, num_in: int) -> Float32[np.ndarray, "{num_out} {num_in}"]:
     """Cubic interpolation as a matrix; first and last stay in place, and go on beyond the ends.
 
     The kernel has the parameter -0.75, and positions are rounded to float32, both as in torch

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Float32, Int
 
 from fasttta_jax.models.layers import layer_norm, linear, linear_init
 
@@ -42,7 +42,7 @@ def merge(windows: Float[Array, "B V A D"], height: int, width: int) -> Float[Ar
 
 
 @functools.cache
-def relative_position_index(window_size: int) -> np.ndarray:
+def relative_position_index(window_size: int) -> Int[np.ndarray, "A A"]:
     """Row of the bias table for every query and key of a window, int [A, A].
 
     The table has a row for each offset in both directions, (2 window_size - 1)^2 of them.
@@ -54,14 +54,16 @@ def relative_position_index(window_size: int) -> np.ndarray:
 
 
 @functools.cache
-def shift_mask(height: int, width: int, window_size: int, shift: int) -> np.ndarray:
+def shift_mask(
+    height: int, width: int, window_size: int, shift: int
+) -> Float32[np.ndarray, "V A A"]:
     """Added to the logits of a rolled grid: MASKED between tokens that were not neighbours.
 
     Returns:
       float32 [V, A, A].
     """
 
-    def region(size: int) -> np.ndarray:
+    def region(size: int) -> Int[np.ndarray, " {size}"]:
         index = np.arange(size)
         return (index >= size - window_size).astype(int) + (index >= size - shift)
 

@@ -25,7 +25,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
-from jaxtyping import Array, Bool, Float, Int
+from jaxtyping import Array, Bool, Float, Int, Int32
 
 from fasttta_jax.config import ComputeDtype
 from fasttta_jax.storage.weights import read_kind
@@ -119,7 +119,9 @@ class T5Config:
         return cls(**{name: values[name] for name in names if name in values})
 
 
-def relative_buckets(length: int, num_buckets: int, max_distance: int) -> np.ndarray:
+def relative_buckets(
+    length: int, num_buckets: int, max_distance: int
+) -> Int32[np.ndarray, "{length} {length}"]:
     """The bucket of the way from each query to each key, bidirectional.
 
     A quarter of the buckets is for single distances, as many for logarithmically growing ranges up

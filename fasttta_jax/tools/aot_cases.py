@@ -283,11 +283,7 @@ def report(
         "hbm_bandwidth": topology.accelerator.memory_bandwidth,
         "peak_flops": getattr(topology.accelerator, config.model.dtype),
         "flops_per_chip": flops_per_chip(case),
-<<<<<<< HEAD
-        "remarks": layout_warnings(params, mesh, config.mesh.rules),
-=======
         "warnings": layout_warnings(params, mesh, config.mesh.rules),
->>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
         "collectives": collectives,
         "lower_seconds": seconds,
         "jax": jax.__version__,

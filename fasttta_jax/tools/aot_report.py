@@ -115,21 +115,13 @@ def describe(found: Mapping[str, Any]) -> str:
         lines += ["", format_table(columns, rows, num_names=2), ""]
     elif found["collectives"] is not None:
         lines.append("collectives   none")
-    lines.append(f"not split as wished   {len(found['remarks'])} arrays")
-<<<<<<< HEAD
-    lines += [f"   {line}" for line in group_warnings(found["remarks"])]
-=======
+    lines.append(f"not split as wished   {len(found['warnings'])} arrays")
     lines += [f"   {line}" for line in group_warnings(found["warnings"])]
->>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
     return "\n".join(lines)
 
 
 def group_warnings(warnings: Mapping[str, str]) -> list[str]:
-<<<<<<< HEAD
     """Arrays that could not be split as wished, blocks of a stack in one line."""
-=======
-    """What could not be split, blocks of a stack in one line."""
->>>>>>> 6ffefbb (Annotations are checked in the tests: jaxtyping's import hook with beartype over the package)
     groups = collections.Counter((STACKED.sub("*", name), why) for name, why in warnings.items())
     return [
         f"{name}: {why}" + (f" ({count} arrays)" if count > 1 else "")
