@@ -17,6 +17,7 @@ import grain
 import numpy as np
 from absl import flags
 from jax.sharding import Mesh
+from jaxtyping import Float, Float32, Int
 
 from fasttta_jax.config import DataConfig
 from fasttta_jax.input_pipeline.prefetch import Prefetch, start_reader
@@ -31,8 +32,11 @@ WORKER_READ_AHEAD = 2
 
 
 def crop_or_pad(
-    columns: np.ndarray, num_columns: int, silence: np.ndarray, rng: np.random.Generator | None
-) -> np.ndarray:
+    columns: Float[np.ndarray, "P G C"],
+    num_columns: int,
+    silence: Float[np.ndarray, "G C"],
+    rng: np.random.Generator | None,
+) -> Float32[np.ndarray, "{num_columns} G C"]:
     """`num_columns` consecutive columns: a random window, the first without rng, or silence behind.
 
     Args:
@@ -100,7 +104,9 @@ class _Example(grain.transforms.RandomMap):
 class _HostRows(grain.MapDataset):
     """Of a dataset of clips, those in the given rows of each batch, one batch after the other."""
 
-    def __init__(self, parent: grain.MapDataset, rows: np.ndarray, batch_size: int) -> None:
+    def __init__(
+        self, parent: grain.MapDataset, rows: Int[np.ndarray, " R"], batch_size: int
+    ) -> None:
         super().__init__(parent)
         self._rows, self._batch_size = rows.tolist(), batch_size
 
@@ -121,7 +127,7 @@ def read_batches(
     *,
     num_tokens: int,
     seed: int,
-    rows: np.ndarray,
+    rows: Int[np.ndarray, " R"],
     start: int = 0,
 ) -> grain.DatasetIterator[Any]:
     """One host's part of the endless batches from number `start` on, as host arrays [R, ...].

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from jaxtyping import Float16, Int32
 
 from fasttta_jax.config import ComputeDtype
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
@@ -159,7 +160,9 @@ class Networks:
         return {name: _encode(network, captions) for name, network in self.networks.items()}
 
 
-def _encode(network: Network, captions: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+def _encode(
+    network: Network, captions: Sequence[str]
+) -> tuple[Float16[np.ndarray, "n L E"], Int32[np.ndarray, " n"]]:
     ids, mask = encode(network.tokenizer, captions, network.max_tokens)
     values = np.zeros((len(captions), network.positions, network.width), np.float16)
     rows = BATCH_SIZE * jax.local_device_count()
