@@ -95,7 +95,7 @@ def encode_clips(
 
     def collect(places: list[int], group: list[Clip], posterior: Posterior) -> None:
         arrays = {"tokens": to_columns(posterior.mean, codec)}
-        if with_variance:
+        if with_variance and posterior.log_variance is not None:
             arrays["log_variance"] = to_columns(posterior.log_variance, codec)
         for row, (place, clip) in enumerate(zip(places, group, strict=True)):
             columns = num_columns(len(clip.audio), codec.samples_per_column)

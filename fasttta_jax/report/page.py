@@ -23,7 +23,7 @@ from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.storage.files import write_atomically
 
-Value = float | int | str | bool | Measured | None
+Value = float | int | str | bool | np.number | np.bool_ | Measured | None
 
 
 @dataclasses.dataclass(frozen=True)

@@ -121,7 +121,7 @@ def frames_png(frames: Sequence[Frame], sample_rate: int, title: str | None = No
 
 
 def curves_png(
-    curves: Mapping[str, tuple[Sequence[float], Sequence[float]]],
+    curves: Mapping[str, tuple[Sequence[float] | np.ndarray, Sequence[float] | np.ndarray]],
     *,
     title: str | None = None,
     x_label: str = "step",

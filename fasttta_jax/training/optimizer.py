@@ -33,7 +33,7 @@ def _names(path: tuple[Any, ...]) -> list[str]:
     return [entry.key for entry in path]
 
 
-def _is_matrix(names: list[str], leaf: jax.Array) -> bool:
+def _is_matrix(names: list[str], leaf: jax.Array | jax.ShapeDtypeStruct) -> bool:
     own_axes = leaf.ndim - any(name in STACKS for name in names)
     return names[-1] not in ("bias", "scale") and own_axes >= 2
 
@@ -51,7 +51,7 @@ def decay_mask(params: Any) -> Any:
 def rate_groups(params: Any) -> Any:
     """ "head_matrix" for the head's matrices, "rest" for everything else, by name."""
 
-    def group(path: tuple[Any, ...], leaf: jax.Array) -> str:
+    def group(path: tuple[Any, ...], leaf: jax.Array | jax.ShapeDtypeStruct) -> str:
         names = _names(path)
         return "head_matrix" if names[0] == "head" and _is_matrix(names, leaf) else "rest"
 

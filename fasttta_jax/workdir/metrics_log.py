@@ -95,7 +95,7 @@ class MetricsWriter:
             str(self._folder), purge_step=purge_step, filename_suffix=suffix
         )
 
-    def write_scalars(self, step: int, scalars: Mapping[str, Any]) -> None:
+    def write_scalars(self, step: int | np.integer, scalars: Mapping[str, Any]) -> None:
         """Writes named numbers: Python, NumPy or JAX scalars.
 
         Raises:
@@ -188,7 +188,7 @@ class MetricsWriter:
     ) -> None:
         self.close()
 
-    def _write_line(self, step: int, values: Mapping[str, Any]) -> None:
+    def _write_line(self, step: int | np.integer, values: Mapping[str, Any]) -> None:
         if "step" in values:
             raise ValueError('"step" cannot be the name of a value: every line has one already')
         line = json.dumps({"step": int(step), **values}, ensure_ascii=False, allow_nan=False)

@@ -199,6 +199,7 @@ REJECTED = [
 ]
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("section", "values", "message"), REJECTED)
 def test_rejected_values_name_field_value_and_range(section, values, message):
     with pytest.raises(ConfigError, match=message):

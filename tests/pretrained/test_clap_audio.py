@@ -413,7 +413,7 @@ def test_windows_are_those_of_the_reference(unfused: Tower) -> None:
     np.testing.assert_array_equal(relative_position_index(4), index)
     mask = block.get_attn_mask(16, 12, torch.float32, "cpu").numpy()
     np.testing.assert_array_equal(shift_mask(16, 12, 4, 2), mask)
-    grid = jnp.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
+    grid = jnp.arange(2.0 * 8 * 12 * 3).reshape(2, 8, 12, 3)
     np.testing.assert_array_equal(merge(partition(grid, 4), 8, 12), grid)
 
 

@@ -236,6 +236,7 @@ def test_wrong_clips_are_refused() -> None:
         clap_mel(audio[:, :1000], np.array([1000]), config)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize("field", ["truncation", "padding", "crop"])
 def test_unknown_choices_are_refused(field: str) -> None:
     with pytest.raises(ValueError, match=f"{field} is 'random'; allowed"):

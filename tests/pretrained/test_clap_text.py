@@ -191,6 +191,7 @@ def test_the_shared_projection_is_that_of_the_whole_model() -> None:
     assert from_huggingface({"model_type": "clap_text_model"} | text).projection_dim == 99
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

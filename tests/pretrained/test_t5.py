@@ -231,18 +231,21 @@ def test_bfloat16_bears_outlier_channels() -> None:
     assert 1e-4 < error(ours, expected, mask) < bound
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_float16_is_refused() -> None:
     ids, mask = batch(SMALL, [3])
     with pytest.raises(ValueError, match="dtype is float16; allowed: float32, bfloat16"):
         T5Encoder(SMALL, jnp.dtype("float16")).init(jax.random.key(0), ids, mask)
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(("ids", "mask"), [((2, 0), (2, 0)), ((2, 3), (2, 4)), ((3,), (3,))])
 def test_shapes_are_checked(ids: tuple[int, ...], mask: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match=r"ids have shape \(.*allowed: both \[B, L\], L >= 1"):
         T5Encoder(SMALL).init(jax.random.key(0), np.zeros(ids, np.int32), np.zeros(mask, np.bool_))
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -211,6 +211,7 @@ def test_a_full_scale_sine_is_zero_decibels_at_its_frequency() -> None:
         assert decibels.max() - quiet.max() == pytest.approx(20.0, abs=0.01)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_pictures_are_deterministic_and_show_the_sound() -> None:
     low, high = spectrogram_png(tone(200), 16_000), spectrogram_png(tone(4000), 16_000)
     assert spectrogram_png(tone(200), 16_000) == low

@@ -93,13 +93,13 @@ def test_accumulated_gradient_is_the_mean_of_the_parts():
 def test_parts_draw_independent_randomness():
     def loss(params: Any, rows: Any, key: jax.Array) -> tuple[jax.Array, dict[str, jax.Array]]:
         draw = jax.random.normal(key)
-        return params * draw, {"square": draw**2}
+        return params["x"] * draw, {"square": draw**2}
 
     gradient, metrics = accumulated_gradients(
-        loss, jnp.float32(1.0), {"x": jnp.zeros((4, 1))}, jax.random.key(0), 4
+        loss, {"x": jnp.float32(1.0)}, {"x": jnp.zeros((4, 1))}, jax.random.key(0), 4
     )
     draws = jax.vmap(jax.random.normal)(jax.random.split(jax.random.key(0), 4))
-    np.testing.assert_allclose(gradient, draws.mean(), rtol=1e-6)
+    np.testing.assert_allclose(gradient["x"], draws.mean(), rtol=1e-6)
     np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=1e-6)
 
 
