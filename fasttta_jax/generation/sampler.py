@@ -14,13 +14,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import DecodeState, Known, parallel_decode, reveal_counts
 from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.compile import compile_sampler
-from fasttta_jax.parallel.mesh import check_batch_size
+from fasttta_jax.parallel.mesh import AnyMesh, check_batch_size
 from fasttta_jax.parallel.rows import spread_rows
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
@@ -70,7 +69,7 @@ class TokenGenerator:
         self,
         model: TextToAudio,
         config: DecodeConfig,
-        mesh: Mesh,
+        mesh: AnyMesh,
         batch_size: int,
         *,
         num_known: int = 0,

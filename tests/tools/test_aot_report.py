@@ -195,6 +195,7 @@ def small_program(scale: float) -> Any:
     return build
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.usefixtures("_links")
 def test_a_compiled_program_has_memory_and_collectives(devices_mesh, monkeypatch):
     monkeypatch.setattr(aot_cases, "build", small_program(1.0))
@@ -224,6 +225,7 @@ def test_a_compiled_program_has_memory_and_collectives(devices_mesh, monkeypatch
     assert "all-gather" in shown
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.usefixtures("_links")
 def test_only_the_same_program_is_taken_from_an_earlier_report(devices_mesh, monkeypatch):
     monkeypatch.setattr(aot_cases, "build", small_program(1.0))
