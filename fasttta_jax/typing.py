@@ -12,7 +12,7 @@ The tests check these annotations, dimensions and kinds of arrays included (`tes
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +21,9 @@ from jaxtyping import Array, Bool, Float, Int
 
 AnyArray = jax.Array | np.ndarray
 """An array on a device, or of NumPy on the host."""
+
+SomeArray = TypeVar("SomeArray", jax.Array, np.ndarray)
+"""What is taken and given back as the same kind."""
 
 Params = Mapping[str, Any]
 Key = jax.Array

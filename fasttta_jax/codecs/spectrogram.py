@@ -14,7 +14,7 @@ import dataclasses
 import functools
 import json
 import pathlib
-from typing import Any, TypeVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -30,12 +30,11 @@ from fasttta_jax.audio.mel import (
     stft,
 )
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
-from fasttta_jax.typing import AnyArray, Audio, Tokens
+from fasttta_jax.typing import AnyArray, Audio, SomeArray, Tokens
 
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
 MOMENTUM = 0.99
-SomeArray = TypeVar("SomeArray", jax.Array, np.ndarray)
 
 
 @dataclasses.dataclass(frozen=True)

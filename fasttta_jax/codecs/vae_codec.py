@@ -35,7 +35,7 @@ from fasttta_jax.pretrained.vae import Vae, VaeConfig
 from fasttta_jax.pretrained.vae import load as load_vae
 from fasttta_jax.storage.files import write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
-from fasttta_jax.typing import AnyArray, Audio, Params, Tokens
+from fasttta_jax.typing import AnyArray, Audio, Params, SomeArray, Tokens
 
 KIND = "vae"
 VAE_FOLDER = "vae"
@@ -112,7 +112,7 @@ class _Networks:
                 )
 
 
-def to_tokens(latents: Float[Array, "B t f c"], patch_size: int) -> Tokens:
+def to_tokens(latents: Float[SomeArray, "B t f c"], patch_size: int) -> Float[SomeArray, "B N C"]:
     """Latents to tokens, time-major; a token's numbers run over channel, frame and row."""
     return rearrange(
         latents,
@@ -122,7 +122,9 @@ def to_tokens(latents: Float[Array, "B t f c"], patch_size: int) -> Tokens:
     )
 
 
-def from_tokens(tokens: Tokens, patch_size: int, num_bands: int) -> Float[Array, "B t f c"]:
+def from_tokens(
+    tokens: Float[SomeArray, "B N C"], patch_size: int, num_bands: int
+) -> Float[SomeArray, "B t f c"]:
     """The inverse of `to_tokens` for `num_bands` tokens a column."""
     return rearrange(
         tokens,

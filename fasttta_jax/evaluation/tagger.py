@@ -27,7 +27,7 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Num
 
 from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.audio.mel import MelConfig, log_mel
@@ -186,7 +186,7 @@ class Tagger:
         settings = f"{self.spec.to_json()} {self.mean!r} {self.deviation!r}"
         return hashlib.sha256(f"{settings} {tree_hash(self.params)}".encode()).hexdigest()
 
-    def embed(self, audio: Float[np.ndarray, "n S"]) -> Features:
+    def embed(self, audio: Num[np.ndarray, "n S"]) -> Features:
         """The tagger as an embedder; arguments and errors are those of `predict`."""
         output = self.predict(audio)
         axes = {axis_name(axis): values for axis, values in self.spec.axes.items()}
@@ -199,7 +199,7 @@ class Tagger:
             {EVENTS: self.spec.events, **axes},
         )
 
-    def predict(self, audio: Float[np.ndarray, "n S"]) -> TaggerOutput:
+    def predict(self, audio: Num[np.ndarray, "n S"]) -> TaggerOutput:
         """Tags clips, in padded batches of one fixed size, so that the network compiles once.
 
         Args:

@@ -16,7 +16,7 @@ import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Int
 
-from fasttta_jax.parallel.mesh import check_batch_size
+from fasttta_jax.parallel.mesh import AnyMesh, check_batch_size
 from fasttta_jax.parallel.sharding import batch_sharding
 
 T = TypeVar("T")
@@ -71,7 +71,7 @@ def to_global(batch: Any, mesh: Mesh, rows: Int[np.ndarray, " R"], batch_size: i
     return jax.tree.map(place, batch)
 
 
-def spread_rows(values: T, mesh: Mesh) -> T:
+def spread_rows(values: T, mesh: AnyMesh) -> T:
     """A tree of arrays [B, ...] that every host has whole, split over the mesh by rows.
 
     On one host they stay as they are: a jitted program splits them itself.

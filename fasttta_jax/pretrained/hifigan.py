@@ -23,7 +23,7 @@ from jaxtyping import Array, Float
 
 from fasttta_jax.config.mapping import as_tuples
 from fasttta_jax.storage.weights import read_kind
-from fasttta_jax.typing import Audio
+from fasttta_jax.typing import AnyArray, Audio
 
 KIND = "hifigan"
 MODEL_TYPES = ("hifigan", "speecht5_hifigan")
@@ -295,12 +295,12 @@ class Hifigan(nn.Module):
     config: HifiganConfig
     dtype: DTypeLike = jnp.float32
 
-    def __call__(self, log_mel: Float[Array, "B T F"]) -> Audio:
+    def __call__(self, log_mel: Float[AnyArray, "B T F"]) -> Audio:
         """Waveforms [B, T * stride] in [-1, 1]: the first samples of `untrimmed`."""
         return self.untrimmed(log_mel)[:, : log_mel.shape[1] * self.config.stride]
 
     @nn.compact
-    def untrimmed(self, log_mel: Float[Array, "B T F"]) -> Audio:
+    def untrimmed(self, log_mel: Float[AnyArray, "B T F"]) -> Audio:
         """All samples that the stack yields, a few more than T * stride: 163,872 of 1024 frames.
 
         Raises:
@@ -311,7 +311,7 @@ class Hifigan(nn.Module):
             raise ValueError(
                 f"log_mel has shape {log_mel.shape}; allowed: [B, T, {config.model_in_dim}]"
             )
-        x = log_mel.astype(jnp.float32)
+        x = jnp.asarray(log_mel, jnp.float32)
         if config.normalize_before:
             bands = (config.model_in_dim,)
             mean = self.param("mean", nn.initializers.zeros_init(), bands)

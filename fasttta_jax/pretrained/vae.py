@@ -33,7 +33,7 @@ from fasttta_jax.pretrained.vae_blocks import (
     group_norm,
 )
 from fasttta_jax.storage.weights import read_kind
-from fasttta_jax.typing import Key, Params
+from fasttta_jax.typing import AnyArray, Key, Params
 
 KIND = "vae"
 LOG_VARIANCE_RANGE = (-30.0, 20.0)
@@ -204,7 +204,7 @@ class Vae(nn.Module):
         self.decoder = Decoder(self.config, self.dtype)
 
     def encode(
-        self, spectrograms: Float[Array, "B T F"]
+        self, spectrograms: Float[AnyArray, "B T F"]
     ) -> tuple[Float[Array, "B t f C"], Float[Array, "B t f C"]]:
         """Log-mel spectrograms to a diagonal gaussian over raw latents.
 
@@ -220,12 +220,13 @@ class Vae(nn.Module):
                 f"spectrograms have shape {shape}; allowed: (clips, frames, mel bands), where "
                 f"frames and mel bands are multiples of {stride}"
             )
-        gaussian = self.quant_conv(self.encoder(spectrograms.swapaxes(1, 2)[..., None]))
+        x = jnp.asarray(spectrograms).swapaxes(1, 2)[..., None]
+        gaussian = self.quant_conv(self.encoder(x))
         gaussian = gaussian.swapaxes(1, 2)
         mean, log_variance = jnp.split(gaussian, 2, axis=-1)
         return mean, jnp.clip(log_variance, *LOG_VARIANCE_RANGE)
 
-    def decode(self, latents: Float[Array, "B t f C"]) -> Float[Array, "B T F"]:
+    def decode(self, latents: Float[AnyArray, "B t f C"]) -> Float[Array, "B T F"]:
         """Raw latents to log-mel spectrograms, float32.
 
         Raises:
@@ -236,9 +237,10 @@ class Vae(nn.Module):
                 f"latents have shape {latents.shape}; allowed: (clips, frames, rows, "
                 f"{self.config.latent_channels} channels)"
             )
-        return self.decoder(self.post_quant_conv(latents.swapaxes(1, 2)))[..., 0].swapaxes(1, 2)
+        x = self.post_quant_conv(jnp.asarray(latents).swapaxes(1, 2))
+        return self.decoder(x)[..., 0].swapaxes(1, 2)
 
-    def __call__(self, spectrograms: Float[Array, "B T F"]) -> Float[Array, "B T F"]:
+    def __call__(self, spectrograms: Float[AnyArray, "B T F"]) -> Float[Array, "B T F"]:
         """The spectrograms as the means of their latents reconstruct them."""
         mean, _ = self.encode(spectrograms)
         return self.decode(mean)

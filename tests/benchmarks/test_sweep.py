@@ -104,6 +104,7 @@ def test_shorter_runs_keep_the_shape_of_their_schedule(students, num_steps):
         assert num_steps / 2 <= short.evaluate_every <= num_steps / 2 + 1
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_a_setting_changes_the_steps_of_a_teacher_and_nothing_else(teacher):
     whole = TrainedModel(
         teacher, build_model(teacher, NoText(3)), {"head": object()}, None, 7, "somewhere"
