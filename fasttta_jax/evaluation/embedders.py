@@ -16,7 +16,7 @@ import logging
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import librosa
 import numpy as np
@@ -48,6 +48,7 @@ class Features:
         return Features(self.embeddings[list(rows)], chosen, self.classes)
 
 
+@runtime_checkable
 class Embedder(Protocol):
     """A network with its weights and settings."""
 

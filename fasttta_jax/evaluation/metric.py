@@ -7,7 +7,7 @@ gates take its name, its title and its words from there.
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.metrics.intervals import Measured
@@ -51,6 +51,7 @@ class Needs:
     reference: Literal["test", "training"] | None = None
 
 
+@runtime_checkable
 class Metric(Protocol):
     """A figure of a set of clips."""
 
