@@ -79,10 +79,11 @@ class Runs:
             max_clips=number,
         )
         total = math.ceil(number / self.config.batch_size)
+        progress = tqdm.tqdm(batches, f"energy score, {name}", total, unit="batch")
         return held_out_energy(
             trained.model,
             trained.params,
-            tqdm.tqdm(batches, f"energy score, {name}", total, unit="batch"),
+            iter(progress),  # the bar itself passes for a collection, of which checks read one item
             trained.config.masking,
             seed=self.config.seed,
             mesh=setup.mesh,
