@@ -8,7 +8,7 @@ Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width, M draws.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar, NamedTuple, Protocol
+from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
 from jaxtyping import Array, Float
@@ -46,6 +46,7 @@ class Teacher(NamedTuple):
     hidden: Hidden
 
 
+@runtime_checkable
 class Objective(Protocol):
     """A frozen dataclass, equal by value, so that equal programs are compiled once.
 
