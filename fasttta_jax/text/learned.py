@@ -27,7 +27,7 @@ from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.text.tokenize import truncation_log
-from fasttta_jax.typing import Conditioning, Key, Params, TextStream
+from fasttta_jax.typing import AnyArray, Conditioning, Key, Params, TextStream
 
 TOKENIZER_FILE = "tokenizer.json"
 SEEN_FILE = "seen_tokens.json"
@@ -177,6 +177,6 @@ class LearnedTextEncoder:
         return {STREAM: TextStream(params["embedding"][ids], jnp.asarray(batch["mask"]))}
 
 
-def sample_hidden_tokens(key: Key, mask: Bool[Array, "B L"], rate: float) -> Bool[Array, "B L"]:
+def sample_hidden_tokens(key: Key, mask: Bool[AnyArray, "B L"], rate: float) -> Bool[Array, "B L"]:
     """Which text tokens training hides, each independently with probability `rate`."""
     return jax.random.bernoulli(key, rate, mask.shape) & mask
