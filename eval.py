@@ -1,14 +1,14 @@
-"""Judges trained runs, and sounds of other projects: metrics, energy score, sampling time.
+"""Evaluates trained runs, and sounds of other projects: metrics, energy score, sampling time.
 
     python eval.py --run=teacher=runs/demo/teacher --run=student=runs/demo/student \\
         --audio_data=runs/demo/data --encoded_data=runs/demo/encoded --out=runs/demo/report
 
-Works for every dataset with captions; where labels name sound events, a tagger is trained to judge
-by them. Writes metrics.json and report.html, one file with tables, training curves and sounds, and
-keeps the tagger and the features of all sounds beside them for the next time. With --gates=demo the
-exit code is 1 where a figure misses its bound.
+Works for every dataset with captions; where labels name sound events, a tagger is trained for the
+metrics that use them. Writes metrics.json and report.html, one file with tables, training curves
+and sounds, and keeps the tagger and the features of all sounds beside them for the next time. With
+--gates=demo the exit code is 1 where a figure misses its bound.
 
-Sounds that something else made for the captions of the test clips are judged from a folder:
+Sounds that something else made for the captions of the test clips are evaluated from a folder:
 
     python eval.py --sounds=theirs=FOLDER --audio_data=runs/demo/data --out=runs/theirs
 

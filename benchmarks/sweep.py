@@ -1,4 +1,4 @@
-"""The ablations at demo scale: trains the students that are missing, judges every row, one table.
+"""The ablations at demo scale: trains missing students, evaluates every row, makes one table.
 
     python -m benchmarks.sweep
     python -m benchmarks.sweep --only='^teacher' --num_clips=96
@@ -9,10 +9,10 @@ in the samples of the energy score, in what is trained and in the head (configs/
 has the variants); trained runs then decode with other guidance, iterations and diffusion steps.
 
 Writes OUT/sweep.json and OUT/sweep.md; runs are in OUT/runs. Started again, a sweep goes on where
-it stopped: finished runs are skipped, an unfinished one resumes, and a row that was judged on the
-same parameters, settings and clips is read from OUT/rows (delete that folder after a change of the
-code). Sampling times are measured anew each time, all rows in turns in one process; times of two
-sweeps cannot be compared.
+it stopped: finished runs are skipped, an unfinished one resumes, and a row that was evaluated on
+the same parameters, settings and clips is read from OUT/rows (delete that folder after a change of
+the code). Sampling times are measured anew each time, all rows in turns in one process; times of
+two sweeps cannot be compared.
 """
 
 from __future__ import annotations
@@ -116,12 +116,12 @@ def expand(setup: EvaluationSetup, settings: Sequence[Setting]) -> EvaluationSet
     )
 
 
-class Judge:
+class SettingEvaluator:
     """Figures of settings; those that an earlier sweep has found are read.
 
     Args:
       config: clips, seed and output folder; its runs are those of the settings.
-      settings: what is judged.
+      settings: what is evaluated.
     """
 
     def __init__(self, config: EvaluationConfig, settings: Sequence[Setting]) -> None:
@@ -159,7 +159,7 @@ class Judge:
         """Figures of every setting by its name, without sampling times."""
         found: dict[str, dict[str, Any]] = {}
         energies: dict[tuple[str, int | None], Any] = {}
-        with tqdm.tqdm(self.settings, "judging rows", unit="row") as progress:
+        with tqdm.tqdm(self.settings, "evaluating rows", unit="row") as progress:
             for setting in progress:
                 progress.set_postfix_str(setting.name)
                 path = self._folder / f"{setting.name}.json"
@@ -190,7 +190,7 @@ class Judge:
 def sweep(
     config: EvaluationConfig, teacher: str, *, only: str = "", num_steps: int | None = None
 ) -> dict[str, Any]:
-    """Trains what is missing, judges all rows, writes sweep.json and sweep.md.
+    """Trains what is missing, evaluates all rows, writes sweep.json and sweep.md.
 
     Args:
       config: data, output folder, clips and seed; its runs are replaced by the sweep's.
@@ -218,14 +218,14 @@ def sweep(
             train(students[name], workdirs[name], teacher_sha256)
     runs = {name: str(path) for name, path in workdirs.items() if name in needed}
     settings = list(dict.fromkeys(row.setting for row in rows))
-    judge = Judge(dataclasses.replace(config, runs=runs), settings)
-    references, figures = judge.references(), judge.figures()
-    times = {name: found.to_json() for name, found in judge.evaluator.times().items()}
-    trained = judge.evaluator.setup.trained
+    rated = SettingEvaluator(dataclasses.replace(config, runs=runs), settings)
+    references, figures = rated.references(), rated.figures()
+    times = {name: found.to_json() for name, found in rated.evaluator.times().items()}
+    trained = rated.evaluator.setup.trained
     results = {
         "quantities": [
             {"name": one.name, "title": one.title}
-            for one in judge.evaluator.quantities
+            for one in rated.evaluator.quantities
             if one != TIMES_SLOWER  # the sweep holds no run against another
         ],
         "references": references,
@@ -241,9 +241,9 @@ def sweep(
             }
             for row in rows
         ],
-        "warnings": judge.warnings,
+        "warnings": rated.warnings,
         "settings": {
-            "evaluation": dataclasses.asdict(judge.evaluator.config),
+            "evaluation": dataclasses.asdict(rated.evaluator.config),
             "environment": environment(),
         },
     }

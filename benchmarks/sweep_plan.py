@@ -1,7 +1,7 @@
 """The rows of the ablation sweep: which runs are trained, and how each of them decodes.
 
 Everything follows from the configs of the runs. Rows that come to the same run and the same way of
-decoding share one `Setting`, which is judged once.
+decoding share one `Setting`, which is evaluated once.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Row:
     Attributes:
       group: the table's section.
       name: what --only is matched with; unique.
-      setting: what is judged.
+      setting: what is evaluated.
     """
 
     group: str

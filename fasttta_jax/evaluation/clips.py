@@ -108,8 +108,8 @@ def read_test_clips(
     chosen = [*found[1], *found[2]] or first
     if not chosen:
         raise DatasetError(
-            f"no clip among {len(records)} of the test split has a caption; models are judged by "
-            "what they generate for the captions of test clips"
+            f"no clip among {len(records)} of the test split has a caption; models are evaluated "
+            "by what they generate for the captions of test clips"
         )
     longest = max(len(record["audio"]) for record in chosen)
     return _clips(chosen, longest if num_samples is None else num_samples)

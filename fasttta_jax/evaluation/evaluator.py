@@ -1,4 +1,4 @@
-"""Judges trained runs, and sounds of other projects, on the test split of an audio dataset.
+"""Evaluates trained runs, and sounds of other projects, on the test split of an audio dataset.
 
 In order: everything is checked, embedders are loaded or trained, real clips are scored before and
 after the codec, every run is timed, generates sounds for the captions and predicts unseen tokens,
@@ -64,12 +64,12 @@ from fasttta_jax.parallel.local import local_mesh
 logger = logging.getLogger(__name__)
 
 METRICS: tuple[Metric, ...] = (EventAccuracy(), AttributeAccuracy(), RecallAt2(), TAGGER_FRECHET)
-"""What sounds are judged by, in the order of the columns."""
+"""What is computed from sounds, in the order of the columns."""
 FEATURES_FOLDER = "features"
 
 
 def evaluate(config: EvaluationConfig, metrics: Sequence[Metric] = METRICS) -> Evaluation:
-    """Judges the runs and writes metrics.json and report.html.
+    """Evaluates the runs and writes metrics.json and report.html.
 
     Raises:
       EvaluationError: the runs do not fit one another or the codec, or nothing can be measured.
@@ -85,9 +85,9 @@ class Evaluator:
     """The stages of an evaluation; what its rows share is made once, when it is first needed.
 
     Args:
-      config: what to judge, and with how much.
+      config: what to evaluate, and with how much.
       setup: the runs and data, loaded.
-      metrics: what sounds are judged by.
+      metrics: what is computed from sounds.
     """
 
     def __init__(
@@ -293,7 +293,7 @@ class Evaluator:
         found = {}
         if self.config.gates is not None:
             figures = {row.name: row.values for row in rows}
-            found = gates.judge(gates.GATES[self.config.gates], figures, self.quantities)
+            found = gates.check(gates.GATES[self.config.gates], figures, self.quantities)
         table = tables.main_table(rows, self.quantities, found)
         return Evaluation(tuple(rows), self.quantities, found, table, tuple(warnings))
 

@@ -1,6 +1,6 @@
 """Gates: bounds that the figures of an evaluation must meet, so that a run can fail by its sound.
 
-A bound belongs to a row of the main table by its name. Rows that are not there are not judged; a
+A bound belongs to a row of the main table by its name. Rows that are not there are not checked; a
 figure that was not measured does not meet its bound.
 """
 
@@ -46,19 +46,19 @@ GATES: dict[str, tuple[Bound, ...]] = {"demo": _demo()}
 
 
 def check_rows(name: str, rows: Sequence[str]) -> None:
-    """Raises ValueError where there are no such gates, or they would judge none of the rows."""
+    """Raises ValueError where there are no such gates, or they bound none of the rows."""
     if name not in GATES:
         raise ValueError(f"gates is {name!r}; allowed: {sorted(GATES)}")
     bounded = dict.fromkeys(bound.row for bound in GATES[name])
-    judged = [row for row in bounded if row not in REFERENCES]
-    if not set(rows) & set(judged):
+    runs = [row for row in bounded if row not in REFERENCES]
+    if not set(rows) & set(runs):
         raise ValueError(
-            f"gates is {name!r}, which judges runs named {' and '.join(judged)}; the runs are "
+            f"gates is {name!r}, which bounds runs named {' and '.join(runs)}; the runs are "
             f"named {', '.join(rows)}"
         )
 
 
-def judge(
+def check(
     bounds: Sequence[Bound],
     rows: Mapping[str, Mapping[str, Measured]],
     quantities: Sequence[Quantity],

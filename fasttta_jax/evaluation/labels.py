@@ -1,8 +1,8 @@
 """Labels of a dataset, which name sound events and their attributes, and their form as arrays.
 
-A label is a JSON object. "events" lists the names of what is heard; it alone is needed. Where
+A label is a JSON object. "events" lists the names of the sounds; it alone is needed. Where
 "attributes" is {event: {axis: value}} and "mentioned" lists, for each caption, {event: [axis]},
-attributes can be judged too; other forms are left aside.
+attributes count too; other forms are left aside.
 
 Dimensions: n clips, E events, A attribute axes.
 """

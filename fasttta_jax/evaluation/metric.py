@@ -41,7 +41,7 @@ class Needs:
     Attributes:
       embedder: name of the network whose features it compares; None for waveforms alone.
       labels: whether labels must name events.
-      reference: what clips are held against: "test", the real clips with the same captions, in
+      reference: what clips are compared with: "test", the real clips with the same captions, in
         the same order; "training", as many real training clips, of the same events where labels
         name them; None for nothing.
     """
@@ -65,9 +65,9 @@ class Metric(Protocol):
         """The figure.
 
         Args:
-          clips: what is judged, with the features of the embedder that is needed. Where clips are
-            held against training clips, those that have no counterpart are left out.
-          reference: what it is held against, likewise; None if nothing is needed.
+          clips: what is scored, with the features of the embedder that is needed. Where clips are
+            compared with training clips, those that have no counterpart are left out.
+          reference: what they are compared with, likewise; None if nothing is needed.
           sample_rate: of all clips.
 
         Raises:

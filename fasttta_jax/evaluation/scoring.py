@@ -104,7 +104,7 @@ class Scorer:
         """The figures of one set.
 
         Args:
-          clips: what is judged.
+          clips: what is scored.
           rows: the rising rows of the test clips that `clips` were made for; None for all.
         """
         rows = list(range(len(self._test))) if rows is None else list(rows)
@@ -116,14 +116,14 @@ class Scorer:
             try:
                 if metric.needs.labels and not _names_events(clips):
                     raise NotMeasured('no label names an event (labels with "events")')
-                judged, reference = self._sides(metric, with_features(metric.needs.embedder), rows)
-                values[name] = metric.score(judged, reference, self.sample_rate)
+                scored, reference = self._sides(metric, with_features(metric.needs.embedder), rows)
+                values[name] = metric.score(scored, reference, self.sample_rate)
             except NotMeasured as reason:
                 reasons[name] = str(reason)
         return Scores(values, reasons)
 
     def _sides(self, metric: Metric, clips: Clips, rows: list[int]) -> tuple[Clips, Clips | None]:
-        """The clips that a metric judges, and what they are held against."""
+        """The clips that a metric scores, and what they are compared with."""
         needs = metric.needs
         if needs.reference is None:
             return clips, None

@@ -32,7 +32,7 @@ class EvaluationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class EvaluationConfig:
-    """What to judge, and with how much.
+    """What to evaluate, and with how much.
 
     Attributes:
       runs: workdir of each run by the name of its row.
@@ -68,7 +68,7 @@ class EvaluationConfig:
     def __post_init__(self) -> None:
         if not self.runs and not self.sounds:
             raise EvaluationError(
-                "there is nothing to judge: give --run=NAME=WORKDIR or --sounds=NAME=FOLDER"
+                "there is nothing to evaluate: give --run=NAME=WORKDIR or --sounds=NAME=FOLDER"
             )
         for name in [*self.runs, *self.sounds]:
             if name in REFERENCES:

@@ -31,7 +31,7 @@ CAPTION_COLUMNS = ("prompt", "caption")
 
 
 class SoundsError(ValueError):
-    """A folder of sounds that cannot be judged; names the table and the line."""
+    """A folder of sounds that cannot be evaluated; names the table and the line."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

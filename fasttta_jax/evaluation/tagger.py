@@ -1,9 +1,9 @@
 """The tagger: a small network that says which sound events a clip holds, and with which attributes.
 
-It judges generated audio for data whose labels are known (the synthetic soundscapes, ESC-10). It
-hears log-mel magnitudes only, so a clip whose phase was reconstructed is judged by what it sounds
-like. It is trained on real clips of the dataset's own training split (`tagger_training`): its
-figures compare models on that dataset, and are not comparable with those of public audio networks.
+It classifies generated audio for data whose labels are known (the synthetic soundscapes, ESC-10).
+Its input is log-mel magnitudes only, so that reconstructed phase does not count. It is trained on
+real clips of the dataset's own training split (`tagger_training`): its figures compare models on
+that dataset, and are not comparable with those of public audio networks.
 
 Dimensions: n clips, S samples, T frames, F mel bands, E events, V values of an attribute axis,
 D = 64.

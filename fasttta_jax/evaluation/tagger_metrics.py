@@ -120,10 +120,10 @@ def event_counts(clips: Clips) -> tuple[EventCount, ...]:
     names = features.classes[EVENTS]
     counts = []
     for event in np.unique(asked):
-        answers = Counter(found[asked == event].tolist())
-        right = answers.pop(int(event), 0)
-        total = right + answers.total()
-        mistakes = tuple((names[i], n) for i, n in answers.most_common())
+        predicted = Counter(found[asked == event].tolist())
+        right = predicted.pop(int(event), 0)
+        total = right + predicted.total()
+        mistakes = tuple((names[i], n) for i, n in predicted.most_common())
         counts.append(EventCount(names[event], total, right, mistakes))
     return tuple(counts)
 

@@ -3,7 +3,7 @@
 Phase reconstruction smears a spectrogram a little, decoders blur it, and levels drift. Each
 training spectrogram is therefore shifted in time, made louder or softer, blurred, made noisy, and
 has one band and one stretch of time hidden (SpecAugment: Park et al., 2019, arXiv:1904.08779).
-Changes stay small: loudness is how one hears distance, and a frequency is how one hears pitch.
+Changes stay small: loudness tells distance, and frequency tells pitch.
 
 Dimensions: n clips, S samples, T frames, F mel bands, E events, A attribute axes.
 """
@@ -165,7 +165,7 @@ def augment(
       floor: the lowest value a spectrogram may hold.
 
     Returns:
-      Pictures of the same shape, nowhere below `floor`.
+      Spectrograms of the same shape, nowhere below `floor`.
     """
     gain_key, shift_key, blur_key, noise_key, level_key, band_key, frame_key = jax.random.split(
         key, 7

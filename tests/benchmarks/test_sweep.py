@@ -50,7 +50,7 @@ def test_students_are_the_demo_variants_on_the_given_data_and_teacher(students):
         assert config.num_steps == 500
 
 
-def test_the_plan_names_every_row_once_and_judges_equal_ones_once(teacher, students):
+def test_the_plan_names_every_row_once_and_evaluates_equal_ones_once(teacher, students):
     rows = plan(teacher, students)
     by_name = {row.name: row.setting for row in rows}
     assert len(by_name) == len(rows) == 1 + VARIANTS + 2 * 5 + 2 * 6 + 4
@@ -201,7 +201,7 @@ def test_an_interrupted_run_took_its_last_part_in_proportion(world, trained, tmp
 
 
 @pytest.mark.slow
-def test_a_sweep_writes_its_table_and_judges_nothing_twice(world, trained, monkeypatch):
+def test_a_sweep_writes_its_table_and_evaluates_nothing_twice(world, trained, monkeypatch):
     student = helpers.tiny_student_config(world / "encoded", world / "teacher")
     students = {STUDENT: student, "lambda_1": student, "lambda_10": student}
     students["lambda_10"] = dataclasses.replace(student, seed=1)
@@ -231,7 +231,7 @@ def test_a_sweep_writes_its_table_and_judges_nothing_twice(world, trained, monke
     assert page == to_markdown(found)
 
     for stage in ("sounds", "energy", "references"):
-        monkeypatch.setattr(Evaluator, stage, lambda *_: pytest.fail("judged twice"))
+        monkeypatch.setattr(Evaluator, stage, lambda *_: pytest.fail("evaluated twice"))
     again = sweep.sweep(config, str(world / "teacher"), only=only)
     assert trained == [STUDENT]
     for row, before in zip(again["rows"], found["rows"], strict=True):

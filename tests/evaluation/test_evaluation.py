@@ -261,7 +261,7 @@ def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
 
 
 @pytest.mark.slow
-def test_sounds_of_a_folder_are_judged_beside_real_clips(world, tmp_path):
+def test_sounds_of_a_folder_are_evaluated_beside_real_clips(world, tmp_path):
     """Real clips in a folder have the figures of real clips; what is left out is counted."""
     config = world.config(runs={}, encoded_data=None, sounds={"copy": "unused"})
     real = Evaluator(config, load_setup(config, local_mesh())).test

@@ -1,4 +1,4 @@
-"""Metrics count what is recognised or say why they cannot; gates judge the rows there are."""
+"""Metrics count what is recognised or say why they cannot; gates bound the rows there are."""
 
 import json
 import math
@@ -152,16 +152,16 @@ def result(name: str, accuracy: float, times_slower: float | None = None) -> Row
     return RowResult(name, "teacher", values, missing, {1: 100}, energy=energy)
 
 
-def test_gates_judge_the_rows_that_are_there():
+def test_gates_bound_the_rows_that_are_there():
     rows = [result("real", 0.99), result("teacher", 0.86, 2.0), result("baseline", 0.1)]
     figures = {row.name: row.values for row in rows}
-    found = gates.judge(GATES["demo"], figures, QUANTITIES)
+    found = gates.check(GATES["demo"], figures, QUANTITIES)
     assert [gate.passed for gate in found["real"]] == [True]
     # accuracy, attributes, and a recall that was not measured; no student to be compared with
     assert [gate.passed for gate in found["teacher"]] == [True, True, False]
     assert "not measured" in found["teacher"][2].condition
     assert found["baseline"] == ()
-    compared = gates.judge(GATES["demo"], figures | {"student": figures["real"]}, QUANTITIES)
+    compared = gates.check(GATES["demo"], figures | {"student": figures["real"]}, QUANTITIES)
     assert [gate.passed for gate in compared["teacher"]] == [True, True, False, False]
     table = tables.main_table(rows, QUANTITIES, found)
     text = tables.as_text(table)
@@ -194,7 +194,7 @@ def test_another_metric_is_one_file(tmp_path):
     row = RowResult("student", "student", scores.values, scores.not_measured, {0: 3})
     quantities = [LevelError.quantity]
     bounds = (Bound("student", "level_error", 7.0, "at most"), Bound("student", "level_error", 7.0))
-    found = gates.judge(bounds, {"student": row.values}, quantities)
+    found = gates.check(bounds, {"student": row.values}, quantities)
     assert [gate.passed for gate in found["student"]] == [True, False]
     assert found["student"][0].condition == "level error, dB at most 7 (found: 6.021)"
     table = tables.main_table([row], quantities, found)

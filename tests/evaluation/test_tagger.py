@@ -120,7 +120,7 @@ def test_recognises_clips_whose_phase_was_reconstructed(trained: Tagger) -> None
     assert event_accuracy(probabilities, events.argmax(axis=1)).value >= 0.9
 
 
-def test_a_clip_is_judged_alone_and_the_network_compiles_once(trained: Tagger) -> None:
+def test_a_clip_is_tagged_alone_and_the_network_compiles_once(trained: Tagger) -> None:
     audio, _ = make_clips(70, seed=5)
     together = trained.predict(audio)
     compiled = tagger._predict._cache_size()
