@@ -22,6 +22,7 @@ from fasttta_jax.evaluation.tagger_training import (
     train_tagger,
 )
 from fasttta_jax.metrics.accuracy import attribute_accuracy, event_accuracy, recall_at_2
+from tests.support.tolerance import ELEMENTARY, assert_close, kernel_terms, rounding, worst_rounding
 
 NUM_SAMPLES = 8192
 SPEC = TaggerSpec(
@@ -89,7 +90,8 @@ def test_recognises_held_out_clips_and_their_attributes(trained: Tagger) -> None
     probabilities = output.attribute_probabilities
     assert attribute_accuracy(list(probabilities.values()), labels.attributes, mask).value >= 0.95
     for values in probabilities.values():
-        np.testing.assert_allclose(values.sum(axis=1), 1.0, atol=1e-5)
+        # a softmax over two values
+        np.testing.assert_allclose(values.sum(axis=1), 1.0, rtol=worst_rounding(2 + ELEMENTARY))
     assert output.embeddings.shape == (90, 64)
     assert np.isfinite(output.embeddings).all()
 
@@ -126,9 +128,8 @@ def test_a_clip_is_tagged_alone_and_the_network_compiles_once(trained: Tagger) -
     compiled = tagger._predict._cache_size()
     for row in (0, 63, 64, 69):
         alone = trained.predict(audio[row : row + 1])
-        np.testing.assert_allclose(
-            alone.embeddings[0], together.embeddings[row], rtol=1e-4, atol=1e-4
-        )
+        bound = rounding(kernel_terms(trained.params))
+        assert_close(alone.embeddings[0], together.embeddings[row], bound)
     assert tagger._predict._cache_size() == compiled
 
 
@@ -137,7 +138,8 @@ def test_int16_and_float_audio_are_the_same_clip(trained: Tagger) -> None:
     integers = np.round(audio * 32767).astype(np.int16)
     from_integers = trained.predict(integers).embeddings
     from_floats = trained.predict(integers.astype(np.float64) / 32767).embeddings
-    np.testing.assert_allclose(from_integers, from_floats, rtol=1e-4, atol=1e-4)
+    # a sample rounds twice, as nothing beside the network
+    assert_close(from_integers, from_floats, rounding(kernel_terms(trained.params)))
 
 
 def test_comes_back_from_disk_and_equal_taggers_are_equal_files(
@@ -216,7 +218,8 @@ def test_the_loss_counts_known_attributes_only() -> None:
     logits = (jnp.zeros((4, 3)), (jnp.zeros((4, 2)), jnp.zeros((4, 2))))
     loss, gradient = jax.value_and_grad(tagger_training._loss)(logits, batch, network)
     # Three undecided events a clip, and one undecided axis of two values.
-    assert float(loss) == pytest.approx(4 * math.log(2), rel=1e-6)
+    bound = worst_rounding(3 * 4 + 2 * 4 + ELEMENTARY)  # means over clips and logits
+    assert float(loss) == pytest.approx(4 * math.log(2), rel=bound)
     assert np.all(gradient[0] != 0)
     np.testing.assert_array_equal(np.any(gradient[1][0] != 0, axis=1), [True, True, False, False])
     assert not np.any(gradient[1][1])
@@ -228,7 +231,7 @@ def test_augmentation_keeps_the_shape_and_the_floor_and_changes_clips_differentl
     spectrograms = jnp.tile(one, (5, 1, 1))
     changed = np.asarray(augment(spectrograms, jax.random.key(1), floor=floor))
     assert changed.shape == spectrograms.shape
-    assert changed.min() >= floor - 1e-6
+    assert changed.min() >= np.float32(floor)
     assert len({one.tobytes() for one in changed}) == 5
     again = np.asarray(augment(spectrograms, jax.random.key(1), floor=floor))
     np.testing.assert_array_equal(changed, again)

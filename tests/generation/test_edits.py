@@ -29,6 +29,8 @@ from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.report.spectrograms import frames_png
 from fasttta_jax.systems import build_model
 from tests.support import helpers
+from tests.support.tolerance import assert_close
+from tests.test_decode_models import decode_rounding
 
 # Clips of 4 columns of 0.16 s, each of two tokens.
 COLUMN = 2560
@@ -170,8 +172,7 @@ def test_states_are_those_of_the_same_decoding(sampler):
     left = np.cumsum(decode_counts(4, 2)[::-1])[::-1] - decode_counts(4, 2)
     np.testing.assert_array_equal(states.masked.sum(axis=2), np.tile(left, (3, 1)))
     without = generator(params, PROMPTS, [1, 2, 3], known)
-    scale = np.abs(without).max()
-    np.testing.assert_allclose(found, without, rtol=0, atol=2e-5 * scale)
+    assert_close(found, without, decode_rounding("energy", SETTINGS))
 
 
 def test_a_clip_depends_on_its_own_prompt_seed_and_known_tokens(sampler):
@@ -180,7 +181,7 @@ def test_a_clip_depends_on_its_own_prompt_seed_and_known_tokens(sampler):
     found = generator(params, PROMPTS, [1, 2, 3], known)
     backwards = Known(known.tokens[::-1], known.mask[::-1])
     other = generator(params, PROMPTS[::-1], [3, 2, 1], backwards)
-    np.testing.assert_allclose(other[::-1], found, rtol=0, atol=2e-5 * np.abs(found).max())
+    assert_close(other[::-1], found, decode_rounding("energy", SETTINGS))
 
 
 def test_inputs_that_do_not_fit_are_named(sampler):

@@ -1,4 +1,11 @@
-"""The Fréchet distance equals the textbook formula for every shape of problem."""
+"""The Fréchet distance equals the textbook formula for every shape of problem.
+
+In float64 an eigenvalue of a d x d matrix is good to d u of the largest, 4e-15 for d up to 32, and
+so is the distance relative to the traces, which are up to three times the distance. The textbook's
+root of a product of matrices loses three digits of that, at most: 1e-9 holds with room, and a
+covariance divided by n instead of n - 1 is off by more than 1e-3. An eigenvalue that should be 0
+enters through its root, and d of them are off by d sqrt(d u), 1e-6.
+"""
 
 import numpy as np
 import pytest
@@ -32,7 +39,6 @@ def test_singular_covariances_equal_the_limit_of_regular_ones(n: int, m: int, d:
     values, vectors = np.linalg.eigh(covariance_a)
     root_a = (vectors * np.sqrt(np.maximum(values, 0))) @ vectors.T
     eigenvalues = np.linalg.eigvalsh(root_a @ covariance_b @ root_a)
-    # Rounding of the zero eigenvalues (about 1e-13) enters through a square root.
     cross = np.sqrt(np.maximum(eigenvalues, 0)).sum()
     difference = a.mean(axis=0) - b.mean(axis=0)
     expected = difference @ difference + np.trace(covariance_a) + np.trace(covariance_b) - 2 * cross

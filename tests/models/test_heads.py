@@ -14,6 +14,7 @@ from fasttta_jax.models.diffusion_head import DiffusionHead, time_features
 from fasttta_jax.models.energy_head import EnergyHead, from_diffusion_head, sample_noise
 from tests.models.test_layers import dense, in_float64
 from tests.support.helpers import random_params
+from tests.support.tolerance import assert_close, kernel_terms, rounding
 
 WIDTH, DEPTH, CHANNELS, CONTEXT = 20, 2, 6, 12
 CONFIG = HeadConfig(width=WIDTH, depth=DEPTH)
@@ -78,7 +79,8 @@ def test_time_features_are_the_published_ones():
     frequencies = 10_000.0 ** (-np.arange(128) / 128)
     angles = times[:, None] * frequencies
     expected = np.concatenate([np.cos(angles), np.sin(angles)], axis=-1)
-    # an angle of up to 999 rounds twice: once its frequency, once the product
+    # an angle of up to 999 rounds eight times at most: in its frequency's logarithm, the
+    # exponential, and the product
     tolerance = 4 * EPSILON * (1 + 999)
     np.testing.assert_allclose(time_features(jnp.asarray(times)), expected, rtol=0, atol=tolerance)
 
@@ -110,8 +112,7 @@ def test_many_draws_share_one_context():
     apply = jax.jit(STUDENT.apply)
     one_by_one = jnp.stack([apply(params, draw, hidden) for draw in noise])
     assert together.shape == (4, 2, 3, CHANNELS)
-    scale = float(jnp.abs(one_by_one).max())
-    np.testing.assert_allclose(together, one_by_one, rtol=0, atol=64 * EPSILON * scale)
+    assert_close(together, one_by_one, rounding(kernel_terms(params)))
 
 
 def test_every_token_is_drawn_on_its_own():
@@ -134,7 +135,7 @@ def test_student_head_begins_as_minus_the_teachers_velocity(time):
     found = STUDENT.apply({"params": student}, noise, hidden)
     expected = -np.asarray(answer)[:, :CHANNELS]
     # only the order of adding bias and time embedding differs, which the blocks pass on
-    np.testing.assert_allclose(found, expected, rtol=0, atol=256 * EPSILON * np.abs(expected).max())
+    assert_close(found, expected, rounding(kernel_terms(params)))
 
 
 def test_student_head_has_the_shape_and_memory_of_its_own():
@@ -189,8 +190,7 @@ def test_both_roles_equal_the_float64_reading(head, temperature):
         modulation = dense(np.float64(noise), exact["noise"])
         expected = reference_mlp(exact["mlp"], np.float64(hidden), modulation, temperature)
     found = head.apply({"params": params}, noise, hidden, temperature)
-    # sums of at most 60 products of size 1, some hundred operations deep
-    np.testing.assert_allclose(found, expected, rtol=0, atol=500 * EPSILON * np.abs(expected).max())
+    assert_close(found, expected, rounding(kernel_terms(params)))
 
 
 def test_number_of_parameters_with_ears_roles():

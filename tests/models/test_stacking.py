@@ -28,10 +28,11 @@ from fasttta_jax.models.stacking import (
 from tests.models.test_mar import (
     CONFIG,
     NUM_TOKENS,
-    ROUNDING,
     TEXT,
+    backbone_rounding,
     inputs,
 )
+from tests.support import tolerance
 from tests.support.helpers import random_params
 
 # (encoder_depth, decoder_depth): stacks of two and of one; EAR's single stack; no stack at all.
@@ -68,12 +69,9 @@ def assert_equal(first: Any, second: Any) -> None:
 
 
 def assert_close(first: Any, second: Any) -> None:
-    """Equal to float32 rounding, which is a share of the largest number of each array."""
-
-    def close(a: jax.Array, b: jax.Array) -> None:
-        np.testing.assert_allclose(a, b, rtol=0, atol=ROUNDING * float(np.abs(b).max()))
-
+    """Equal to the rounding of two blocks there, and back, where a product becomes two."""
     assert jax.tree.structure(first) == jax.tree.structure(second)
+    close = functools.partial(tolerance.assert_close, bound=backbone_rounding(2 + 2 * 2))
     jax.tree.map(close, first, second)
 
 
@@ -144,7 +142,7 @@ def outcome(model: MAR) -> jax.Array:
 @pytest.mark.parametrize("depths", DEPTHS)
 def test_scanned_blocks_are_the_same_function(depths):
     found, expected = (outcome(backbone(*depths, scan_layers=scan)) for scan in (True, False))
-    np.testing.assert_allclose(found, expected, rtol=0, atol=ROUNDING)
+    tolerance.assert_close(found, expected, backbone_rounding(sum(depths)))
 
 
 # --------------------------------------------------------------------------------- one stack

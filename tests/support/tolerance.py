@@ -29,6 +29,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from fasttta_jax.config import ModelConfig
+from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
+
 MARGIN = 4.0
 ELEMENTARY = 16
 """Terms of an elementary function."""
@@ -59,6 +62,16 @@ def block_terms(width: int, hidden: int, keys: int, head_width: int) -> int:
     attention = 2 * width + head_width + ELEMENTARY + 2 * keys
     mlp = width + ELEMENTARY + hidden
     return 2 * (width // 4) + attention + mlp + 2
+
+
+def model_terms(config: ModelConfig, num_heads: int = 1) -> int:
+    """Terms in a row of a backbone and of so many passes of its head, that of a teacher."""
+    backbone, head = config.backbone, config.head
+    width, keys = backbone.width, config.text.num_positions + config.num_tokens
+    block = block_terms(width, backbone.mlp_ratio * width, keys, width // backbone.num_heads)
+    depth = backbone.encoder_depth + backbone.decoder_depth
+    of_head = TIME_FREQUENCIES + width + 3 * (head.depth + 1) * (head.width + ELEMENTARY)
+    return depth * block + 4 * width + num_heads * of_head
 
 
 def kernel_terms(params: Any) -> int:

@@ -36,6 +36,7 @@ from tests.support.helpers import (
     tiny_teacher_config,
     train_command,
 )
+from tests.support.tolerance import model_terms, rounding
 
 ALL_DEVICES = jax.devices()
 
@@ -86,7 +87,8 @@ def test_teacher_then_student_learn(teacher: pathlib.Path, student: pathlib.Path
 
 def test_student_begins_at_its_teacher(student: pathlib.Path, teacher: pathlib.Path) -> None:
     align = losses(student, "train/align")
-    assert align[0] < 1e-10
+    # the square of the states' rounding, which are of order 1
+    assert align[0] < rounding(model_terms(tiny_model_config())) ** 2
     assert max(align) > align[0]
     origin = json.loads((student / ORIGIN_FILE).read_text())
     assert origin["step"] == 200

@@ -22,6 +22,8 @@ from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
 from tests.multihost.multiprocess import sample_program
 from tests.support import helpers, launch, world
+from tests.support.tolerance import assert_close, model_terms, rounding
+from tests.test_decode_models import decode_rounding
 
 LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
 BIAS_OF_KEYS = "qkv/bias"
@@ -56,12 +58,16 @@ def parameters(workdir: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
-    """Losses to the rounding of sums in another order, parameters to a hundredth of a step."""
+    """Losses to the rounding of sums in another order, parameters to a hundredth of a step.
+
+    The energy score of a loss is a difference of two sums, off by the error of both.
+    """
+    bound = 2 * rounding(model_terms(helpers.tiny_model_config()))
     rows = zip(helpers.rows_of(workdir), helpers.rows_of(expected), strict=True)
     for found, wanted in rows:
         assert found.keys() == wanted.keys()
         for name, value in wanted.items():
-            np.testing.assert_allclose(found[name], value, rtol=5e-6, err_msg=f"{name}: {wanted}")
+            np.testing.assert_allclose(found[name], value, rtol=bound, err_msg=f"{name}: {wanted}")
     theirs = parameters(expected)
     for name, value in parameters(workdir).items():
         np.testing.assert_allclose(value, theirs[name], rtol=1e-5, atol=1e-5, err_msg=name)
@@ -119,5 +125,9 @@ def test_every_layout_makes_the_same_sound(
     assert np.abs(expected["tokens"]).max() > 0.1
     assert np.abs(expected["audio"]).max() > 1e-3
     for result in results:
-        np.testing.assert_allclose(result["tokens"], expected["tokens"], rtol=1e-5, atol=1e-5)
+        assert_close(
+            result["tokens"],
+            expected["tokens"],
+            decode_rounding("energy", Workdir(student).config().decode),
+        )
         np.testing.assert_allclose(result["audio"], expected["audio"], atol=1 / 2**15)
