@@ -11,6 +11,8 @@ import dataclasses
 import resource
 import sys
 import time
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 
@@ -80,14 +82,21 @@ class Meter:
     Args:
       config: the run.
       clip_seconds: length of a clip.
+      devices: those that it trains on; None for all of the job.
     """
 
-    def __init__(self, config: RunConfig, clip_seconds: float) -> None:
+    def __init__(
+        self,
+        config: RunConfig,
+        clip_seconds: float,
+        devices: Sequence[Any] | None = None,
+    ) -> None:
+        devices = jax.devices() if devices is None else devices
         self._batch_size = config.data.batch_size
         self._clip_seconds = clip_seconds
         self._flops = training_step_flops(config).total * self._batch_size
-        peak = peak_flops(jax.devices()[0].device_kind, config.model.dtype)
-        self._peak = None if peak is None else peak * jax.device_count()
+        peak = peak_flops(devices[0].device_kind, config.model.dtype)
+        self._peak = None if peak is None else peak * len(devices)
         self._steps = 0
         self._seconds = self._waited_before = 0.0
         self._running_since: float | None = None

@@ -1,10 +1,10 @@
 """A training run from config to last checkpoint, on one host or many.
 
-Order of things: data, mesh, agreement of the hosts, workdir, model, teacher (where there is one),
-state; then restore; then steps. Every host runs the same lines; only files are the first one's
-business. Metrics are read one step late and batches are placed ahead, so the loop never waits for
-the device except to save. The data position and every draw are functions of the step, so a restored
-state is all there is to resume, on whatever mesh and number of hosts.
+The run is opened (`training.opening`), its state is restored or born, and its steps are done. Every
+host runs the same lines; only files are the first one's business. Metrics are read one step late
+and batches are placed ahead, so the loop never waits for the device except to save. The data
+position and every draw are functions of the step, so a restored state is all there is to resume, on
+whatever mesh and number of hosts.
 """
 
 from __future__ import annotations
@@ -12,45 +12,26 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 
-from fasttta_jax.config import ConfigError, RunConfig, to_config_dict
+from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.input_pipeline.batches import TrainBatches, evaluation_batches
-from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
-from fasttta_jax.multihost import distributed
 from fasttta_jax.multihost.preemption import Preempted, Preemption
 from fasttta_jax.multihost.watchdog import Watchdog
-from fasttta_jax.parallel.compile import (
-    Program,
-    abstract_state,
-    compile_evaluate,
-    compile_init,
-    compile_train_step,
-    on_every_device,
-)
-from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
-from fasttta_jax.parallel.sharding import check_rules, describe_warnings, layout_warnings
+from fasttta_jax.parallel.compile import Program
 from fasttta_jax.performance import compilations
 from fasttta_jax.performance.profiler import Profiler, ProfileWindow
 from fasttta_jax.performance.throughput import Meter
-from fasttta_jax.randomness import stream
-from fasttta_jax.systems import build_model
 from fasttta_jax.training import programs
-from fasttta_jax.training.initialization import (
-    Initialization,
-    Source,
-    open_source,
-    uses_teacher,
-)
+from fasttta_jax.training.opening import open_run
 from fasttta_jax.training.reporting import NonFiniteStep, StepReporter
 from fasttta_jax.training.samples import SampleSheet
 from fasttta_jax.training.state import TrainState, from_items, to_items
-from fasttta_jax.typing import Metrics, Params
+from fasttta_jax.typing import Metrics
 from fasttta_jax.workdir.checkpoint import Checkpoints
-from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -87,12 +68,17 @@ class _Start(NamedTuple):
 
 
 class Trainer:
-    """Everything a run needs, built once; `run` trains to the end. Every host makes one.
+    """An opened run and its step loop; every host makes one.
 
     Args:
       config: the run.
       workdir: its folder, the same for all hosts; may be gs://.
       profile: steps whose trace is written to the workdir.
+      devices: those that it trains on; None for all of the job.
+
+    Attributes:
+      opened: what `open_run` returned.
+      train_step: its compiled step.
 
     Raises:
       ConfigError, DatasetError, WorkdirError, HostsDisagree: before any training.
@@ -104,63 +90,12 @@ class Trainer:
         workdir: str | os.PathLike[str],
         *,
         profile: ProfileWindow | None = None,
+        devices: Sequence[Any] | None = None,
     ) -> None:
-        self.config = config
-        self.profile = profile
-        self.workdir = Workdir(workdir, config.data.cache)
-        self.dataset = EncodedDataset(config.data.path, config.data.cache)
-        self.dataset.check(config.model)
-        for split in ("train", "validation"):
-            if not len(self.dataset.split(split)):
-                raise DatasetError(
-                    f"data.path is {config.data.path!r}, whose {split} split is empty"
-                )
-        self.mesh = make_mesh(config.mesh)
-        check_batch_size(
-            config.data.batch_size, self.mesh, parts=config.optimizer.accumulation_steps
-        )
-        distributed.check_agreement(
-            {
-                "config": to_config_dict(config).to_dict(),
-                "workdir": str(workdir),
-                "data": self.dataset.fingerprint(),
-                "code": distributed.code_version(),
-            }
-        )
-        distributed.on_first_host(self.workdir.prepare, config, self.dataset)
-        self.text = self.workdir.text(self.dataset)
-        self.model = build_model(config, self.text)
-        self.source = self._open_source() if uses_teacher(config, self.model) else None
-        teacher = self.source.teacher if self.source else None
-        if not programs.has_teacher(config, self.model):
-            teacher = None
-        self.context = programs.make_context(config, self.model, teacher.model if teacher else None)
-        self.frozen: Params = teacher.params if teacher else {}
-        self.root_key, self.init_key, self.evaluation_key = on_every_device(
-            lambda: tuple(
-                stream(jax.random.key(config.seed), name)
-                for name in ("train", "init", "validation")
-            ),
-            self.mesh,
-        )
-        self.abstract = self._abstract_state()
-        self.train_step: Callable[..., tuple[TrainState, Metrics]] = compile_train_step(
-            programs.train_step(self.context), self.abstract, self.frozen, self.mesh
-        )
-        self.evaluate_step = compile_evaluate(programs.evaluate_step(self.context), self.mesh)
-        self.samples = SampleSheet(config, self.model, self.dataset.codec, self.mesh, self.workdir)
-
-    def _open_source(self) -> Source | None:
-        return open_source(self.config, self.workdir, self.mesh, self.model)
-
-    def _abstract_state(self) -> TrainState:
-        """Shapes and layout of the state; says what fsdp could not split."""
-        rules = self.config.mesh.rules
-        abstract = abstract_state(programs.fresh_state(self.context), self.mesh, rules)
-        check_rules(abstract.params, self.mesh, rules)
-        for line in describe_warnings(layout_warnings(abstract.params, self.mesh, rules)):
-            logger.info("mesh.fsdp: %s", line)
-        return abstract
+        self.opened = run = open_run(config, workdir, devices=devices)
+        self.train_step: Callable[..., tuple[TrainState, Metrics]] = run.train_step
+        self._profile = profile
+        self._samples = SampleSheet(config, run.model, run.dataset.codec, run.mesh, run.workdir)
 
     def validate(
         self, state: TrainState, beat: Callable[[], None] = lambda: None
@@ -173,18 +108,19 @@ class Trainer:
         """
         totals: dict[str, float] = {}
         total_weight = 0.0
+        run, config = self.opened, self.opened.config
         batches = evaluation_batches(
-            self.dataset,
-            self.text,
+            run.dataset,
+            run.model.text,
             "validation",
-            batch_size=self.config.data.batch_size,
-            num_tokens=self.config.model.num_tokens,
-            mesh=self.mesh,
-            max_clips=self.config.validation_clips,
+            batch_size=config.data.batch_size,
+            num_tokens=config.model.num_tokens,
+            mesh=run.mesh,
+            max_clips=config.validation_clips,
         )
         for index, batch in enumerate(batches):
-            key = jax.random.fold_in(self.evaluation_key, index)
-            metrics = dict(self.evaluate_step(state.ema, self.frozen, batch, key))
+            key = jax.random.fold_in(run.keys.validation, index)
+            metrics = dict(run.evaluate_step(state.ema, run.frozen, batch, key))
             weight = float(metrics.pop("weight"))
             total_weight += weight
             for name, value in metrics.items():
@@ -193,37 +129,30 @@ class Trainer:
         return {name: value / total_weight for name, value in totals.items()}
 
     def _start(self, checkpoints: Checkpoints) -> _Start:
-        """The last checkpoint, or a new state; the source's parameters are let go."""
-        restored = checkpoints.restore_latest(to_items(self.abstract))
+        """The last checkpoint, or a new state."""
+        run = self.opened
+        restored = checkpoints.restore_latest(to_items(run.abstract))
         if restored is None:
-            source = self.source or self._open_source()
-            self.source = None
-            how = source.initialization(self.model) if source else Initialization(self.model)
-            first = programs.first_state(self.context, how)
-            given = source.params if source else {}
-            state = compile_init(first, self.abstract, self.mesh)(self.init_key, given)
-            return _Start(state, 0, 0)
-        self.source = None
+            return _Start(run.first_state(), 0, 0)
+        run.release_source()
         state, progress = from_items(restored.items), restored.progress
         step = int(state.step)
         if progress.get("next_batch", step) != step:
             raise ConfigError(
-                f"the checkpoint of step {restored.step} in {self.workdir.path} goes on with batch "
+                f"the checkpoint of step {restored.step} in {run.workdir.path} goes on with batch "
                 f"{progress['next_batch']}, not with {step}: it is of another program"
             )
-        logger.info("resuming %s after step %d", self.workdir.path, step)
+        logger.info("resuming %s after step %d", run.workdir.path, step)
         return _Start(state, step, progress.get("skipped", 0))
 
     def _compile(self) -> None:
         """Compiles the step before the first batch is asked for, and says what it needs."""
         if not isinstance(self.train_step, Program):
             return
-        before = compilations.count()
+        run, before = self.opened, compilations.count()
+        batch = programs.abstract_batch(run.config, run.model.text, run.mesh)
         self.train_step, report = self.train_step.compile(
-            self.abstract,
-            self.frozen,
-            programs.abstract_batch(self.config, self.text, self.mesh),
-            self.root_key,
+            run.abstract, run.frozen, batch, run.keys.train
         )
         cache = compilations.count().since(before).describe_cache()
         logger.info("the training step is %s; %s", report, cache)
@@ -236,9 +165,9 @@ class Trainer:
           CheckpointError: a checkpoint cannot be written or none can be read.
           Preempted: after SIGTERM on any host, when all of them have saved.
         """
-        config = self.config
+        config, path = self.opened.config, self.opened.workdir.path
         checkpoints = Checkpoints(
-            self.workdir.path,
+            path,
             keep=config.checkpoints_to_keep,
             keep_every=config.keep_every,
             best_metric=config.best_metric,
@@ -246,7 +175,7 @@ class Trainer:
         start = self._start(checkpoints)
         state = start.state
         if start.step >= config.num_steps:
-            logger.info("%s is complete: %d steps", self.workdir.path, start.step)
+            logger.info("%s is complete: %d steps", path, start.step)
         else:
             self._compile()
             with contextlib.ExitStack() as stack:
@@ -267,10 +196,11 @@ class Trainer:
         self, start: _Start, checkpoints: Checkpoints, stack: contextlib.ExitStack
     ) -> _Session:
         """Everything that the steps need; closed, last first, with the stack."""
-        config, path = self.config, self.workdir.path
-        codec = self.dataset.codec
+        run, config, path = self.opened, self.opened.config, self.opened.workdir.path
+        codec, devices = run.dataset.codec, run.mesh.devices.flatten().tolist()
         columns = config.model.num_tokens // codec.tokens_per_column
-        meter = Meter(config, columns * codec.samples_per_column / codec.sample_rate)
+        clip_seconds = columns * codec.samples_per_column / codec.sample_rate
+        meter = Meter(config, clip_seconds, devices)
         watchdog = stack.enter_context(Watchdog(path / HOSTS_FOLDER, config.hang_timeout))
         preemption = stack.enter_context(Preemption())
         is_first_host = jax.process_index() == 0
@@ -279,12 +209,12 @@ class Trainer:
         )
         batches = stack.enter_context(
             TrainBatches(
-                self.dataset,
-                self.text,
+                run.dataset,
+                run.model.text,
                 config.data,
                 num_tokens=config.model.num_tokens,
                 seed=config.seed,
-                mesh=self.mesh,
+                mesh=run.mesh,
                 start=start.step,
             )
         )
@@ -292,14 +222,15 @@ class Trainer:
             config, writer, meter, name=str(path), first_step=start.step, skipped=start.skipped
         )
         stack.callback(reporter.close)
-        profiler = Profiler(self.profile, lambda: self.workdir.folder(PROFILE_FOLDER))
+        profiler = Profiler(self._profile, lambda: run.workdir.folder(PROFILE_FOLDER))
         stack.callback(profiler.close)
         return _Session(
             checkpoints, batches, writer, meter, reporter, profiler, watchdog, preemption
         )
 
     def _train(self, start: _Start, session: _Session) -> TrainState:
-        config, batches, reporter = self.config, session.batches, session.reporter
+        run, config = self.opened, self.opened.config
+        batches, reporter = session.batches, session.reporter
         beat, meter = session.watchdog.heartbeat, session.meter
         state = start.state
         meter.resume()
@@ -308,7 +239,7 @@ class Trainer:
             batch = next(batches)
             beat(step, "step")
             with session.profiler.step(step):
-                state, metrics = self.train_step(state, self.frozen, batch, self.root_key)
+                state, metrics = self.train_step(state, run.frozen, batch, run.keys.train)
             session.profiler.after(step, state.step.block_until_ready)
             reporter.step(step, metrics, batches.waited)
             evaluates = step % config.evaluate_every == 0 or step == config.num_steps
@@ -339,7 +270,7 @@ class Trainer:
         )
         self._save(step, state, session, validation)
         beat(step, "samples")
-        self.samples.write(step, state.ema, writer)
+        self._samples.write(step, state.ema, writer)
         writer.flush()
 
     def _save(

@@ -68,7 +68,7 @@ def test_runs_resume(earlier: pathlib.Path, monkeypatch: pytest.MonkeyPatch, nam
     monkeypatch.chdir(earlier)
     trainer = Trainer(Workdir(name).config(), name)
     state = trainer.run()
-    assert int(state.step) == trainer.config.num_steps == 2
+    assert int(state.step) == trainer.opened.config.num_steps == 2
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(state.opt_state))
 
 

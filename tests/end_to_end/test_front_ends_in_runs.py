@@ -95,8 +95,8 @@ def run(*command: object) -> subprocess.CompletedProcess[str]:
 
 def test_the_prefix_has_the_positions_of_both_streams(world):
     trainer = Trainer(config(world, "teacher"), world / "teacher")
-    assert trainer.model.backbone.num_text == TEXT.total_positions == 25
-    assert set(trainer.model.text.init(jax.random.key(0))) == set()
+    assert trainer.opened.model.backbone.num_text == TEXT.total_positions == 25
+    assert set(trainer.opened.model.text.init(jax.random.key(0))) == set()
 
 
 @pytest.mark.parametrize("stage", ["teacher", "student"])

@@ -39,17 +39,13 @@ from tests.support.regression import Regression, regression  # noqa: F401
 RUN = helpers.tiny_teacher_config("unused")
 
 
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
+ONE = jax.devices()[:1]
 
 
 def test_a_third_objective_trains_evaluates_and_samples(
     encoded_dataset: pathlib.Path,
     tmp_path: pathlib.Path,
     regression: str,  # noqa: F811
-    one_device: None,
 ) -> None:
     """By its name in a config and the code of `support/regression.py` alone."""
     config = helpers.tiny_teacher_config(
@@ -61,7 +57,7 @@ def test_a_third_objective_trains_evaluates_and_samples(
         sample_prompts=("a loud tone",),
         optimizer=dataclasses.replace(RUN.optimizer, learning_rate=4e-3),
     )
-    Trainer(config, tmp_path).run()
+    Trainer(config, tmp_path, devices=ONE).run()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     curve = [row["train/square"] for row in rows if "train/square" in row]
     assert len(curve) == 40
@@ -268,15 +264,15 @@ def test_a_loss_is_given_the_teacher_the_average_and_the_target(following: str) 
 
 
 def test_a_target_is_saved_and_restored(
-    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, following: str, one_device: None
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, following: str
 ) -> None:
     """An interrupted run with a teacher, an average and a target goes on as if it had not been."""
-    Trainer(helpers.tiny_teacher_config(encoded_dataset), tmp_path / "teacher").run()
+    Trainer(helpers.tiny_teacher_config(encoded_dataset), tmp_path / "teacher", devices=ONE).run()
     config = helpers.tiny_teacher_config(
         encoded_dataset, objective=following, init_from=str(tmp_path / "teacher")
     )
-    whole = Trainer(config, tmp_path / "whole").run()
-    part = Trainer(config, tmp_path / "part")
+    whole = Trainer(config, tmp_path / "whole", devices=ONE).run()
+    part = Trainer(config, tmp_path / "part", devices=ONE)
     steps, run = [], part.train_step
 
     def stops(*arguments: Any) -> Any:
@@ -288,18 +284,18 @@ def test_a_target_is_saved_and_restored(
     part.train_step = stops
     with pytest.raises(KeyboardInterrupt):
         part.run()
-    resumed = Trainer(config, tmp_path / "part").run()
+    resumed = Trainer(config, tmp_path / "part", devices=ONE).run()
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert whole.target is not None
     with pytest.raises(ConfigError, match=r"init_from is .* objective .following. needs"):
-        Trainer(dataclasses.replace(config, init_from=""), tmp_path / "none")
+        Trainer(dataclasses.replace(config, init_from=""), tmp_path / "none", devices=ONE)
 
 
 # --------------------------------------------------------------------------- one program a process
 
 
 def test_equal_runs_share_their_programs(
-    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, one_device: None
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     """A run that differs in what no program reads compiles no step, evaluation or birth anew."""
     config = helpers.tiny_teacher_config(
@@ -315,13 +311,13 @@ def test_equal_runs_share_their_programs(
         evaluate_every=2,
         data=dataclasses.replace(config.data, num_threads=2, prefetch=1),
     )
-    first = Trainer(config, tmp_path / "first")
+    first = Trainer(config, tmp_path / "first", devices=ONE)
     before = first.train_step
     state = first.run()
-    sizes = [program.jitted._cache_size() for program in (before, first.evaluate_step)]
-    second = Trainer(other, tmp_path / "second")
+    sizes = [program.jitted._cache_size() for program in (before, first.opened.evaluate_step)]
+    second = Trainer(other, tmp_path / "second", devices=ONE)
     assert second.train_step is before
-    assert second.evaluate_step is first.evaluate_step
+    assert second.opened.evaluate_step is first.opened.evaluate_step
     traces = []
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
@@ -330,6 +326,7 @@ def test_equal_runs_share_their_programs(
         found = second.run()
     assert not traces, "a step was traced again"
     assert second.train_step is first.train_step, "the compiled one, too"
-    assert sizes == [program.jitted._cache_size() for program in (before, second.evaluate_step)]
+    evaluate = second.opened.evaluate_step
+    assert sizes == [program.jitted._cache_size() for program in (before, evaluate)]
     assert int(found.step) == 4
     assert not np.array_equal(found.params["text"]["embedding"], state.params["text"]["embedding"])

@@ -166,16 +166,15 @@ def test_other_weights_in_the_same_place_are_refused(encoded_dataset, tmp_path, 
         start(config, tmp_path / "run", mesh)
 
 
-def test_a_run_that_has_saved_needs_its_source_no_more(encoded_dataset, tmp_path, monkeypatch):
+def test_a_run_that_has_saved_needs_its_source_no_more(encoded_dataset, tmp_path):
     devices = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: devices)
     convert(tmp_path / "weights")
     config = helpers.tiny_teacher_config(
         encoded_dataset, init_from=str(tmp_path / "weights"), num_steps=4, evaluate_every=4
     )
-    Trainer(config, tmp_path / "run").run()
+    Trainer(config, tmp_path / "run", devices=devices).run()
     shutil.rmtree(tmp_path / "weights")
-    assert int(Trainer(config, tmp_path / "run").run().step) == 4
+    assert int(Trainer(config, tmp_path / "run", devices=devices).run().step) == 4
 
 
 # ------------------------------------------------------------------------- blocks apart, stacked

@@ -227,7 +227,7 @@ def test_no_recompilation_after_the_first_step(
     }
     assert sorted(counts) == [1, 2, 3, 4, 5, 6]
     assert [counts[step] for step in (2, 3, 5, 6)] == [0, 0, 0, 0]
-    assert trainer.evaluate_step.jitted._cache_size() == 1
+    assert trainer.opened.evaluate_step.jitted._cache_size() == 1
 
 
 def test_another_run_in_the_workdir_is_refused(
