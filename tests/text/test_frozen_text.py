@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import TextConfig
+from fasttta_jax.storage.files import StorageError
 from fasttta_jax.text import (
     FrozenTextEncoder,
     NoText,
