@@ -288,16 +288,14 @@ def _record(workdir: Workdir, origin: dict[str, Any], source: str, *, write: boo
       write: whether this host may write; every host compares.
     """
     path = workdir.path / ORIGIN_FILE
-    if path.exists():
-        _compare(workdir, json.loads(path.read_text()), origin, source)
-    elif write:
-        write_json(path, origin)
-
-
-def _compare(workdir: Workdir, before: dict[str, Any], now: dict[str, Any], source: str) -> None:
-    if before["sha256"] != now["sha256"]:
+    if not path.exists():
+        if write:
+            write_json(path, origin)
+        return
+    before = json.loads(path.read_text())
+    if before["sha256"] != origin["sha256"]:
         raise WorkdirError(
             f"{workdir.path} began with {before.get('workdir', before.get('weights'))}, step "
             f"{before.get('step', 'unknown')}, whose parameters are not those now in {source}, "
-            f"step {now.get('step', 'unknown')}"
+            f"step {origin.get('step', 'unknown')}"
         )
