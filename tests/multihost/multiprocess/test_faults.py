@@ -59,23 +59,24 @@ def until_signalled(command: list[str], workdir: pathlib.Path, hosts: int, numbe
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    ("num_steps", "interruptions"),
+    ("num_steps", "interruptions", "hosts_at_last"),
     [
-        pytest.param(100, ((2, KILL),), id="once"),
+        pytest.param(60, ((2, KILL),), 1, id="once"),
         pytest.param(
-            200, ((2, KILL), (1, TERMINATE), (2, TERMINATE)), id="often", marks=pytest.mark.long
+            200, ((2, KILL), (1, TERMINATE), (2, TERMINATE)), 2, id="often", marks=pytest.mark.long
         ),
     ],
 )
 def test_a_run_survives_its_hosts(
     num_steps: int,
     interruptions: tuple[tuple[int, int], ...],
+    hosts_at_last: int,
     encoded_dataset: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """One host dies in step 25; then as many hosts go on as `interruptions` say, and the last of
-    them gets the signal; two go on to the end. The losses are those of a run left alone.
+    them gets the signal; others go on to the end. The losses are those of a run left alone.
 
     Only the order of sums differs between one process and two: rounding, which Adam does not blow
     up once its moments are those of twenty steps, and a low rate does not add up.
@@ -107,7 +108,7 @@ def test_a_run_survives_its_hosts(
     for hosts, number in interruptions:
         until_signalled(command, workdir, hosts, number)
         assert finished_steps(workdir)[-1] < num_steps, "the run ended before it could be stopped"
-    launch.run(command, num_processes=2, devices_per_process=2, timeout=600)
+    launch.run(command, hosts_at_last, devices_per_process=4 // hosts_at_last, timeout=600)
     expected = Trainer(config, tmp_path / "whole").run()
     assert int(expected.step) == num_steps
     rows = helpers.rows_of(workdir), helpers.rows_of(tmp_path / "whole")
