@@ -21,7 +21,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 import tests.support.type_checks as type_checks  # before all that imports the package
-from tests.support import helpers, world
+from tests.support import helpers, labelled_clips, world
 
 
 def processor() -> str:
@@ -79,6 +79,13 @@ def encoded_dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     """`data.path` of a dataset with 24 training clips of 8 tokens; to be read."""
     tfds.disable_progress_bar()
     return world.shared(tmp_path_factory, "dataset", helpers.write_encoded_dataset) / "encoded"
+
+
+@pytest.fixture(scope="session")
+def labelled_dataset(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """Folder with `audio`, whose clips have labels of events, and its tokens in `encoded`."""
+    tfds.disable_progress_bar()
+    return world.shared(tmp_path_factory, "labelled", labelled_clips.write_dataset)
 
 
 @pytest.fixture(scope="session")

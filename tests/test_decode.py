@@ -12,18 +12,13 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import DecodeState, Known, parallel_decode, plan_segments
+from fasttta_jax.decode import DecodeState, parallel_decode, plan_segments
 from fasttta_jax.masking import decode_counts, guidance_scales
 from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import TextStream
+from tests.support.decoding import config, given_tokens
 
 EPSILON = float(np.finfo(np.float32).eps)
-
-
-def config(**changes) -> DecodeConfig:
-    return DecodeConfig(
-        **{"num_iterations": 3, "guidance_scale": 1.0, "max_segments": 2, **changes}
-    )
 
 
 @dataclasses.dataclass(eq=False)
@@ -54,18 +49,6 @@ class Recorder:
         scale = jnp.broadcast_to(guidance_scale, hidden.shape[:2])[..., None]
         draws = normal_per_clip(keys, (hidden.shape[1], 1))
         return jnp.concatenate([hidden, scale, temperature * draws], axis=-1)
-
-
-def given_tokens(
-    num_known: int, num_tokens: int, token_dim: int, batch_size: int, seed: int = 0
-) -> Known:
-    """Known tokens at other places in every clip; the first channel is 1 + the position."""
-    rng = np.random.default_rng([seed, num_known])
-    mask = np.stack([rng.permutation(num_tokens) < num_known for _ in range(batch_size)])
-    tokens = rng.normal(size=(batch_size, num_tokens, token_dim)).astype(np.float32)
-    tokens[..., 0] = np.arange(1, num_tokens + 1)
-    tokens[~mask] = np.nan  # nobody may look there
-    return Known(jnp.asarray(tokens), jnp.asarray(mask))
 
 
 @functools.cache

@@ -19,8 +19,8 @@ from fasttta_jax.masking import sample_orders
 from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.typing import unconditional
 from tests.support import helpers
+from tests.support.decoding import config, given_tokens
 from tests.support.tolerance import assert_close, model_terms, rounding
-from tests.test_decode import config, given_tokens
 
 CAPTIONS = ["a loud tone", "", "clicks that is quiet", "a quiet noise"]
 

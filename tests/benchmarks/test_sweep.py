@@ -7,13 +7,11 @@ import types
 
 import jax
 import pytest
-import tensorflow_datasets as tfds
 
 from benchmarks import sweep, sweep_plan
 from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, plan, shortened
 from benchmarks.sweep_table import to_markdown
 from configs import demo_student, demo_teacher
-from data import embed_text, encode_latents
 from fasttta_jax.config import RunConfig, from_config_dict
 from fasttta_jax.evaluation.evaluator import Evaluator
 from fasttta_jax.evaluation.setup import EvaluationConfig
@@ -25,7 +23,6 @@ from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import TrainedModel
-from tests.evaluation.test_evaluation import NUM_CLIPS, write_audio_data
 from tests.support import helpers
 
 VARIANTS = len(demo_student.VARIANTS)
@@ -149,14 +146,11 @@ class FakeTrainer:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory):
+def world(labelled_dataset, tmp_path_factory):
     """Audio, its tokens, and an untrained teacher."""
-    tfds.disable_progress_bar()
     root = tmp_path_factory.mktemp("sweep")
-    write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
-    codec = helpers.fit_codec(root / "audio", root / "codec")
-    encode_latents.encode(root / "audio", root / "encoded", codec)
-    embed_text.fit(root / "encoded", 300)
+    for name in ("audio", "encoded"):
+        (root / name).symlink_to(labelled_dataset / name)
     write_run(root / "teacher", helpers.tiny_teacher_config(root / "encoded"), step=6)
     return root
 

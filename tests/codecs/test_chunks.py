@@ -14,7 +14,7 @@ import pytest
 from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.chunks import Chunks, in_chunks
 from fasttta_jax.pretrained.hifigan import Hifigan
-from tests.pretrained.test_hifigan import (
+from tests.support.hifigan_models import (
     SMALL,
     build,
     pictures,

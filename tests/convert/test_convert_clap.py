@@ -23,8 +23,6 @@ from fasttta_jax.storage.weights import read_converted
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
-from tests.pretrained.test_clap_audio import audio_rounding  # noqa: E402
-from tests.pretrained.test_clap_text import run, text_rounding  # noqa: E402
 from tests.support import clap_models  # noqa: E402
 from tests.support.clap_models import (  # noqa: E402
     AUDIO,
@@ -34,6 +32,7 @@ from tests.support.clap_models import (  # noqa: E402
     captions,
     embeddings,
 )
+from tests.support.clap_rounding import audio_rounding, run, text_rounding  # noqa: E402
 from tests.support.tolerance import assert_close  # noqa: E402
 
 IDS, MASK = captions([9, 3, 1], 9)

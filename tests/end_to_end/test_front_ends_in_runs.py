@@ -15,7 +15,6 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tensorflow_datasets as tfds
 
 from data import embed_text, encode_latents
 from fasttta_jax.codecs import VaeCodec
@@ -24,12 +23,12 @@ from fasttta_jax.config import DataConfig, DecodeConfig, EnergyConfig, TextConfi
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.metrics_log import read_metrics
-from tests.evaluation.test_evaluation import NUM_CLIPS, write_audio_data
 from tests.support import (
     commands,
     conversions,
     helpers,
 )
+from tests.support.world import one_device
 
 TEXT = TextConfig(
     encoder="frozen", streams=(("clap", 1, 6), ("t5", 24, 12)), token_dropout=0.0, drop_rate=0.1
@@ -38,11 +37,10 @@ TOKENS_PER_COLUMN, TOKEN_DIM = 4, 32
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> pathlib.Path:
+def world(labelled_dataset, tmp_path_factory) -> pathlib.Path:
     """Audio, tokens with variances, embeddings; a teacher and a student of two steps each."""
-    tfds.disable_progress_bar()
     root = tmp_path_factory.mktemp("world")
-    write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
+    (root / "audio").symlink_to(labelled_dataset / "audio")
     vae = conversions.random_vae(root / "converted" / "vae")
     vocoder = conversions.random_vocoder(root / "converted" / "vocoder")
     layout = VaeCodecConfig(window_frames=128, overlap_frames=64, margin_frames=16)
@@ -55,10 +53,7 @@ def world(tmp_path_factory) -> pathlib.Path:
         "t5": conversions.random_t5(root / "converted" / "t5"),
     }
     embed_text.embed(root / "encoded", encoders, positions={"t5": 24})
-    devices = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: devices)
-        patch.setattr(jax, "local_devices", lambda: devices)
+    with one_device():
         for stage in ("teacher", "student"):
             Trainer(config(root, stage), root / stage).run()
     return root

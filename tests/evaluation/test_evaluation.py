@@ -10,10 +10,8 @@ import jax
 import numpy as np
 import pytest
 import soundfile
-import tensorflow_datasets as tfds
 
 from data import embed_text, encode_latents
-from data.common import records as builder
 from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.evaluation import evaluator as evaluation
 from fasttta_jax.evaluation import tagger_cache
@@ -35,45 +33,7 @@ from fasttta_jax.workdir.folder import Workdir, WorkdirError
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 from tests.evaluation.level_error import LevelError
 from tests.support import commands, helpers
-
-EVENTS = ("clicks", "noise", "tone")
-NUM_CLIPS = {"train": 36, "validation": 8, "test": 20}
-LENGTHS = (helpers.CLIP_SAMPLES, helpers.CLIP_SAMPLES - 2000, helpers.CLIP_SAMPLES + 3000)
-
-
-def clips(split: str, *, labelled: bool = True):
-    """Every fifth clip holds two events; lengths vary; the tone is the third of them."""
-    rng = np.random.default_rng(list(NUM_CLIPS).index(split))
-    for index in range(NUM_CLIPS[split]):
-        names = [EVENTS[index % 3]] + ([EVENTS[(index + 1) % 3]] if index % 5 == 4 else [])
-        levels = dict.fromkeys(names, ("quiet", "loud")[index // 3 % 2])
-        audio = sum(
-            helpers.synthetic_audio(name, helpers.LEVELS[level], rng)
-            for name, level in levels.items()
-        )
-        audio = np.pad(audio, (0, 4000))[: LENGTHS[index % len(LENGTHS)]]
-        caption = " and ".join(f"a {levels[name]} {name}" for name in names)
-        yield builder.Clip(
-            id=f"{split}_{index}",
-            audio=np.clip(audio, -1, 1).astype(np.float32),
-            captions=[caption],
-            labels={
-                "events": names,
-                "attributes": {name: {"level": level} for name, level in levels.items()},
-                "mentioned": [{name: ["level"] for name in names}],
-            }
-            if labelled
-            else {},
-        )
-
-
-def write_audio_data(
-    folder: pathlib.Path, splits: dict[str, str], *, labelled: bool = True
-) -> pathlib.Path:
-    """A dataset whose splits hold the clips that `clips` makes for the names given."""
-    made = {split: list(clips(name, labelled=labelled)) for split, name in splits.items()}
-    helpers.write_clips(folder, "tiny", made)
-    return folder
+from tests.support.labelled_clips import EVENTS, NUM_CLIPS, write_audio_data
 
 
 def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
@@ -109,19 +69,13 @@ class World:
 
 
 @pytest.fixture(scope="module")
-def world(tmp_path_factory) -> World:
-    tfds.disable_progress_bar()
+def world(labelled_dataset, tmp_path_factory) -> World:
     root = tmp_path_factory.mktemp("evaluation")
-    write_audio_data(root / "audio", {split: split for split in NUM_CLIPS})
-    codec = helpers.fit_codec(root / "audio", root / "codec")
-    encode_latents.encode(root / "audio", root / "encoded", codec)
-    embed_text.fit(root / "encoded", 300)
-    teacher = write_run(root / "teacher", helpers.tiny_teacher_config(root / "encoded"))
-    student = write_run(
-        root / "student", helpers.tiny_student_config(root / "encoded", root / "teacher")
-    )
+    audio, encoded = labelled_dataset / "audio", labelled_dataset / "encoded"
+    teacher = write_run(root / "teacher", helpers.tiny_teacher_config(encoded))
+    student = write_run(root / "student", helpers.tiny_student_config(encoded, root / "teacher"))
     runs = {"teacher": str(teacher), "student": str(student)}
-    return World(root / "audio", root / "encoded", runs, root)
+    return World(audio, encoded, runs, root)
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ import pytest
 from fasttta_jax.config import HeadConfig
 from fasttta_jax.models.diffusion_head import DiffusionHead, time_features
 from fasttta_jax.models.energy_head import EnergyHead, from_diffusion_head, sample_noise
-from tests.models.test_layers import dense, in_float64
 from tests.support.helpers import random_params
+from tests.support.layers_float64 import dense, in_float64
 from tests.support.tolerance import assert_close, kernel_terms, rounding
 
 WIDTH, DEPTH, CHANNELS, CONTEXT = 20, 2, 6, 12

@@ -12,49 +12,27 @@ import pytest
 
 from fasttta_jax.config import BackboneConfig
 from fasttta_jax.models.mar import MAR, visible_positions
-from fasttta_jax.typing import Conditioning, TextStream, unconditional
-from tests.models.test_layers import (
+from fasttta_jax.typing import TextStream, unconditional
+from tests.support.helpers import random_params
+from tests.support.layers_float64 import (
     affine,
     dense,
     in_float64,
     reference_block,
 )
-from tests.support.helpers import random_params
-from tests.support.tolerance import assert_close, block_terms, rounding
-
-NUM_TOKENS, TOKEN_DIM, TEXT, TEXT_WIDTH = 10, 6, 4, 5
-CONFIG = BackboneConfig(
-    width=24,
-    encoder_depth=2,
-    decoder_depth=1,
-    num_heads=3,
-    attention_dropout=0.0,
-    projection_dropout=0.0,
+from tests.support.tiny_mar import (
+    CONFIG,
+    NUM_TOKENS,
+    TEXT,
+    TEXT_WIDTH,
+    TOKEN_DIM,
+    backbone_rounding,
+    conditioning,
+    inputs,
 )
+from tests.support.tolerance import assert_close
+
 MODEL = MAR(CONFIG, NUM_TOKENS, (("words", TEXT),))
-
-
-def backbone_rounding(num_blocks: int = 3) -> float:
-    """Of so many blocks, the projections and norms around them, relative to the largest state."""
-    block = block_terms(CONFIG.width, 4 * CONFIG.width, TEXT + NUM_TOKENS, 24 // 3)
-    return rounding(num_blocks * block + 4 * CONFIG.width)
-
-
-def conditioning(batch_size: int, seed: int = 0) -> Conditioning:
-    """Captions of 0, 1, 2, ... text positions."""
-    embeddings = jax.random.normal(jax.random.key(seed), (batch_size, TEXT, TEXT_WIDTH))
-    lengths = jnp.arange(batch_size)[:, None] % (TEXT + 1)
-    return {"words": TextStream(embeddings, jnp.arange(TEXT)[None] < lengths)}
-
-
-def inputs(batch_size: int = 5) -> tuple[jax.Array, jax.Array, Conditioning]:
-    """Tokens, masks with 10, 8, 6, ... masked positions, and captions."""
-    tokens = jax.random.normal(jax.random.key(1), (batch_size, NUM_TOKENS, TOKEN_DIM))
-    ranks = jnp.stack(
-        [jax.random.permutation(jax.random.key(row), NUM_TOKENS) for row in range(batch_size)]
-    )
-    masked = ranks < NUM_TOKENS - 2 * jnp.arange(batch_size)[:, None] % NUM_TOKENS
-    return tokens, masked, conditioning(batch_size)
 
 
 @functools.cache

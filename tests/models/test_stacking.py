@@ -25,15 +25,15 @@ from fasttta_jax.models.stacking import (
     stack_layers,
     unstack_layers,
 )
-from tests.models.test_mar import (
+from tests.support import tolerance
+from tests.support.helpers import random_params
+from tests.support.tiny_mar import (
     CONFIG,
     NUM_TOKENS,
     TEXT,
     backbone_rounding,
     inputs,
 )
-from tests.support import tolerance
-from tests.support.helpers import random_params
 
 # (encoder_depth, decoder_depth): stacks of two and of one; EAR's single stack; no stack at all.
 DEPTHS = [(2, 2), (0, 3), (0, 1)]

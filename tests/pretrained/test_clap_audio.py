@@ -37,12 +37,10 @@ from fasttta_jax.pretrained.clap_swin import (
     shift_mask,
 )
 from fasttta_jax.storage.weights import ConvertedError
-from tests.pretrained.test_clap_audio_config import COMMON, PUBLISHED
+from tests.support.clap_rounding import audio_rounding
+from tests.support.clap_sizes import COMMON, PUBLISHED
 from tests.support.tolerance import (
-    ELEMENTARY,
     assert_close,
-    block_terms,
-    rounding,
     worst_rounding,
 )
 
@@ -171,20 +169,6 @@ def expected(reference: Any, inputs: np.ndarray, is_longer: list[bool]) -> np.nd
             input_features=torch.tensor(inputs), is_longer=torch.tensor(is_longer)[:, None]
         )
     return out.pooler_output.numpy()
-
-
-def audio_rounding(config: ClapAudioConfig) -> float:
-    """Of patches, blocks, the merging of four tokens between stages, and the projections."""
-    width = config.patch_embeds_hidden_size
-    terms = ELEMENTARY + (2 * config.patch_size) ** 2 + width
-    for stage, (depth, heads) in enumerate(
-        zip(config.depths, config.num_attention_heads, strict=True)
-    ):
-        channels = width * 2**stage
-        hidden = int(config.mlp_ratio * channels)
-        terms += depth * block_terms(channels, hidden, config.window_size**2, channels // heads)
-        terms += 5 * channels
-    return rounding(terms + 2 * config.projection_dim)
 
 
 def assert_agrees(ours: Any, reference: np.ndarray, config: ClapAudioConfig) -> None:

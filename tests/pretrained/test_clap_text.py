@@ -9,7 +9,6 @@ An exchanged name, position or head makes a difference of order 1, another activ
 from __future__ import annotations
 
 import dataclasses
-import functools
 import json
 import pathlib
 from typing import Any
@@ -35,35 +34,14 @@ from tests.support.clap_models import (  # noqa: E402
     captions,
     embeddings,
 )
+from tests.support.clap_rounding import run, text_rounding  # noqa: E402
 from tests.support.tolerance import (  # noqa: E402
-    ELEMENTARY,
     assert_close,
-    block_terms,
-    rounding,
     worst_rounding,
 )
 
 BATCHES = (([9, 3, 1], 9), ([2], 5), ([4, 4, 17, 38], 38))
 """Lengths of captions, and what they are padded to; 38 is the longest that 40 positions allow."""
-
-
-@functools.lru_cache(maxsize=1)
-def _program(config: ClapTextConfig) -> Any:
-    return jax.jit(ClapText(config).apply)
-
-
-def run(folder: pathlib.Path, ids: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    config, params = load(folder)
-    return np.asarray(_program(config)({"params": params}, ids, mask))
-
-
-def text_rounding(config: ClapTextConfig, length: int) -> float:
-    """Of the norm of the embeddings, all blocks, and the pooler's and two projections' products."""
-    width = config.hidden_size
-    head_width = width // config.num_attention_heads
-    block = block_terms(width, config.intermediate_size, length, head_width)
-    after = 2 * width + ELEMENTARY + 2 * config.projection_dim
-    return rounding(width // 4 + config.num_hidden_layers * block + after)
 
 
 def assert_agrees(model: Any, folder: pathlib.Path, batches: Any = BATCHES) -> None:
