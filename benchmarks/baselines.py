@@ -32,7 +32,7 @@ from fasttta_jax.decode import (
     with_unconditional,
 )
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
-from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
+from fasttta_jax.masking import sample_orders
 from fasttta_jax.objectives import Diffusion
 from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.systems import TextToAudio
@@ -75,15 +75,10 @@ class HostLoop:
     """
 
     def __init__(self, model: TextToAudio, config: DecodeConfig) -> None:
-        num_tokens = model.config.num_tokens
-        counts = decode_counts(num_tokens, config.num_iterations)
         self._model = model
         self._config = config
         self._guided = config.guidance_scale != 1.0
-        self._segments = plan_segments(counts, config.max_segments)
-        self._scales = np.asarray(
-            guidance_scales(counts, config.guidance_scale, config.guidance_schedule), np.float32
-        )
+        self._segments = plan_segments(config, model.config.num_tokens)
         self._programs: dict[tuple[str, int], Program] = {}
 
     @property
@@ -103,7 +98,8 @@ class HostLoop:
                     segment.first,
                     *(params, conditioning, order, state, *places),
                 )
-                new = self._sample(params, hidden, keys, iteration, segment.num_revealed)
+                scale = np.float32(segment.guidance_scales[index])
+                new = self._sample(params, hidden, keys, iteration, scale, segment.num_revealed)
                 state = self._run(self._write, segment.num_revealed, state, positions, new)
         return state.tokens
 
@@ -156,9 +152,15 @@ class HostLoop:
         return reveal(state, positions, new)
 
     def _sample(
-        self, params: Params, hidden: Float[Array, "B Q D"], keys: Key, iteration: int, width: int
+        self,
+        params: Params,
+        hidden: Float[Array, "B Q D"],
+        keys: Key,
+        iteration: int,
+        scale: np.float32,
+        width: int,
     ) -> Float[Array, "B Q C"]:
-        scale, number = self._scales[iteration], np.int32(iteration)
+        number = np.int32(iteration)
         objective = self._model.objective
         if not isinstance(objective, Diffusion):
             return self._run(self._draw, width, params, hidden, keys, number, scale)

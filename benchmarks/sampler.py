@@ -97,7 +97,7 @@ def segment_sampler(
             run.decode,
             num_tokens=run.model.num_tokens,
             token_dim=run.model.token_dim,
-        )
+        ).tokens
 
     return sample
 

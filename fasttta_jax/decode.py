@@ -13,7 +13,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-from typing import Literal, NamedTuple, Protocol, overload, runtime_checkable
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -53,27 +54,40 @@ class Decodable(Protocol):
 
 
 class Known(NamedTuple):
-    """Tokens that are given and come back unchanged.
+    """Tokens that are given and come back unchanged; arrays of NumPy or of jax.
 
     Attributes:
       tokens: float32 latents; what stands where nothing is given is ignored.
       mask: True where the token is given.
     """
 
-    tokens: Tokens
-    mask: Bool[Array, "B N"]
+    tokens: Float[Array | np.ndarray, "B N C"]
+    mask: Bool[Array | np.ndarray, "B N"]
 
 
 class DecodeState(NamedTuple):
-    """What travels from one iteration to the next.
+    """What travels from one iteration to the next; in a `DecodeResult`, one for each iteration.
 
     Attributes:
-      tokens: latents, zero where nothing is revealed yet.
-      masked: True where nothing is revealed yet.
+      tokens: latents [..., N, C], zero where nothing is revealed yet.
+      masked: [..., N], True where nothing is revealed yet.
+    """
+
+    tokens: Float[Array, "... N C"]
+    masked: Bool[Array, "... N"]
+
+
+class DecodeResult(NamedTuple):
+    """What `parallel_decode` returns.
+
+    Attributes:
+      tokens: float32 latents [B, N, C].
+      states: those after every iteration, [T, B, N, C] and [T, B, N], where they were asked for;
+        the last is the result.
     """
 
     tokens: Tokens
-    masked: Masked
+    states: DecodeState | None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,8 +96,9 @@ class Segment:
 
     Attributes:
       first: number of the first iteration.
-      starts: tokens revealed before each iteration.
+      starts: tokens visible before each iteration, known ones included.
       counts: tokens revealed by each iteration.
+      guidance_scales: strength of guidance in each iteration.
       num_visible: most tokens visible in any of them.
       num_revealed: most tokens revealed by any of them.
     """
@@ -91,6 +106,7 @@ class Segment:
     first: int
     starts: tuple[int, ...]
     counts: tuple[int, ...]
+    guidance_scales: tuple[float, ...]
 
     @property
     def num_visible(self) -> int:
@@ -101,14 +117,58 @@ class Segment:
         return max(self.counts)
 
 
-def plan_segments(counts: tuple[int, ...], max_segments: int) -> tuple[Segment, ...]:
-    """Splits the iterations so that the padded visible tokens, summed over iterations, are fewest.
+def plan_segments(config: DecodeConfig, num_tokens: int, num_known: int = 0) -> tuple[Segment, ...]:
+    """The whole schedule of decoding: what each iteration reveals, and how they are grouped.
 
-    Exact, by dynamic programming over (iterations covered, segments used), in T^2 * max_segments
-    steps.
+    Args:
+      config: iterations, guidance, segments.
+      num_tokens: N.
+      num_known: tokens that are given from the start.
+
+    Raises:
+      ValueError: nothing is left to generate, or more iterations are asked for than tokens.
     """
-    starts = np.concatenate([[0], np.cumsum(counts)[:-1]]).astype(int)
-    num_iterations = len(counts)
+    if not 0 <= num_known < num_tokens:
+        raise ValueError(
+            f"num_known is {num_known}; allowed: 0 to {num_tokens - 1}, one less than the tokens "
+            "of a clip, so that something is left to generate"
+        )
+    num_unknown = num_tokens - num_known
+    if num_known and config.num_iterations > num_unknown:
+        raise ValueError(
+            f"num_iterations is {config.num_iterations}; allowed: 1 to {num_unknown}, the tokens "
+            f"left to generate where {num_known} of {num_tokens} are known"
+        )
+    counts = decode_counts(num_unknown, config.num_iterations)
+    starts = tuple(itertools.accumulate(counts[:-1], initial=num_known))
+    scales = guidance_scales(config, counts, num_known=num_known)
+    bounds = cheapest_bounds(starts, config.max_segments)
+    return tuple(
+        Segment(begin, starts[begin:end], counts[begin:end], scales[begin:end])
+        for begin, end in itertools.pairwise(bounds)
+    )
+
+
+def cheapest_bounds(num_visible: Sequence[int], max_segments: int) -> tuple[int, ...]:
+    """Splits iterations into runs so that the visible tokens, each run padded to its most, are few.
+
+    Exact, by dynamic programming over (iterations covered, runs used), in T^2 * max_segments steps.
+
+    Args:
+      num_visible: tokens visible before each of T iterations, rising.
+      max_segments: most runs.
+
+    Returns:
+      0, where each further run begins, and T.
+    """
+    # Example: 4 iterations see 0, 2, 5 and 9 tokens, and two runs are allowed. A run costs its
+    # length times what its last iteration sees:
+    #   [0 | 2 5 9]  1 * 0 + 3 * 9 = 27
+    #   [0 2 | 5 9]  2 * 2 + 2 * 9 = 22  the fewest: bounds 0, 2, 4
+    #   [0 2 5 | 9]  3 * 5 + 1 * 9 = 24
+    # costs[2, 4] = 22 is the least of costs[1, begin] + (4 - begin) * 9 over where the last run
+    # begins; cuts[2, 4] = 2 keeps where, so that the bounds are read backwards from there.
+    num_iterations = len(num_visible)
     limit = min(max_segments, num_iterations)
     costs = np.full((limit + 1, num_iterations + 1), np.inf)
     cuts = np.zeros((limit + 1, num_iterations + 1), int)
@@ -116,56 +176,19 @@ def plan_segments(counts: tuple[int, ...], max_segments: int) -> tuple[Segment, 
     for used in range(1, limit + 1):
         for end in range(1, num_iterations + 1):
             begins = np.arange(end)
-            candidates = costs[used - 1, :end] + (end - begins) * starts[end - 1]
+            candidates = costs[used - 1, :end] + (end - begins) * num_visible[end - 1]
             cuts[used, end] = int(np.argmin(candidates))
             costs[used, end] = candidates[cuts[used, end]]
     used = int(np.argmin(costs[:, num_iterations]))
-    end, bounds = num_iterations, [num_iterations]
-    while end > 0:
-        end = int(cuts[used, end])
+    bounds = [num_iterations]
+    while bounds[0] > 0:
+        bounds.insert(0, int(cuts[used, bounds[0]]))
         used -= 1
-        bounds.append(end)
-    bounds.reverse()
-    return tuple(
-        Segment(begin, tuple(map(int, starts[begin:end])), tuple(counts[begin:end]))
-        for begin, end in itertools.pairwise(bounds)
-    )
-
-
-@overload
-def parallel_decode(
-    apply: Decodable,
-    params: Params,
-    conditioning: Conditioning,
-    key: Key,
-    config: DecodeConfig,
-    *,
-    num_tokens: int,
-    token_dim: int,
-    known: Known | None = None,
-    num_known: int = 0,
-    return_states: Literal[False] = False,
-) -> Tokens: ...
-
-
-@overload
-def parallel_decode(
-    apply: Decodable,
-    params: Params,
-    conditioning: Conditioning,
-    key: Key,
-    config: DecodeConfig,
-    *,
-    num_tokens: int,
-    token_dim: int,
-    known: Known | None = None,
-    num_known: int = 0,
-    return_states: Literal[True],
-) -> tuple[Tokens, DecodeState]: ...
+    return tuple(bounds)
 
 
 def parallel_decode(
-    apply: Decodable,
+    model: Decodable,
     params: Params,
     conditioning: Conditioning,
     key: Key,
@@ -176,13 +199,13 @@ def parallel_decode(
     known: Known | None = None,
     num_known: int = 0,
     return_states: bool = False,
-) -> Tokens | tuple[Tokens, DecodeState]:
+) -> DecodeResult:
     """Generates the latents of a batch; a pure function to be jitted as a whole.
 
     A clip depends on its own key, text and known tokens, not on its neighbours.
 
     Args:
-      apply: backbone and token sampler.
+      model: backbone and token sampler.
       params: their parameters.
       conditioning: text streams [B, ...].
       key: one key per clip, [B].
@@ -193,28 +216,20 @@ def parallel_decode(
       num_known: how many are given, the same number in every clip; the caller guarantees it.
       return_states: also return the state after every iteration.
 
-    Returns:
-      float32 [B, N, C]; with `return_states` also a `DecodeState` of [T, B, N, C] and [T, B, N],
-      of which the last entry is the result.
-
     Raises:
       ValueError: more iterations than tokens to generate, or `known` and `num_known` disagree.
     """
-    batch_size = key.shape[0]
-    counts = reveal_counts(num_tokens, num_known, config.num_iterations)
-    scales = guidance_scales(
-        counts, config.guidance_scale, config.guidance_schedule, num_known=num_known
-    )
+    segments = plan_segments(config, num_tokens, num_known)
     guided = config.guidance_scale != 1.0
     temperature = jnp.float32(config.temperature)
     if guided:
         conditioning = with_unconditional(conditioning)
-    state = _first_state((batch_size, num_tokens, token_dim), known, num_known)
+    state = _first_state((key.shape[0], num_tokens, token_dim), known, num_known)
     order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked)
     double = twice if guided else lambda x: x
 
     history = []
-    for segment in plan_segments(counts, config.max_segments):
+    for segment in segments:
 
         def iterate(
             state: DecodeState,
@@ -223,15 +238,15 @@ def parallel_decode(
         ) -> tuple[DecodeState, DecodeState | None]:
             iteration, start, count, scale = step
             positions = next_positions(order, start, count, segment.num_revealed)
-            hidden = apply.hidden(
+            hidden = model.hidden(
                 params,
                 double(state.tokens),
                 double(state.masked),
                 conditioning,
-                num_visible=num_known + segment.num_visible,
+                num_visible=segment.num_visible,
                 positions=double(jnp.minimum(positions, num_tokens - 1)),
             )
-            new = apply.sample_tokens(
+            new = model.sample_tokens(
                 params,
                 *(both(hidden) if guided else (hidden, None)),
                 scale,
@@ -246,13 +261,12 @@ def parallel_decode(
             jnp.asarray(iterations, jnp.int32),
             jnp.asarray(segment.starts, jnp.int32),
             jnp.asarray(segment.counts, jnp.int32),
-            jnp.asarray([scales[iteration] for iteration in iterations], jnp.float32),
+            jnp.asarray(segment.guidance_scales, jnp.float32),
         )
         state, states = jax.lax.scan(iterate, state, steps)
         history.append(states)
-    if return_states:
-        return state.tokens, jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
-    return state.tokens
+    states = jax.tree.map(lambda *parts: jnp.concatenate(parts), *history)
+    return DecodeResult(state.tokens, states)
 
 
 def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
@@ -305,26 +319,6 @@ def reveal(
     )
 
 
-def reveal_counts(num_tokens: int, num_known: int, num_iterations: int) -> tuple[int, ...]:
-    """`decode_counts` of the tokens that are not given.
-
-    Raises:
-      ValueError: nothing is left to generate, or more iterations are asked for than tokens.
-    """
-    if not 0 <= num_known < num_tokens:
-        raise ValueError(
-            f"num_known is {num_known}; allowed: 0 to {num_tokens - 1}, one less than the tokens "
-            "of a clip, so that something is left to generate"
-        )
-    num_unknown = num_tokens - num_known
-    if num_known and num_iterations > num_unknown:
-        raise ValueError(
-            f"num_iterations is {num_iterations}; allowed: 1 to {num_unknown}, the tokens left to "
-            f"generate where {num_known} of {num_tokens} are known"
-        )
-    return decode_counts(num_unknown, num_iterations)
-
-
 def _first_state(shape: tuple[int, int, int], known: Known | None, num_known: int) -> DecodeState:
     if known is None:
         if num_known:
@@ -335,12 +329,12 @@ def _first_state(shape: tuple[int, int, int], known: Known | None, num_known: in
             f"known has tokens {known.tokens.shape} and a mask {known.mask.shape}; "
             f"expected {shape} and {shape[:2]}"
         )
-    given = known.tokens.astype(jnp.float32)
-    return DecodeState(jnp.where(known.mask[..., None], given, 0.0), ~known.mask)
+    tokens, mask = jnp.asarray(known.tokens, jnp.float32), jnp.asarray(known.mask)
+    return DecodeState(jnp.where(mask[..., None], tokens, 0.0), ~mask)
 
 
 def _reveal_order(keys: Key, masked: Masked) -> Int[Array, "B N"]:
-    """A random order of the masked positions of every clip; the others come behind them."""
+    """The known positions of every clip, then the masked ones in a random order."""
     order = sample_orders(keys, masked.shape[1])
-    is_known = ~jnp.take_along_axis(masked, order, axis=1)
-    return jnp.take_along_axis(order, jnp.argsort(is_known, axis=1, stable=True), axis=1)
+    is_masked = jnp.take_along_axis(masked, order, axis=1)
+    return jnp.take_along_axis(order, jnp.argsort(is_masked, axis=1, stable=True), axis=1)

@@ -7,12 +7,15 @@ Dimensions: B clips, N tokens, T iterations.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
+from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config.run import GuidanceSchedule
 from fasttta_jax.typing import Key
 
 
@@ -77,43 +80,63 @@ def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:
 
 
 def guidance_scales(
-    counts: tuple[int, ...], guidance_scale: float, schedule: str, *, num_known: int = 0
+    config: DecodeConfig, counts: tuple[int, ...], *, num_known: int = 0
 ) -> tuple[float, ...]:
     """Guidance strength 1 + (guidance_scale - 1) * shape of every iteration t = 1 ... T.
 
-    The shape is taken at the end of the iteration, as `decode_counts` takes the mask:
-
-    * "constant": 1.
-    * "linear": the share of tokens revealed. MAR's; as there, the last iteration counts one token
-      as still masked.
-    * "cosine_down": cos(pi t / 2T), as IMPACT prints it. This is the share still masked, the
-      complement of "linear" up to rounding, and the last iteration is not guided.
-    * "cosine_up": its mirror image, cos(pi (T - t) / 2T), which ends at 1. IMPACT's figure rises.
+    The shape is one of `GUIDANCE_SCHEDULES`, taken at the end of the iteration, as `decode_counts`
+    takes the mask.
 
     Args:
+      config: the strength where the schedule is at its height, and which schedule.
       counts: tokens revealed per iteration.
-      guidance_scale: the strength where the schedule is at its height.
-      schedule: one of the four.
-      num_known: tokens given from the start; "linear" counts them as revealed.
-
-    Raises:
-      ValueError: an unknown schedule.
+      num_known: tokens given from the start.
     """
-    num_iterations, num_tokens = len(counts), num_known + sum(counts)
-    ends = range(1, num_iterations + 1)
-    quarter = math.pi / 2 / num_iterations
-    if schedule == "constant":
-        shape = [1.0] * num_iterations
-    elif schedule == "linear":
-        revealed = num_known + np.cumsum(counts)
-        shape = (np.minimum(revealed, num_tokens - 1) / num_tokens).tolist()
-    elif schedule == "cosine_down":
-        shape = [math.cos(quarter * end) for end in ends]
-    elif schedule == "cosine_up":
-        shape = [math.cos(quarter * (num_iterations - end)) for end in ends]
-    else:
-        raise ValueError(
-            f"guidance schedule is {schedule!r}; allowed: 'constant', 'linear', 'cosine_up', "
-            "'cosine_down'"
-        )
-    return tuple(1.0 + (guidance_scale - 1.0) * height for height in shape)
+    shape = GUIDANCE_SCHEDULES[config.guidance_schedule](counts, num_known)
+    return tuple(1.0 + (config.guidance_scale - 1.0) * height for height in shape)
+
+
+def constant(counts: tuple[int, ...], num_known: int) -> list[float]:
+    """1 in every iteration."""
+    del num_known
+    return [1.0] * len(counts)
+
+
+def linear(counts: tuple[int, ...], num_known: int) -> list[float]:
+    """The share of tokens revealed, known ones included.
+
+    MAR's; as there, the last iteration counts one token as still masked.
+    """
+    num_tokens = num_known + sum(counts)
+    revealed = num_known + np.cumsum(counts)
+    return (np.minimum(revealed, num_tokens - 1) / num_tokens).tolist()
+
+
+def cosine_down(counts: tuple[int, ...], num_known: int) -> list[float]:
+    """cos(pi t / 2T), as IMPACT prints it.
+
+    This is the share still masked, the complement of `linear` up to rounding, and the last
+    iteration is not guided.
+    """
+    del num_known
+    quarter = math.pi / 2 / len(counts)
+    return [math.cos(quarter * end) for end in range(1, len(counts) + 1)]
+
+
+def cosine_up(counts: tuple[int, ...], num_known: int) -> list[float]:
+    """The mirror image of `cosine_down`, cos(pi (T - t) / 2T), which ends at 1.
+
+    IMPACT's figure rises.
+    """
+    del num_known
+    quarter = math.pi / 2 / len(counts)
+    return [math.cos(quarter * left) for left in reversed(range(len(counts)))]
+
+
+GUIDANCE_SCHEDULES: Mapping[GuidanceSchedule, Callable[[tuple[int, ...], int], list[float]]] = {
+    "constant": constant,
+    "linear": linear,
+    "cosine_up": cosine_up,
+    "cosine_down": cosine_down,
+}
+"""Shapes of guidance over the iterations, functions of (counts, num_known), by their names."""

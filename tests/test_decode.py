@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import DecodeState, parallel_decode, plan_segments
+from fasttta_jax.decode import DecodeResult, cheapest_bounds, parallel_decode, plan_segments
 from fasttta_jax.masking import decode_counts, guidance_scales
 from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import TextStream
@@ -54,7 +54,7 @@ class Recorder:
 @functools.cache
 def record(
     num_tokens: int, decode_config: DecodeConfig, num_known: int = 0, batch_size: int = 3
-) -> tuple[np.ndarray, DecodeState]:
+) -> DecodeResult:
     """Tokens [B, N, 5] and states, as NumPy arrays."""
     text = {"words": TextStream(jnp.zeros((batch_size, 2, 1)), jnp.ones((batch_size, 2), bool))}
     keys = jax.random.split(jax.random.key(0), batch_size)
@@ -95,7 +95,8 @@ def test_every_token_is_revealed_exactly_once(num_tokens, num_iterations, max_se
     places = np.broadcast_to(np.arange(1, num_tokens + 1), found.shape[:2])
     np.testing.assert_array_equal(found[..., 0], places)
     np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
-    scales = np.float32(guidance_scales(counts, 4.0, "linear", num_known=num_known))
+    settings = config(guidance_scale=4.0)
+    scales = np.float32(guidance_scales(settings, counts, num_known=num_known))
     for clip, mask in zip(found, np.asarray(known.mask), strict=True):
         generated = clip[~mask]
         np.testing.assert_array_equal(generated[:, 2], 1.0)
@@ -140,19 +141,23 @@ def test_only_guidance_doubles_the_batch(guidance_scale, factor):
     program = jax.make_jaxpr(
         lambda keys: parallel_decode(model, {}, text, keys, settings, num_tokens=8, token_dim=5)
     )(jax.random.split(jax.random.key(0), 3))
-    assert model.batch_sizes == [3 * factor] * len(plan_segments(decode_counts(8, 3), 2))
+    assert model.batch_sizes == [3 * factor] * len(plan_segments(settings, 8))
     assert "callback" not in str(program)  # nothing in it waits for the host
 
 
 @pytest.mark.parametrize(("num_tokens", "num_iterations"), [(1, 1), (9, 4), (31, 31), (256, 64)])
 @pytest.mark.parametrize("max_segments", [1, 2, 4, 100])
-def test_segments_cover_all_iterations(num_tokens, num_iterations, max_segments):
+@pytest.mark.parametrize("num_known", [0, 5])
+def test_segments_cover_all_iterations(num_tokens, num_iterations, max_segments, num_known):
+    settings = config(num_iterations=num_iterations, max_segments=max_segments, guidance_scale=4.0)
     counts = decode_counts(num_tokens, num_iterations)
-    segments = plan_segments(counts, max_segments)
+    segments = plan_segments(settings, num_tokens + num_known, num_known)
     assert len(segments) <= max_segments
     assert tuple(itertools.chain(*(segment.counts for segment in segments))) == counts
     starts = tuple(itertools.chain(*(segment.starts for segment in segments)))
-    assert starts == tuple(np.cumsum((0, *counts[:-1])).tolist())
+    assert starts == tuple(np.cumsum((num_known, *counts[:-1])).tolist())
+    scales = tuple(itertools.chain(*(segment.guidance_scales for segment in segments)))
+    assert scales == guidance_scales(settings, counts, num_known=num_known)
     iterations = [segment.first for segment in segments]
     lengths = [len(segment.counts) for segment in segments]
     assert iterations == np.cumsum((0, *lengths[:-1])).tolist()
@@ -163,15 +168,17 @@ def test_segments_cover_all_iterations(num_tokens, num_iterations, max_segments)
 
 def test_segments_are_the_cheapest():
     counts = decode_counts(31, 8)
+    starts = list(itertools.accumulate(counts[:-1], initial=0))
 
     def cost(bounds: tuple[int, ...]) -> int:
-        edges = (0, *bounds, 8)
-        starts = np.cumsum((0, *counts[:-1]))
-        return sum((b - a) * int(starts[b - 1]) for a, b in itertools.pairwise(edges))
+        return sum((end - begin) * starts[end - 1] for begin, end in itertools.pairwise(bounds))
 
-    cheapest = min(cost(bounds) for bounds in itertools.combinations(range(1, 8), 2))
-    segments = plan_segments(counts, 3)
-    assert sum(len(segment.counts) * segment.num_visible for segment in segments) == cheapest
+    every = [(0, *inner, 8) for inner in itertools.combinations(range(1, 8), 2)]
+    assert cost(cheapest_bounds(starts, 3)) == min(map(cost, every))
+
+
+def test_the_worked_example_of_segments():
+    assert cheapest_bounds([0, 2, 5, 9], 2) == (0, 2, 4)
 
 
 @pytest.mark.parametrize(

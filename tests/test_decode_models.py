@@ -61,7 +61,7 @@ def _decode(params, text, keys, known, objective, decode_config, num_known):
         token_dim=helpers.TOKEN_DIM,
         known=known,
         num_known=num_known,
-    )
+    ).tokens
 
 
 def given(num_known: int, seed: int = 0) -> Known:
@@ -209,7 +209,7 @@ def test_latents_are_float32_whatever_the_model_computes_in():
         num_known=4,
     )
     program = jax.jit(decode)
-    found = program(params, conditioning, clip_keys(), known=known)
+    found = program(params, conditioning, clip_keys(), known=known).tokens
     assert found.dtype == jnp.float32
     np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
 

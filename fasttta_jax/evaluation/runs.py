@@ -5,6 +5,7 @@ Dimensions: n clips, S samples.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ from jaxtyping import Float
 
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, EvaluationSetup
 from fasttta_jax.evaluation.timing import SamplingTime, time_samplers
-from fasttta_jax.generation.sampler import TokenGenerator, generate
+from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.input_pipeline.batches import evaluation_batches
 from fasttta_jax.metrics.energy_score import HeldOutEnergy, held_out_energy
 from fasttta_jax.parallel.mesh import batch_shards
@@ -44,15 +45,12 @@ class Runs:
         self.setup = setup
         self.encoded = setup.encoded
         self.num_samples = setup.num_samples
-        self._generators: dict[tuple[str, int], TokenGenerator] = {}
 
-    def _generator(self, name: str, batch_size: int) -> TokenGenerator:
-        setup, key = self.setup, (name, batch_size)
-        if key not in self._generators:
-            self._generators[key] = TokenGenerator(
-                setup.trained[name].model, setup.decode[name], setup.mesh, batch_size
-            )
-        return self._generators[key]
+    def pipeline(self, name: str) -> Pipeline:
+        """A run with the settings of decoding that it is judged with."""
+        trained = self.setup.trained[name]
+        config = dataclasses.replace(trained.config, decode=self.setup.decode[name])
+        return Pipeline(dataclasses.replace(trained, config=config), self.setup.mesh)
 
     def sounds(self, name: str, prompts: Sequence[str]) -> Float[np.ndarray, "n S"]:
         """What a run generates for the prompts; each clip's seed is that of its place.
@@ -61,9 +59,10 @@ class Runs:
           FloatingPointError: a clip is not finite.
         """
         seeds = np.random.SeedSequence(self.config.seed).generate_state(len(prompts)).tolist()
-        generator = self._generator(name, self.config.batch_size)
-        clips = generate(self.setup.trained[name], generator, prompts, seeds)
-        return np.stack(list(tqdm.tqdm(clips, f"generating, {name}", len(prompts), unit="clip")))
+        batch_size = self.config.batch_size
+        clips = self.pipeline(name).generate(prompts, seeds=seeds, batch_size=batch_size)
+        bar = tqdm.tqdm(clips, f"generating, {name}", len(prompts), unit="clip")
+        return np.stack([clip.audio for clip in bar])
 
     def energy(self, name: str) -> HeldOutEnergy:
         """The energy score of a run on test clips, one iteration, without guidance."""
@@ -97,8 +96,9 @@ class Runs:
 
     def times(self, prompts: Sequence[str]) -> dict[str, SamplingTime]:
         """Sampling times of all runs, taken in turns."""
+        timed = GenerateConfig(batch_size=self.timing_batch)
         samplers = {
-            name: (self._generator(name, self.timing_batch), trained.params)
+            name: (self.pipeline(name).sampler(timed), trained.params)
             for name, trained in self.setup.trained.items()
         }
         clip_seconds = self.num_samples / self.setup.sample_rate

@@ -12,9 +12,10 @@ import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import jax
 from tqdm import tqdm
 
-from fasttta_jax.generation.sampler import TokenGenerator
+from fasttta_jax.generation.sampler import Sampler
 from fasttta_jax.typing import Params
 
 
@@ -63,7 +64,7 @@ class SamplingTime:
 
 
 def time_samplers(
-    samplers: Mapping[str, tuple[TokenGenerator, Params]],
+    samplers: Mapping[str, tuple[Sampler, Params]],
     prompts: Sequence[str],
     *,
     clip_seconds: float,
@@ -87,16 +88,16 @@ def time_samplers(
     calls: dict[str, list[float]] = {name: [] for name in samplers}
 
     def call(name: str) -> float:
-        generator, params = samplers[name]
+        sampler, params = samplers[name]
         start = time.perf_counter()
-        generator.sample(params, *inputs[name]).block_until_ready()
+        jax.block_until_ready(sampler.program(params, *inputs[name]))
         return time.perf_counter() - start
 
     with tqdm(total=len(samplers) * (num_calls + 2), desc="timing", unit="call") as progress:
-        for name, (generator, _) in samplers.items():
-            size = generator.batch_size
+        for name, (sampler, _) in samplers.items():
+            size = sampler.batch_size
             filled = [prompts[index % len(prompts)] for index in range(size)]
-            inputs[name] = generator.inputs(filled, range(size))
+            inputs[name] = sampler.inputs(filled, range(size))
             first_calls[name] = call(name)
             call(name)
             progress.update(2)
@@ -105,8 +106,6 @@ def time_samplers(
                 calls[name].append(call(name))
                 progress.update()
     return {
-        name: SamplingTime(
-            generator.batch_size, clip_seconds, first_calls[name], tuple(calls[name])
-        )
-        for name, (generator, _) in samplers.items()
+        name: SamplingTime(sampler.batch_size, clip_seconds, first_calls[name], tuple(calls[name]))
+        for name, (sampler, _) in samplers.items()
     }

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Bool
 
 from fasttta_jax.codecs import Codec
-from fasttta_jax.decode import DecodeState
+from fasttta_jax.generation.sampler import States
 from fasttta_jax.report.spectrograms import (
     KNOWN,
     MASKED,
@@ -23,14 +23,14 @@ MAX_FRAMES = 6
 
 
 def decoding_png(
-    states: DecodeState, known: Bool[np.ndarray, " N"], codec: Codec, title: str | None = None
+    states: States, known: Bool[np.ndarray, " N"], codec: Codec, title: str | None = None
 ) -> bytes:
     """A strip of at most `MAX_FRAMES` evenly spaced iterations, the last among them, as a PNG.
 
     Masked tokens sound like silence.
 
     Args:
-      states: of one clip, NumPy arrays [T, N, C] and [T, N].
+      states: of one clip, [T, N, C] and [T, N].
       known: True where a token was given.
       codec: tokens to audio.
       title: a line above the strip.
@@ -38,9 +38,9 @@ def decoding_png(
     num_iterations, num_tokens, _ = states.tokens.shape
     number = min(num_iterations, MAX_FRAMES)
     chosen = np.round(np.linspace(num_iterations - 1, 0, number)).astype(int)[::-1]
-    masked = np.asarray(states.masked)[chosen]
+    masked = states.masked[chosen]
     silence = np.tile(codec.silence(), (num_tokens // codec.tokens_per_column, 1))
-    tokens = np.where(masked[..., None], silence[None], np.asarray(states.tokens)[chosen])
+    tokens = np.where(masked[..., None], silence[None], states.tokens[chosen])
     sounds = np.asarray(codec.decode(jnp.asarray(tokens)))
     cells = np.where(masked, MASKED, np.where(known, KNOWN, REVEALED))
     frames = [

@@ -124,7 +124,7 @@ def known_tokens(
     clip[0, : audio.size] = audio[: clip.shape[1]]
     tokens = np.asarray(codec.encode(jnp.asarray(clip)), np.float32)
     mask = np.repeat(columns, codec.tokens_per_column)[None]
-    return Known(np.where(mask[..., None], tokens, 0.0), mask)  # type: ignore[arg-type]
+    return Known(np.where(mask[..., None], tokens, np.float32(0)), mask)
 
 
 def read_known(

@@ -17,7 +17,7 @@ from typing import Literal
 
 from fasttta_jax.config import BackboneConfig, MaskingConfig, ModelConfig, RunConfig
 from fasttta_jax.decode import plan_segments
-from fasttta_jax.masking import decode_counts, max_visible
+from fasttta_jax.masking import max_visible
 from fasttta_jax.objectives import build_objective
 from fasttta_jax.objectives.base import product_flops
 
@@ -170,12 +170,11 @@ def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> Sampli
         head as before; "unpadded" has no padding anywhere, the least that the schedule allows.
     """
     model = config.model
-    counts = decode_counts(model.num_tokens, config.decode.num_iterations)
     guided = 2 if config.decode.guidance_scale != 1.0 else 1
     head = build_objective(config).flops()
     head_per_token = head.sampling if guided == 1 else head.guided_sampling
     backbone = num_evaluated = 0.0
-    for segment in plan_segments(counts, config.decode.max_segments):
+    for segment in plan_segments(config.decode, model.num_tokens):
         for start, count in zip(segment.starts, segment.counts, strict=True):
             revealed = count if decode == "unpadded" else segment.num_revealed
             num_evaluated += revealed

@@ -19,7 +19,7 @@ import jax
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from fasttta_jax.config import ConfigError, RunConfig
-from fasttta_jax.generation.sampler import Start, TokenGenerator
+from fasttta_jax.generation.sampler import Sampler, Start
 from fasttta_jax.parallel.compile import Program, abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import AXES, AnyMesh, check_batch_size, mesh_sizes
 from fasttta_jax.parallel.sharding import batch_sharding, check_rules, layout_warnings, replicated
@@ -113,9 +113,9 @@ def build(case: Case, text: TextEncoder, mesh: AnyMesh) -> tuple[Program[Any], d
         step = programs.train_step(context)
         return compile_train_step(step, state, frozen, mesh), arguments
     size = config.data.batch_size
-    generator = TokenGenerator(context.model, config.decode, mesh, size)  # type: ignore[arg-type]
+    sampler = Sampler(context.model, config.decode, mesh, size)
     start = Start(_key((size,), batch_sharding(mesh)), None)
-    return generator.program, {"params": state.ema, "text": batch["text"], "start": start}
+    return sampler.program, {"params": state.ema, "text": batch["text"], "start": start}
 
 
 def _key(shape: tuple[int, ...], sharding: Any) -> Any:

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import math
+import logging
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from jax.sharding import Mesh
 
-from fasttta_jax.audio.files import write_audio
+from fasttta_jax.audio.files import playback_level, write_audio
 from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
-from fasttta_jax.generation.sampler import TokenGenerator
-from fasttta_jax.parallel.mesh import batch_shards
+from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
+from fasttta_jax.workdir.restore import TrainedModel
+
+logger = logging.getLogger(__name__)
 
 SAMPLE_SEED = 0
 
@@ -45,29 +45,32 @@ class SampleSheet:
         self._config, self._model, self._codec = config, model, codec
         self._mesh, self._workdir = mesh, workdir
         self._prompts = list(config.sample_prompts)
-        self._generator: TokenGenerator | None = None
 
     def write(self, step: int, params: Any, writer: MetricsWriter) -> None:
-        """Samples with `params`; the first host decodes and writes. Nothing without prompts."""
+        """Samples with `params`; the first host writes. Nothing without prompts.
+
+        Samples that are not finite do not stop a run: a warning takes their place.
+        """
         prompts = self._prompts
         if not prompts:
             return
-        if self._generator is None:
-            shards = batch_shards(self._mesh)
-            batch_size = math.ceil(len(prompts) / shards) * shards
-            self._generator = TokenGenerator(
-                self._model, self._config.decode, self._mesh, batch_size
-            )
-        tokens = self._generator(params, prompts, [SAMPLE_SEED] * len(prompts))
+        workdir = str(self._workdir.path)
+        trained = TrainedModel(self._config, self._model, params, self._codec, step, workdir)
+        clips = Pipeline(trained, self._mesh).generate(
+            prompts, seeds=[SAMPLE_SEED] * len(prompts), batch_size=len(prompts)
+        )
+        try:
+            made = list(clips)
+        except FloatingPointError as error:
+            logger.warning("no samples of step %d: %s", step, error)
+            return
         if jax.process_index() != 0:
             return
-        audio, rate = np.asarray(self._codec.decode(jnp.asarray(tokens))), self._codec.sample_rate
         with self._workdir.folder(f"samples/{step:08d}") as folder:
-            for index, (prompt, clip) in enumerate(zip(prompts, audio, strict=True)):
-                if np.isfinite(clip).all():
-                    peak = max(1.0, float(np.abs(clip).max()))
-                    write_audio(folder / f"{index:02d}.wav", clip / peak, rate, "wav")
-                    picture = spectrogram_png(clip, rate, title=prompt)
-                    (folder / f"{index:02d}.png").write_bytes(picture)
-                    writer.write_audio(step, f"samples/{index:02d}", clip / peak, rate)
-                    writer.write_image(step, f"samples/{index:02d}", picture)
+            for index, clip in enumerate(made):
+                audio, rate = playback_level(clip.audio), clip.sample_rate
+                picture = spectrogram_png(clip.audio, rate, title=clip.prompt)
+                write_audio(folder / f"{index:02d}.wav", audio, rate)
+                (folder / f"{index:02d}.png").write_bytes(picture)
+                writer.write_audio(step, f"samples/{index:02d}", audio, rate)
+                writer.write_image(step, f"samples/{index:02d}", picture)

@@ -152,7 +152,7 @@ def decode_both(kind: str, folder: pathlib.Path, sample: Any, head_scale: float)
     def decode(params: Params, streams: Conditioning) -> jax.Array:
         return parallel_decode(
             model, params, streams, keys, DECODE, num_tokens=NUM_TOKENS, token_dim=TOKEN_DIM
-        )
+        ).tokens
 
     ours = jax.jit(decode)(params, conditioning(classes))
     order_keys = jax.vmap(lambda key: jax.random.fold_in(key, DECODE.num_iterations))(keys)

@@ -16,18 +16,16 @@ import jax
 import numpy as np
 import pytest
 
+import fasttta_jax
 from data import encode_latents
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.config import TextConfig
 from fasttta_jax.evaluation.tagger_cache import load_or_train_tagger
-from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.input_pipeline.records import Records
-from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.storage.weights import read_metadata
 from fasttta_jax.text import load_text_encoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
-from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
@@ -53,12 +51,10 @@ def expected() -> dict[str, np.ndarray]:
 def test_runs_generate_the_same_tokens(
     earlier: pathlib.Path, expected: dict[str, np.ndarray], name: str
 ) -> None:
-    mesh = local_mesh()
-    trained = load_trained(str(earlier / name), mesh)
-    sampler = TokenGenerator(trained.model, trained.config.decode, mesh, jax.device_count())
-    tokens = sampler(trained.params, PROMPTS, SEEDS)
-    np.testing.assert_allclose(tokens, expected[name], atol=2e-4)
-    audio = np.asarray(trained.codec.decode(expected[name]))
+    pipeline = fasttta_jax.load(earlier / name)
+    tokens = [clip.tokens for clip in pipeline.generate(PROMPTS, seeds=SEEDS)]
+    np.testing.assert_allclose(np.stack(tokens), expected[name], atol=2e-4)
+    audio = np.asarray(pipeline.trained.codec.decode(expected[name]))
     np.testing.assert_allclose(audio, expected[f"{name}_audio"], atol=2e-4)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 
@@ -14,7 +15,7 @@ import soundfile
 from fasttta_jax.audio.files import AudioError
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import DecodeState, Known
+from fasttta_jax.decode import Known
 from fasttta_jax.generation.decoding_figure import MAX_FRAMES, decoding_png
 from fasttta_jax.generation.edits import (
     RangeError,
@@ -23,7 +24,7 @@ from fasttta_jax.generation.edits import (
     parse_ranges,
     read_known,
 )
-from fasttta_jax.generation.sampler import TokenGenerator
+from fasttta_jax.generation.sampler import Sampler, States
 from fasttta_jax.masking import decode_counts
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.report.spectrograms import frames_png
@@ -134,58 +135,63 @@ def test_files_are_read_at_the_codecs_rate(codec, tmp_path):
 
 
 @pytest.fixture(scope="module")
-def sampler() -> tuple[TokenGenerator, dict]:
+def sampler() -> tuple[Sampler, dict]:
     """A student's sampler for one clip on each device with 4 of 8 tokens given; parameters."""
     run = helpers.tiny_teacher_config("unused", objective="energy")
     model = build_model(run, helpers.tiny_text_encoder())
     params = helpers.random_params(jax.eval_shape(model.init, jax.random.key(0)), scale=0.2)
     mesh = local_mesh()
-    return TokenGenerator(model, SETTINGS, mesh, mesh.size, num_known=4), params
+    return Sampler(model, SETTINGS, mesh, mesh.size, num_known=4), params
 
 
 def given(num_clips: int, num_known: int = 4, seed: int = 0) -> Known:
     rng = np.random.default_rng(seed)
     mask = np.stack([rng.permutation(helpers.NUM_TOKENS) < num_known for _ in range(num_clips)])
     tokens = rng.normal(size=(*mask.shape, helpers.TOKEN_DIM)).astype(np.float32)
-    return Known(tokens, mask)  # type: ignore[arg-type]
+    return Known(tokens, mask)
 
 
 PROMPTS = ["a loud tone", "", "clicks"]
 
 
 def test_one_program_gives_known_tokens_back(sampler):
-    generator, params = sampler
+    sampler, params = sampler
+    sizes = set()
     for seed in range(3):
         prompts = PROMPTS[: seed + 1]
         known = given(len(prompts), seed=seed)
-        found = generator(params, prompts, [seed] * len(prompts), known)
+        found, _ = sampler(params, prompts, [seed] * len(prompts), known)
         assert found.shape == known.tokens.shape
         np.testing.assert_array_equal(found[known.mask], known.tokens[known.mask])
-    assert generator.program.jitted._cache_size() == 1
+        sizes.add(sampler.program.jitted._cache_size())
+    assert len(sizes) == 1
 
 
 def test_states_are_those_of_the_same_decoding(sampler):
-    generator, params = sampler
+    sampler, params = sampler
     known = given(3)
-    found, states = generator.with_states(params, PROMPTS, [1, 2, 3], known)
+    tracing = dataclasses.replace(sampler, with_states=True)
+    found, states = tracing(params, PROMPTS, [1, 2, 3], known)
+    assert states is not None
     np.testing.assert_array_equal(states.tokens[:, -1], found)
     left = np.cumsum(decode_counts(4, 2)[::-1])[::-1] - decode_counts(4, 2)
     np.testing.assert_array_equal(states.masked.sum(axis=2), np.tile(left, (3, 1)))
-    without = generator(params, PROMPTS, [1, 2, 3], known)
+    without, nothing = sampler(params, PROMPTS, [1, 2, 3], known)
+    assert nothing is None
     assert_close(found, without, decode_rounding("energy", SETTINGS))
 
 
 def test_a_clip_depends_on_its_own_prompt_seed_and_known_tokens(sampler):
-    generator, params = sampler
+    sampler, params = sampler
     known = given(3)
-    found = generator(params, PROMPTS, [1, 2, 3], known)
+    found, _ = sampler(params, PROMPTS, [1, 2, 3], known)
     backwards = Known(known.tokens[::-1], known.mask[::-1])
-    other = generator(params, PROMPTS[::-1], [3, 2, 1], backwards)
+    other, _ = sampler(params, PROMPTS[::-1], [3, 2, 1], backwards)
     assert_close(other[::-1], found, decode_rounding("energy", SETTINGS))
 
 
 def test_inputs_that_do_not_fit_are_named(sampler):
-    generator, params = sampler
+    sampler, params = sampler
     cases = [
         ((["x"], [-1], given(1)), r"seeds\[0\] is -1; allowed: 0 to 4294967295"),
         ((["x"], [2**32], given(1)), r"seeds\[0\] is 4294967296; allowed"),
@@ -197,21 +203,31 @@ def test_inputs_that_do_not_fit_are_named(sampler):
     ]
     for arguments, message in cases:
         with pytest.raises(ValueError, match=message):
-            generator(params, *arguments)
+            sampler(params, *arguments)
 
 
 def test_more_iterations_than_tokens_left_are_refused(sampler):
-    generator, _ = sampler
     with pytest.raises(ValueError, match="num_iterations is 2; allowed: 1 to 1, the tokens left"):
-        TokenGenerator(generator._model, SETTINGS, local_mesh(), 8, num_known=7)
+        dataclasses.replace(sampler[0], num_known=7)
 
 
-def test_decoding_picture_shows_some_iterations(codec):
+def test_batches_that_do_not_split_are_refused(sampler):
+    with pytest.raises(ValueError, match="batch_size is 9; allowed: multiples of 8, the parts"):
+        dataclasses.replace(sampler[0], batch_size=9)
+
+
+def test_equal_samplers_share_a_program_of_any_batch_size(sampler):
+    twice = dataclasses.replace(sampler[0], batch_size=16)
+    assert twice.program is sampler[0].program
+    assert dataclasses.replace(twice, with_states=True).program is not twice.program
+
+
+def test_decoding_png_shows_some_iterations(codec):
     num_iterations = 8
     masked = np.arange(8)[None] > np.arange(num_iterations)[:, None]
     tokens = np.random.default_rng(0).normal(size=(*masked.shape, helpers.TOKEN_DIM))
     tokens = np.where(masked[..., None], 0.0, tokens).astype(np.float32)
-    states = DecodeState(tokens, masked)  # type: ignore[arg-type]
+    states = States(tokens, masked)
     picture = decoding_png(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
     assert picture == decoding_png(states, np.arange(8) == 0, codec, "costs $5, $6 _and_ more")
     width, height = PIL.Image.open(io.BytesIO(picture)).size

@@ -1,4 +1,6 @@
-"""generate.py: the same seed is the same file whatever the batch, and bad input is named."""
+"""generate.py: its flags, its folder of sounds, and two commands that prove the wiring."""
+
+from __future__ import annotations
 
 import json
 import pathlib
@@ -6,180 +8,146 @@ import pathlib
 import numpy as np
 import pytest
 import soundfile
+from absl import flags
 
-from fasttta_jax.generation.prompts import (
-    PromptError,
-    read_prompts,
-    slug,
-)
+import generate
+from fasttta_jax.config import ConfigError
+from fasttta_jax.generation.folder import FolderConfig, write_clips
+from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
+from fasttta_jax.generation.prompts import PromptError, read_prompts, slug
 from tests.support import commands
-from tests.support.helpers import (
-    CLIP_SAMPLES,
-    SAMPLE_RATE,
-    synthetic_audio,
-)
-
-
-def generate(workdir: pathlib.Path, out: pathlib.Path, *arguments: str) -> tuple[int, str]:
-    result = commands.run("generate.py", f"--workdir={workdir}", f"--out={out}", *arguments)
-    return result.returncode, result.stderr
-
-
-def sounds(out: pathlib.Path) -> dict[str, np.ndarray]:
-    return {path.name: soundfile.read(path, dtype="int16")[0] for path in sorted(out.glob("*.wav"))}
-
+from tests.support.helpers import CLIP_SAMPLES, SAMPLE_RATE, synthetic_audio
 
 PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
 
 
-@pytest.mark.slow
-def test_same_seed_same_files_whatever_the_batch(
-    runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    prompts = [f"--prompt={prompt}" for prompt in PROMPTS]
-    for name, batch_size in (("one", 1), ("again", 1), ("four", 4)):
-        code, log = generate(
-            runs["student"], tmp_path / name, *prompts, "--seed=5", f"--batch_size={batch_size}"
-        )
-        assert code == 0, log
-    one, again, four = (sounds(tmp_path / name) for name in ("one", "again", "four"))
-    assert list(one) == list(four) == [f"{i:05d}_{slug(p)}.wav" for i, p in enumerate(PROMPTS)]
-    for name, audio in one.items():
-        assert audio.shape == (CLIP_SAMPLES,)
-        np.testing.assert_array_equal(audio, again[name])
-        # XLA may sum in another order for another batch shape: one step of 16 bits at the most.
-        np.testing.assert_allclose(audio.astype(int), four[name].astype(int), atol=1)
-    rows = [json.loads(line) for line in (tmp_path / "one" / "manifest.jsonl").open()]
-    assert [row["prompt"] for row in rows] == PROMPTS
-    assert [row["seed"] for row in rows] == [5, 6, 7]
-    assert [row["file"] for row in rows] == list(one)
-    assert rows[0]["checkpoint"]["step"] == 40
-    assert len(rows[0]["checkpoint"]["sha256"]) == 64
-    assert rows[0]["settings"]["num_iterations"] == 3
+def parse(*arguments: str) -> generate.Request:
+    return generate.parse(["generate.py", "--workdir=run", "--out=sounds", *arguments])
 
 
-def test_every_setting_counts(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    table = tmp_path / "prompts.jsonl"
-    table.write_text("\n".join(json.dumps({"prompt": prompt}) for prompt in PROMPTS[:1]))
-    settings = {
-        "plain": [],
-        "iterations": ["--num_iterations=8"],
-        "guidance": ["--guidance_scale=1"],
-        "temperature": ["--temperature=0.3"],
-        "seed": ["--seed=9"],
-        "earlier": ["--checkpoint=100"],
-    }
-    found = {}
-    for name, arguments in settings.items():
-        code, log = generate(
-            runs["teacher"], tmp_path / name, f"--prompts={table}", "--batch_size=1", *arguments
-        )
-        assert code == 0, log
-        (found[name],) = sounds(tmp_path / name).values()
-    for name in list(settings)[1:]:
-        assert not np.array_equal(found[name], found["plain"]), name
-
-
-@pytest.mark.parametrize("file_format", ["flac", "ogg"])
-def test_formats_and_loudness(
-    file_format: str, runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    code, log = generate(
-        runs["student"],
-        tmp_path,
-        "--prompt=一只狗在叫",
+def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
+    table = tmp_path / "prompts.txt"
+    table.write_text("rain\n")
+    request = parse(
+        "--prompt=a dog",
+        f"--prompts={table}",
         "--clips_per_prompt=2",
-        f"--format={file_format}",
+        "--checkpoint=30",
+        "--seed=5",
+        "--batch_size=4",
+        "--guidance_scale=2",
         "--rms_dbfs=-26",
-        "--batch_size=2",
+        "--format=flac",
+        "--audio=dog.wav",
+        "--keep=0-1.28",
+        "--pictures",
     )
-    assert code == 0, log
-    files = sorted(tmp_path.glob(f"*.{file_format}"))
-    assert [file.name for file in files] == [f"0000{i}_clip.{file_format}" for i in (0, 1)]
-    for file in files:
-        audio, rate = soundfile.read(file)
-        assert rate == SAMPLE_RATE
-        assert np.abs(audio).max() <= 1.0
-        assert np.sqrt(np.mean(audio**2)) > 10 ** (-40 / 20)
+    assert request == generate.Request(
+        workdir="run",
+        which=30,
+        prompts=["a dog", "a dog", "rain", "rain"],
+        kept=generate.Kept("dog.wav", "0-1.28", ((0.0, 1.28),)),
+        config=GenerateConfig(seed=5, batch_size=4, guidance_scale=2.0, with_states=True),
+        folder=FolderConfig("sounds", "flac", -26.0, pictures=True),
+    )
+    plain = parse("--prompt=x")
+    assert (plain.which, plain.kept, plain.config) == ("last", None, GenerateConfig())
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
         ([], "give --prompt or --prompts"),
-        (["--prompt=x", "--num_iterations=0"], "decode.num_iterations is 0; allowed: from 1"),
-        (
-            ["--prompt=x", "--num_iterations=9"],
-            "num_iterations is 9; allowed: 1 to the number of tokens, 8",
-        ),
-        (["--prompt=x", "--temperature=-1"], "decode.temperature is -1.0; allowed: 0 or more"),
-        (["--prompt=x", "--checkpoint=4"], r"has no step 4; allowed: [37, 40]"),
-        (["--prompt=x", "--checkpoint=newest"], "checkpoint is 'newest'; allowed: last, best"),
+        (["--prompt=x", "--num_iterations=0"], "num_iterations"),
+        (["--prompt=x", "--temperature=-1"], "temperature is -1.0; allowed: 0 or more"),
         (["--prompt=x", "--batch_size=0"], "batch_size"),
         (["--prompt=x", "--format=aiff"], "<wav|flac|ogg>"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--prompt=x", "--no_such_flag=1"], "no_such_flag"),
-        (["--prompt=x", "--seed=4294967296"], "seeds[0] is 4294967296; allowed: 0 to 4294967295"),
+        (["--prompt=x", "--seed=4294967296"], "seed is 4294967296; allowed: 0 to 4294967295"),
+        (["--prompt=x", "--rms_dbfs=1"], "rms_dbfs is 1.0; allowed: at most 0"),
         (["--prompt=x", "--keep=0-1"], "--audio is missing; --audio and --keep go together"),
-        (["--prompt=x", "--audio=nowhere.wav", "--keep=0-0.2"], "nowhere.wav: missing"),
-        (["a dog barks"], "'a dog barks' is not a flag"),
+        (["--prompt=x", "--audio=a.wav"], "--keep is missing; --audio and --keep go together"),
+        (["--prompt=x", "--audio=a.wav", "--keep=1-0"], "allowed: after its start"),
     ],
 )
-def test_bad_input_is_named(
-    arguments: list[str], message: str, runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    code, log = generate(runs["student"], tmp_path / "out", *arguments)
-    assert code != 0
-    assert message in log
-    assert "Traceback" not in log
+def test_bad_input_is_named(arguments: list[str], message: str) -> None:
+    with pytest.raises((flags.Error, ValueError, OSError)) as caught:
+        parse(*arguments)
+    assert message in str(caught.value)
 
 
-def test_a_sound_is_continued_and_pictured(
+def test_a_missing_workdir_is_named() -> None:
+    with pytest.raises(flags.Error, match="--workdir must have a value"):
+        generate.parse(["generate.py", "--prompt=x", "--out=sounds"])
+
+
+def test_a_command_continues_and_pictures_a_sound(
     runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
     sound = tmp_path / "sound.wav"
     audio = synthetic_audio("tone", 0.5, np.random.default_rng(0))
     soundfile.write(sound, audio, SAMPLE_RATE)
-    arguments = [f"--prompt={PROMPTS[0]}", f"--prompt={PROMPTS[1]}", f"--audio={sound}"]
-    code, log = generate(
-        runs["student"],
-        tmp_path / "out",
-        *arguments,
-        "--keep=0-0.32,0.45-0.64",
-        "--pictures",
-        "--num_iterations=2",
+    out = tmp_path / "out"
+    done = commands.run(
+        *("generate.py", f"--workdir={runs['student']}", f"--out={out}", f"--audio={sound}"),
+        *(f"--prompt={PROMPTS[0]}", "--prompt=", "--keep=0-0.32,0.45-0.64", "--pictures"),
+        *("--seed=5", "--num_iterations=2"),
     )
-    assert code == 0, log
-    row = json.loads((tmp_path / "out" / "manifest.jsonl").read_text().splitlines()[1])
-    assert row["settings"]["keep"] == "0-0.32,0.45-0.64"
-    assert row["settings"]["audio"] == str(sound)
-    first, second = sounds(tmp_path / "out")
-    for name in (first, second):
-        stem = name.removesuffix(".wav")
+    assert done.returncode == 0, done.stderr
+    assert "an empty prompt makes an unconditional clip" in done.stderr
+    rows = [json.loads(line) for line in (out / "manifest.jsonl").open()]
+    assert [row["prompt"] for row in rows] == [PROMPTS[0], ""]
+    assert [row["seed"] for row in rows] == [5, 6]
+    assert [row["file"] for row in rows] == ["00000_a_loud_tone.wav", "00001_clip.wav"]
+    for row in rows:
+        assert row["seconds"] == CLIP_SAMPLES / SAMPLE_RATE
+        settings = row["settings"]
+        assert (settings["audio"], settings["keep"]) == (str(sound), "0-0.32,0.45-0.64")
+        assert (settings["num_iterations"], settings["rms_dbfs"]) == (2, None)
+        assert row["checkpoint"]["step"] == 40
+        assert len(row["checkpoint"]["sha256"]) == 64
+        assert soundfile.read(out / row["file"])[0].shape == (CLIP_SAMPLES,)
+        stem = row["file"].removesuffix(".wav")
         for picture in (f"{stem}.png", f"{stem}_decoding.png"):
-            assert (tmp_path / "out" / picture).read_bytes().startswith(b"\x89PNG")
+            assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_command_that_cannot_start_says_why(
+    runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """Settings that do not fit the run are found before the folder is made."""
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, synthetic_audio("tone", 0.5, np.random.default_rng(0)), SAMPLE_RATE)
     # Three of the four columns of two tokens are kept: two tokens are left.
-    code, log = generate(
-        runs["student"], tmp_path / "no", *arguments, "--keep=0-0.48", "--num_iterations=3"
+    done = commands.run(
+        *("generate.py", f"--workdir={runs['student']}", f"--out={tmp_path / 'out'}"),
+        *("--prompt=x", f"--audio={sound}", "--keep=0-0.48", "--num_iterations=3"),
     )
-    assert code != 0
-    assert "num_iterations is 3; allowed: 1 to 2, the tokens left to generate" in log
-    assert not (tmp_path / "no").exists()
+    assert done.returncode != 0
+    assert "num_iterations is 3; allowed: 1 to 2, the tokens left to generate" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert not (tmp_path / "out").exists()
 
 
-def test_workdir_without_a_run(tmp_path: pathlib.Path) -> None:
-    code, log = generate(tmp_path, tmp_path / "out", "--prompt=x")
-    assert code != 0
-    assert "holds no run: config.json is missing" in log
-
-
-def test_odd_prompts_work(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    table = tmp_path / "prompts.txt"
-    table.write_text("x" * 10_000 + "\n\nمطر يهطل\n🐶🔊\n", encoding="utf-8")
-    code, log = generate(runs["student"], tmp_path, f"--prompts={table}", "--prompt=")
-    assert code == 0, log
-    assert "an empty prompt makes an unconditional clip" in log
-    assert len(sounds(tmp_path)) == 4
+@pytest.mark.parametrize("file_format", ["flac", "ogg"])
+def test_formats_and_loudness(
+    file_format: str, runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    pipeline = Pipeline.open(str(runs["student"]))
+    out = FolderConfig(str(tmp_path / "new" / "folder"), file_format, rms_dbfs=-26.0)
+    write_clips(pipeline.generate(["一只狗在叫"] * 2), out, pipeline.trained.codec, {"by": "test"})
+    files = sorted((tmp_path / "new" / "folder").glob(f"*.{file_format}"))
+    assert [file.name for file in files] == [f"0000{i}_clip.{file_format}" for i in (0, 1)]
+    for file in files:
+        audio, rate = soundfile.read(file)
+        assert rate == SAMPLE_RATE
+        assert np.abs(audio).max() <= 1.0
+        assert np.sqrt(np.mean(audio**2)) > 10 ** (-40 / 20)
+    rows = [json.loads(line) for line in (files[0].parent / "manifest.jsonl").open()]
+    assert [row["by"] for row in rows] == ["test", "test"]
+    with pytest.raises(ConfigError, match="format is 'aiff'; allowed: one of 'wav', 'flac', 'ogg'"):
+        FolderConfig("x", "aiff")  # type: ignore[arg-type]
 
 
 def test_read_prompts(tmp_path: pathlib.Path) -> None:

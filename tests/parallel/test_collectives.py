@@ -24,7 +24,7 @@ from fasttta_jax.config import (
     RunConfig,
     TextConfig,
 )
-from fasttta_jax.generation.sampler import Start, TokenGenerator
+from fasttta_jax.generation.sampler import Sampler, Start
 from fasttta_jax.parallel.compile import abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
@@ -146,11 +146,11 @@ def test_the_sampler_sends_nothing() -> None:
     mesh = make_mesh(config.mesh)
     text = abstract_text_encoder(config.model.text)
     model = programs.default_context(config, text).model
-    generator = TokenGenerator(model, config.decode, mesh, BATCH)
+    sampler = Sampler(model, config.decode, mesh, BATCH)
     rows = batch_sharding(mesh)
     params = abstract_state(model.init, mesh)
     batch = programs.abstract_batch(config, text, mesh)
     start = Start(key_shape((BATCH,), rows), None)  # type: ignore[arg-type]
-    compiled = generator.program.lower(params, batch["text"], start).compile()
+    compiled = sampler.program.lower(params, batch["text"], start).compile()
     assert math.prod(mesh.shape.values()) == 8
     assert find_collectives(compiled.as_text(), mesh) == ()

@@ -331,8 +331,7 @@ def test_training_step_counts_forward_backward_and_the_frozen_teacher():
 @pytest.mark.parametrize("objective", ["diffusion", "energy"])
 def test_sampling_counts_the_padding_of_the_segments(objective):
     run = run_config(objective)
-    counts = decode_counts(MODEL.num_tokens, 6)
-    segments = plan_segments(counts, 2)
+    segments = plan_segments(run.decode, MODEL.num_tokens)
     assert len(segments) == 2
     backbone = evaluated = 0.0
     for segment in segments:
@@ -379,7 +378,7 @@ def test_sampling_counts_every_product_of_the_program(objective, guidance_scale)
             decode,
             num_tokens=MODEL.num_tokens,
             token_dim=MODEL.token_dim,
-        )
+        ).tokens
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     counted = traced(sample, params, text, jax.random.split(jax.random.key(0)))

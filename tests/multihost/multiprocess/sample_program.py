@@ -9,26 +9,24 @@ import pathlib
 import sys
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from fasttta_jax.config import MeshConfig
-from fasttta_jax.generation.sampler import TokenGenerator
+from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.multihost import distributed
 from fasttta_jax.parallel.mesh import make_mesh
-from fasttta_jax.workdir.restore import load_trained
 
 PROMPTS = ("a loud tone", "a quiet noise", "clicks that is loud", "")
 
 
 def sample(workdir: pathlib.Path, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
     """Tokens [8, N, C] and audio [8, S] of eight prompts and seeds, and the sample rate."""
-    mesh = make_mesh(mesh_config)
-    trained = load_trained(str(workdir), mesh)
-    generator = TokenGenerator(trained.model, trained.config.decode, mesh, batch_size=8)
-    tokens = generator(trained.params, [*PROMPTS, *PROMPTS], list(range(8)))
-    audio = np.asarray(trained.codec.decode(jnp.asarray(tokens)))
-    return {"tokens": tokens, "audio": audio}
+    pipeline = Pipeline.open(str(workdir), mesh=make_mesh(mesh_config))
+    clips = list(pipeline.generate([*PROMPTS, *PROMPTS], batch_size=8))
+    return {
+        "tokens": np.stack([clip.tokens for clip in clips]),
+        "audio": np.stack([clip.audio for clip in clips]),
+    }
 
 
 def main() -> None:

@@ -1,0 +1,257 @@
+"""Prompts to sound: a trained model, its codec and the devices of its sampler as one object.
+
+    pipeline = fasttta_jax.load("runs/demo/student")
+    for clip in pipeline.generate(["a dog barks", "rain"], seed=3):
+        clip.save(f"{clip.prompt}.wav")
+
+Dimensions: N tokens, C channels, S audio samples.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+import os
+import pathlib
+from collections.abc import Iterable, Iterator, Sequence, Sized
+from typing import cast
+
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float
+
+from fasttta_jax.audio.files import AudioFormat, playback_level, write_audio
+from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config.checks import NOT_NEGATIVE, check, check_fields
+from fasttta_jax.decode import Known
+from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States, check_seeds
+from fasttta_jax.parallel.local import local_mesh
+from fasttta_jax.parallel.mesh import batch_shards
+from fasttta_jax.workdir.restore import TrainedModel, load_trained
+
+
+@dataclasses.dataclass(frozen=True)
+class GenerateConfig:
+    """How clips are made; None is what the run was configured with.
+
+    Attributes:
+      seed: of the first clip; clip i has seed + i.
+      batch_size: most clips computed together; rounded up to fill all devices.
+      num_iterations: of decoding, 1 to the number of tokens.
+      guidance_scale: strength of classifier-free guidance; 1 is none.
+      temperature: scale of the noise.
+      with_states: also keep the tokens behind every iteration.
+    """
+
+    seed: int = 0
+    batch_size: int = 8
+    num_iterations: int | None = None
+    guidance_scale: float | None = None
+    temperature: float | None = None
+    with_states: bool = False
+
+    def __post_init__(self) -> None:
+        check(0 <= self.seed <= MAX_SEED, "seed", self.seed, f"0 to {MAX_SEED}")
+        check(self.batch_size >= 1, "batch_size", self.batch_size, "1 or more")
+        if self.num_iterations is not None:
+            allowed = "1 to the number of tokens"
+            check(self.num_iterations >= 1, "num_iterations", self.num_iterations, allowed)
+        given = [
+            name for name in ("guidance_scale", "temperature") if getattr(self, name) is not None
+        ]
+        check_fields(self, "", NOT_NEGATIVE, *given)
+
+    def decode_config(self, run: DecodeConfig) -> DecodeConfig:
+        """The run's settings with those that are given here in their place."""
+        names = "num_iterations", "guidance_scale", "temperature"
+        values = {name: getattr(self, name) for name in names}
+        return dataclasses.replace(
+            run, **{name: value for name, value in values.items() if value is not None}
+        )
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Clip:
+    """A sound that was generated.
+
+    Attributes:
+      audio: float32 waveform, as loud as the model made it; its peak may be beyond 1.
+      sample_rate: samples per second.
+      prompt: what it was made from.
+      seed: what it was made with.
+      tokens: float32 latents.
+      known: True where a token was given.
+      states: the tokens behind every iteration, [T, N, C] and [T, N], where they were asked for.
+    """
+
+    audio: Float[np.ndarray, " S"]
+    sample_rate: int
+    prompt: str
+    seed: int
+    tokens: Float[np.ndarray, "N C"]
+    known: Bool[np.ndarray, " N"]
+    states: States | None
+
+    @property
+    def seconds(self) -> float:
+        return len(self.audio) / self.sample_rate
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes a .wav, .flac or .ogg file; a peak beyond full scale is brought down.
+
+        Raises:
+          ValueError: another ending.
+          OSError: the file cannot be written.
+        """
+        ending = cast(AudioFormat, pathlib.Path(path).suffix.removeprefix("."))
+        write_audio(path, playback_level(self.audio), self.sample_rate, ending)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Pipeline:
+    """A trained model on a mesh, from prompts to sound.
+
+    Cheap to make: samplers of equal models, settings and meshes share one compiled program in a
+    process, whatever the parameters.
+
+    Attributes:
+      trained: network, averaged parameters on the mesh, codec, and the run's settings.
+      mesh: devices; where it spans several hosts, all of them make the same calls.
+    """
+
+    trained: TrainedModel
+    mesh: Mesh
+
+    @classmethod
+    def open(cls, workdir: str, which: str | int = "last", *, mesh: Mesh | None = None) -> Pipeline:
+        """The pipeline of a run.
+
+        Args:
+          workdir: the run's folder; it need not be writable.
+          which: "last", "best" (lowest validation loss) or a step.
+          mesh: all devices of this host where None.
+
+        Raises:
+          WorkdirError: no run or no checkpoint is there.
+          CheckpointError: the checkpoint cannot be read.
+        """
+        mesh = local_mesh() if mesh is None else mesh
+        return cls(load_trained(workdir, mesh, which=which), mesh)
+
+    def sampler(self, config: GenerateConfig, num_known: int = 0) -> Sampler:
+        """The token sampler of these settings.
+
+        Raises:
+          ValueError: more iterations than tokens to generate.
+        """
+        shards = batch_shards(self.mesh)
+        return Sampler(
+            self.trained.model,
+            config.decode_config(self.trained.config.decode),
+            self.mesh,
+            math.ceil(config.batch_size / shards) * shards,
+            num_known,
+            config.with_states,
+        )
+
+    def generate(
+        self,
+        prompts: Iterable[str],
+        *,
+        seed: int = 0,
+        seeds: Sequence[int] | None = None,
+        num_iterations: int | None = None,
+        guidance_scale: float | None = None,
+        temperature: float | None = None,
+        known: Known | None = None,
+        batch_size: int = 8,
+        with_states: bool = False,
+    ) -> Iterator[Clip]:
+        """A clip for every prompt, in order, computed a batch at a time as they are taken.
+
+        A clip depends on its prompt, its seed, its known tokens and the settings, and not on the
+        batch that it is computed in. The arguments are checked at once, before the first clip.
+
+        Args:
+          prompts: any number; what is no list is read as it is needed. "" is an unconditional clip.
+          seed: see `GenerateConfig`, also for the other settings.
+          seeds: one a prompt, in place of `seed`.
+          known: given tokens, [1, N, C] for all clips or [len(prompts), N, C]; as many in each.
+
+        Raises:
+          ValueError: a setting, seed or known token that does not fit; or, at the clip,
+          FloatingPointError: a clip has values that are not finite.
+        """
+        if isinstance(prompts, str):
+            raise ValueError(f"prompts is the string {prompts!r}; allowed: a list of strings")
+        config = GenerateConfig(
+            seed, batch_size, num_iterations, guidance_scale, temperature, with_states
+        )
+        num_known = 0 if known is None else int(np.sum(known.mask[0]))
+        if isinstance(prompts, Sized):
+            # One prompt alone need not pay for a whole batch.
+            config = dataclasses.replace(config, batch_size=min(batch_size, max(1, len(prompts))))
+            last = seed + max(0, len(prompts) - 1)
+            if seeds is not None and len(seeds) != len(prompts):
+                raise ValueError(
+                    f"{len(seeds)} seeds for {len(prompts)} prompts; allowed: one each"
+                )
+            if seeds is None and last > MAX_SEED:
+                raise ValueError(f"seed + {last - seed} is {last}; allowed: 0 to {MAX_SEED}")
+            if known is not None and len(known.mask) not in (1, len(prompts)):
+                raise ValueError(
+                    f"known has {len(known.mask)} clips; allowed: 1 or {len(prompts)}, the prompts"
+                )
+        if seeds is not None:
+            check_seeds(seeds)
+        return self._clips(
+            self.sampler(config, num_known),
+            zip(prompts, itertools.count(seed) if seeds is None else seeds, strict=False),
+            known,
+        )
+
+    def _clips(
+        self, sampler: Sampler, requests: Iterator[tuple[str, int]], known: Known | None
+    ) -> Iterator[Clip]:
+        trained, first = self.trained, 0
+        while batch := list(itertools.islice(requests, sampler.batch_size)):
+            prompts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
+            part = _known_rows(known, first, len(batch))
+            tokens, states = sampler(trained.params, prompts, seeds, part)
+            audio = decode_padded(trained, tokens, sampler.batch_size)
+            mask = np.zeros(tokens.shape[:2], bool) if part is None else np.asarray(part.mask)
+            for row, (prompt, seed) in enumerate(batch):
+                if not np.isfinite(audio[row]).all():
+                    raise FloatingPointError(
+                        f"the sound for {prompt!r}, seed {seed}, is not finite; the checkpoint or "
+                        "the guidance scale may be at fault"
+                    )
+                yield Clip(
+                    audio[row],
+                    trained.codec.sample_rate,
+                    prompt,
+                    seed,
+                    tokens[row],
+                    mask[row],
+                    None if states is None else States(states.tokens[row], states.masked[row]),
+                )
+            first += len(batch)
+
+
+def decode_padded(
+    trained: TrainedModel, tokens: Float[np.ndarray, "n N C"], batch_size: int
+) -> Float[np.ndarray, "n S"]:
+    """Audio of tokens, decoded in a batch of fixed size so that one program serves."""
+    padded = np.zeros((batch_size, *tokens.shape[1:]), np.float32)
+    padded[: len(tokens)] = tokens
+    return np.asarray(trained.codec.decode(jnp.asarray(padded)))[: len(tokens)]
+
+
+def _known_rows(known: Known | None, first: int, number: int) -> Known | None:
+    """The known tokens of some clips, [number, N, C]."""
+    if known is None:
+        return None
+    rows = slice(first, first + number) if len(known.mask) > 1 else np.zeros(number, int)
+    return Known(np.asarray(known.tokens)[rows], np.asarray(known.mask)[rows])

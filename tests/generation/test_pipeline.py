@@ -1,0 +1,217 @@
+"""Pipeline: the same seed is the same sound whatever the batch; no setting is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import pathlib
+import re
+import textwrap
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+import pytest
+import soundfile
+
+import fasttta_jax
+from fasttta_jax.config import MeshConfig
+from fasttta_jax.decode import Known
+from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
+from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.workdir.checkpoint import CheckpointError
+from fasttta_jax.workdir.folder import WorkdirError
+from tests.support.helpers import CLIP_SAMPLES, NUM_TOKENS, SAMPLE_RATE, TOKEN_DIM
+
+REPOSITORY = pathlib.Path(__file__).parents[2]
+PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
+
+
+def open_on_one_device(workdir: pathlib.Path, which: str | int = "last") -> Pipeline:
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    return Pipeline.open(str(workdir), which, mesh=mesh)
+
+
+@pytest.fixture(scope="module")
+def student(runs: dict[str, pathlib.Path]) -> Pipeline:
+    return open_on_one_device(runs["student"])
+
+
+def as_int16(clip: Clip) -> np.ndarray:
+    """Samples as they would be written."""
+    return np.round(clip.audio * 32768).astype(int)
+
+
+def test_the_same_seed_is_the_same_sound_whatever_the_batch(student: Pipeline) -> None:
+    one = list(student.generate(PROMPTS, seed=5, batch_size=1))
+    again = student.generate(PROMPTS, seeds=[5, 6, 7], batch_size=1)
+    four = student.generate(PROMPTS, seed=5, batch_size=4)
+    endless = student.generate(iter([*PROMPTS, "x", "y"]), seed=5, batch_size=2)
+    assert [clip.prompt for clip in one] == PROMPTS
+    assert [clip.seed for clip in one] == [5, 6, 7]
+    for clip, same, other, third in zip(one, again, four, endless, strict=False):
+        assert clip.audio.shape == (CLIP_SAMPLES,)
+        assert clip.seconds == CLIP_SAMPLES / SAMPLE_RATE
+        np.testing.assert_array_equal(clip.audio, same.audio)
+        # XLA may sum in another order for another batch shape: one step of 16 bits at the most.
+        np.testing.assert_allclose(as_int16(clip), as_int16(other), atol=1)
+        np.testing.assert_allclose(as_int16(clip), as_int16(third), atol=1)
+        assert clip.states is None
+        assert not clip.known.any()
+
+
+def test_every_setting_counts(runs: dict[str, pathlib.Path]) -> None:
+    teacher = open_on_one_device(runs["teacher"])
+    plain, *others = [
+        next(pipeline.generate(PROMPTS[:1], **settings)).audio
+        for pipeline, settings in [
+            (teacher, {}),
+            (teacher, {"num_iterations": 8}),
+            (teacher, {"guidance_scale": 1.0}),
+            (teacher, {"temperature": 0.3}),
+            (teacher, {"seed": 9}),
+            (open_on_one_device(runs["teacher"], 100), {}),
+        ]
+    ]
+    for other in others:
+        assert not np.array_equal(other, plain)
+
+
+def test_prompts_are_read_as_they_are_needed(student: Pipeline) -> None:
+    read = []
+
+    def prompts() -> Iterator[str]:
+        for number in range(100):
+            read.append(number)
+            yield f"tone {number}"
+
+    clips = student.generate(prompts(), batch_size=2)
+    assert not read
+    assert next(clips).prompt == "tone 0"
+    assert len(read) == 2
+    assert list(student.generate([])) == []
+
+
+def test_other_parameters_need_no_other_program(student: Pipeline) -> None:
+    """As for the samples of a training run, whose parameters change each time."""
+    config = GenerateConfig(batch_size=2)
+    program = student.sampler(config).program
+    first = list(student.generate(PROMPTS[:2], batch_size=2))
+    size = program.jitted._cache_size()
+    params = jax.tree.map(lambda leaf: leaf * 0.9, student.trained.params)
+    other = Pipeline(dataclasses.replace(student.trained, params=params, step=7), student.mesh)
+    second = list(other.generate(PROMPTS[:2], batch_size=2))
+    assert other.sampler(config).program is program
+    assert program.jitted._cache_size() == size
+    assert not np.array_equal(first[0].tokens, second[0].tokens)
+
+
+def test_known_tokens_of_one_clip_are_those_of_all(student: Pipeline) -> None:
+    rng = np.random.default_rng(0)
+    tokens = rng.normal(size=(1, NUM_TOKENS, TOKEN_DIM)).astype(np.float32)
+    known = Known(tokens, np.arange(NUM_TOKENS)[None] < 5)
+    repeated = Known(*(np.repeat(rows, 3, axis=0) for rows in known))
+    settings = {"batch_size": 2, "with_states": True}
+    clips = list(student.generate(PROMPTS, known=known, **settings))
+    for clip, other in zip(
+        clips, student.generate(PROMPTS, known=repeated, **settings), strict=True
+    ):
+        np.testing.assert_array_equal(clip.tokens[:5], tokens[0, :5])
+        np.testing.assert_array_equal(clip.tokens, other.tokens)
+        np.testing.assert_array_equal(clip.known, known.mask[0])
+        assert clip.states is not None
+        np.testing.assert_array_equal(clip.states.tokens[-1], clip.tokens)
+        assert clip.states.masked.shape == (3, NUM_TOKENS)
+
+
+def test_odd_prompts_work(student: Pipeline) -> None:
+    prompts = ["x" * 10_000, "مطر يهطل", "🐶🔊", ""]
+    clips = list(student.generate(prompts, batch_size=4))
+    assert [clip.prompt for clip in clips] == prompts
+    assert all(np.isfinite(clip.audio).all() for clip in clips)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings", "message"),
+    [
+        ("a dog", {}, "prompts is the string 'a dog'; allowed: a list of strings"),
+        (["x"], {"num_iterations": 0}, "num_iterations is 0; allowed: 1 to the number of tokens"),
+        (["x"], {"num_iterations": 9}, "num_iterations is 9; allowed: 1 to .* tokens, 8"),
+        (["x"], {"guidance_scale": -0.5}, "guidance_scale is -0.5; allowed: 0 or more"),
+        (["x"], {"temperature": -1.0}, "temperature is -1.0; allowed: 0 or more"),
+        (["x"], {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
+        (["x"], {"seed": 2**32}, "seed is 4294967296; allowed: 0 to 4294967295"),
+        (["x", "y"], {"seed": 2**32 - 1}, r"seed \+ 1 is 4294967296; allowed: 0 to 4294967295"),
+        (["x"], {"seeds": [-1]}, r"seeds\[0\] is -1; allowed: 0 to 4294967295"),
+        (["x", "y"], {"seeds": [1]}, "1 seeds for 2 prompts; allowed: one each"),
+        (
+            ["x", "y"],
+            {"known": Known(np.zeros((3, 8, 8), np.float32), np.zeros((3, 8), bool))},
+            "known has 3 clips; allowed: 1 or 2, the prompts",
+        ),
+    ],
+)
+def test_bad_input_is_named_at_once(
+    student: Pipeline, prompts: list[str], settings: dict, message: str
+) -> None:
+    with pytest.raises(ValueError, match=message):
+        student.generate(prompts, **settings)
+
+
+def test_clips_that_are_not_finite_are_named(student: Pipeline) -> None:
+    params = jax.tree.map(lambda leaf: leaf * np.nan, student.trained.params)
+    broken = Pipeline(dataclasses.replace(student.trained, params=params), student.mesh)
+    with pytest.raises(FloatingPointError, match="the sound for 'rain', seed 4, is not finite"):
+        list(broken.generate(["rain"], seed=4))
+
+
+def test_a_clip_is_saved_by_its_ending(student: Pipeline, tmp_path: pathlib.Path) -> None:
+    clip = next(student.generate(["a loud tone"]))
+    clip = dataclasses.replace(clip, audio=4.0 * clip.audio / np.abs(clip.audio).max())
+    for ending in ("wav", "flac", "ogg"):
+        clip.save(tmp_path / f"clip.{ending}")
+        audio, rate = soundfile.read(tmp_path / f"clip.{ending}")
+        assert (audio.shape, rate) == ((CLIP_SAMPLES,), SAMPLE_RATE)
+        assert np.abs(audio).max() <= 1.0
+    with pytest.raises(ValueError, match=r"clip.mp3: format is 'mp3'; allowed: \('wav', 'flac'"):
+        clip.save(tmp_path / "clip.mp3")
+
+
+# --------------------------------------------------------------------------------- the front door
+
+
+def test_load_says_what_is_missing(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    with pytest.raises(
+        ValueError, match="workdir is None, but no model comes with the package; allowed"
+    ):
+        fasttta_jax.load()
+    with pytest.raises(WorkdirError, match=r"holds no run: config.json is missing"):
+        fasttta_jax.load(tmp_path)
+    with pytest.raises(WorkdirError, match="checkpoint is 'newest'; allowed: last, best or one of"):
+        fasttta_jax.load(runs["student"], which="newest")
+    with pytest.raises(CheckpointError, match=r"has no step 4; allowed: \[37, 40\]"):
+        fasttta_jax.load(str(runs["student"]), which=4)
+
+
+def examples() -> dict[str, str]:
+    """Python that uses the front door, in the package's docstring and in the README."""
+    docstring = (fasttta_jax.__doc__ or "").split("\n\n", 1)[1].rsplit("\n\n", 1)[0]
+    blocks = re.findall(r"```python\n(.*?)```", (REPOSITORY / "README.md").read_text(), re.DOTALL)
+    found = {
+        f"README {index}": code for index, code in enumerate(blocks) if "fasttta_jax.load(" in code
+    }
+    assert found
+    return {name: textwrap.dedent(code) for name, code in {"docstring": docstring, **found}.items()}
+
+
+@pytest.mark.parametrize("name", examples())
+def test_the_examples_work(
+    name: str,
+    runs: dict[str, pathlib.Path],
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    code, changed = re.subn(r"\.load\(\"[^\"]*\"", f'.load("{runs["student"]}"', examples()[name])
+    assert changed
+    monkeypatch.chdir(tmp_path)
+    exec(compile(code, name, "exec"), {})
+    assert list(tmp_path.glob("*.wav"))
