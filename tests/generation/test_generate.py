@@ -1,4 +1,4 @@
-"""generate.py: its flags, its folder of sounds, and two commands that prove the wiring."""
+"""generate.py: its flags, its folder of sounds, and commands that prove the wiring."""
 
 from __future__ import annotations
 
@@ -128,6 +128,12 @@ def test_a_command_that_cannot_start_says_why(
     assert "num_iterations is 3; allowed: 1 to 2, the tokens left to generate" in done.stderr
     assert "Traceback" not in done.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_no_flag_is_named(tmp_path: pathlib.Path) -> None:
+    done = commands.run("generate.py", f"--workdir={tmp_path}", f"--out={tmp_path}", "a dog barks")
+    assert done.returncode != 0
+    assert "'a dog barks' is not a flag; flags look like --name=value" in done.stderr
 
 
 @pytest.mark.parametrize("file_format", ["flac", "ogg"])
