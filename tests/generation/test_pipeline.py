@@ -105,6 +105,15 @@ def test_other_parameters_need_no_other_program(student: Pipeline) -> None:
     assert not np.array_equal(first[0].tokens, second[0].tokens)
 
 
+def test_a_run_that_is_opened_again_needs_no_other_program(
+    student: Pipeline, runs: dict[str, pathlib.Path]
+) -> None:
+    config = GenerateConfig(batch_size=2)
+    again = open_on_one_device(runs["student"]).sampler(config)
+    assert again == student.sampler(config)
+    assert again.program is student.sampler(config).program
+
+
 def test_known_tokens_of_one_clip_are_those_of_all(student: Pipeline) -> None:
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(1, NUM_TOKENS, TOKEN_DIM)).astype(np.float32)
