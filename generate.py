@@ -176,7 +176,7 @@ def main() -> None:
         "checkpoint": trained.origin() | {"objective": trained.config.objective},
     }
     bar = tqdm.tqdm(clips, "generating", len(prompts), unit="clip")
-    write_clips(bar, request.folder, trained.codec, notes)
+    write_clips(iter(bar), request.folder, trained.codec, notes)
     seconds = time.perf_counter() - started
     logger.info(
         "%d clips in %s, %.1f s with compilation", len(prompts), request.folder.out, seconds

@@ -6,7 +6,7 @@ import dataclasses
 import json
 import pathlib
 import textwrap
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from fasttta_jax.audio.files import AudioFormat, playback_level, write_audio
@@ -44,7 +44,7 @@ class FolderConfig:
 
 
 def write_clips(
-    clips: Iterable[Clip], config: FolderConfig, codec: Codec, notes: Mapping[str, Any]
+    clips: Iterator[Clip], config: FolderConfig, codec: Codec, notes: Mapping[str, Any]
 ) -> None:
     """Writes clips one by one as they are made, each with its row of the manifest.
 

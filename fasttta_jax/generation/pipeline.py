@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.audio.files import AudioFormat, playback_level, write_audio
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.config.checks import NOT_NEGATIVE, check, check_fields
+from fasttta_jax.config.checks import NOT_NEGATIVE, check, check_choice, check_fields
 from fasttta_jax.decode import Known
 from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States, check_seeds
 from fasttta_jax.parallel.local import local_mesh
@@ -105,8 +105,10 @@ class Clip:
           ValueError: another ending.
           OSError: the file cannot be written.
         """
-        ending = cast(AudioFormat, pathlib.Path(path).suffix.removeprefix("."))
-        write_audio(path, playback_level(self.audio), self.sample_rate, ending)
+        ending = pathlib.Path(path).suffix.removeprefix(".")
+        check_choice(f"the ending of {path}", ending, AudioFormat)
+        audio = playback_level(self.audio)
+        write_audio(path, audio, self.sample_rate, cast(AudioFormat, ending))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
