@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import fasttta_jax
 from fasttta_jax.config import (
     ConfigError,
     DiffusionConfig,
@@ -20,9 +21,7 @@ from fasttta_jax.config import (
     HeadConfig,
     RunConfig,
 )
-from fasttta_jax.generation.sampler import TokenGenerator
 from fasttta_jax.objectives import OBJECTIVES, Diffusion, Energy, build_objective
-from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.performance.flops import sampling_flops, training_step_flops
 from fasttta_jax.randomness import stream
 from fasttta_jax.systems import build_model
@@ -32,7 +31,6 @@ from fasttta_jax.training.state import from_items, to_items
 from fasttta_jax.training.step import step
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.metrics_log import read_metrics
-from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
 from tests.support.regression import Regression, regression  # noqa: F401
 
@@ -68,9 +66,8 @@ def test_a_third_objective_trains_evaluates_and_samples(
     assert (tmp_path / "samples" / "00000040" / "00.wav").is_file()
     assert json.loads((tmp_path / "config.json").read_text())["config"]["objective"] == regression
 
-    trained = load_trained(str(tmp_path), local_mesh())
-    sampler = TokenGenerator(trained.model, config.decode, local_mesh(), 8)
-    clips = [sampler(trained.params, ["a loud tone"], [seed]) for seed in (0, 0, 1)]
+    pipeline = fasttta_jax.load(tmp_path)
+    clips = [clip.tokens for clip in pipeline.generate(["a loud tone"] * 3, seeds=[0, 0, 1])]
     np.testing.assert_array_equal(clips[0], clips[1])
     assert not np.array_equal(clips[0], clips[2]), "the order of revealing is still drawn"
     assert sampling_flops(config).head > 0
