@@ -125,5 +125,5 @@ class EncodedDataset:
         if model.num_tokens % self.codec.tokens_per_column:
             raise DatasetError(
                 f"model.num_tokens is {model.num_tokens}; allowed: multiples of the codec's "
-                f"{self.codec.tokens_per_column} tokens per moment"
+                f"{self.codec.tokens_per_column} tokens per column"
             )

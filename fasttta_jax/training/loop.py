@@ -103,7 +103,7 @@ class Trainer:
         """Losses of the averaged parameters on the validation split, the same draws every time.
 
         Args:
-          state: whose averaged parameters are judged.
+          state: whose averaged parameters are evaluated.
           beat: called after every batch.
         """
         totals: dict[str, float] = {}

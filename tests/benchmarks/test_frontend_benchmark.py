@@ -99,9 +99,9 @@ def test_torch_orders_tokens_as_we_do() -> None:
     from fasttta_jax.codecs.vae_codec import to_tokens
 
     (audio,) = draw_inputs("codec_encode", SMALL, 1, 5).arrays
-    picture = np.asarray(log_mel(audio, SMALL.mel))
+    spectrogram = np.asarray(log_mel(audio, SMALL.mel))
     tokens, _ = TorchPart("codec_encode", SMALL, (audio,))()
-    latents, _ = TorchPart("vae_encode", SMALL, (picture,))()
+    latents, _ = TorchPart("vae_encode", SMALL, (spectrogram,))()
     expected = to_tokens(latents.numpy() * SMALL.vae.scaling_factor, SMALL.patch_size)
     torch.testing.assert_close(tokens, torch.from_numpy(np.array(expected)), rtol=0, atol=1e-4)
 

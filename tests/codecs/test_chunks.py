@@ -17,7 +17,7 @@ from fasttta_jax.pretrained.hifigan import Hifigan
 from tests.support.hifigan_models import (
     SMALL,
     build,
-    pictures,
+    spectrograms,
 )
 from tests.support.mel_reference import mel_rounding
 from tests.support.tolerance import (
@@ -32,7 +32,7 @@ from tests.support.tolerance import (
 
 def vocoder() -> Callable[[jax.Array], jax.Array]:
     model, params = build(SMALL)
-    return lambda picture: Hifigan.apply(model, params, picture)
+    return lambda spectrogram: Hifigan.apply(model, params, spectrogram)
 
 
 def smooth(x: jax.Array, reach: int = 3) -> jax.Array:
@@ -47,19 +47,19 @@ def smooth(x: jax.Array, reach: int = 3) -> jax.Array:
 def test_the_vocoder_in_windows_equals_the_vocoder_in_one_piece(num_frames: int) -> None:
     margin = max(SMALL.context)
     function = vocoder()
-    picture = pictures(SMALL, num_frames, 2)
-    whole = np.asarray(jax.jit(function)(picture))
+    spectrogram = spectrograms(SMALL, num_frames, 2)
+    whole = np.asarray(jax.jit(function)(spectrogram))
     for overlap in (2 * margin, 50):
         chunks = Chunks(64, overlap, margin)
-        found = jax.jit(lambda x, chunks=chunks: in_chunks(function, x, chunks))(picture)
+        found = jax.jit(lambda x, chunks=chunks: in_chunks(function, x, chunks))(spectrogram)
         assert_close(found, whole, rounding(kernel_terms(build(SMALL)[1])))
 
 
 def test_a_margin_that_is_too_small_is_heard() -> None:
-    picture = pictures(SMALL, 128)
+    spectrogram = spectrograms(SMALL, 128)
     function = vocoder()
-    found = jax.jit(lambda x: in_chunks(function, x, Chunks(64, 2, 1)))(picture)
-    assert np.abs(found - jax.jit(function)(picture)).max() > 1e-4
+    found = jax.jit(lambda x: in_chunks(function, x, Chunks(64, 2, 1)))(spectrogram)
+    assert np.abs(found - jax.jit(function)(spectrogram)).max() > 1e-4
 
 
 @pytest.mark.parametrize("length", [1, 31, 32])

@@ -173,11 +173,11 @@ def token_rounding(codec: SpectrogramCodec) -> float:
 
 
 def test_patches_round_trip_time_major():
-    picture = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
-    patches = np.asarray(to_patches(picture, SMALL))
+    spectrogram = np.arange(2 * 8 * 8, dtype=np.float32).reshape(2, 8, 8)
+    patches = np.asarray(to_patches(spectrogram, SMALL))
     assert patches.shape == (2, 2, 2, 16)
-    np.testing.assert_array_equal(from_patches(patches, SMALL), picture)
-    np.testing.assert_array_equal(patches[0, 1, 0], picture[0, 4:, :4].ravel())
+    np.testing.assert_array_equal(from_patches(patches, SMALL), spectrogram)
+    np.testing.assert_array_equal(patches[0, 1, 0], spectrogram[0, 4:, :4].ravel())
 
 
 @pytest.mark.parametrize("whitening", [0.0, 0.5, 1.0])
@@ -193,8 +193,8 @@ def test_all_components_lose_nothing(whitening):
 def test_fewer_components_lose_the_share_they_report():
     config = dataclasses.replace(SMALL, token_dim=5)
     codec, kept = fit(config, sounds())
-    picture = np.float64(log_mel(sounds(), SMALL.mel))
-    patches = np.asarray(to_patches(picture, config))
+    spectrogram = np.float64(log_mel(sounds(), SMALL.mel))
+    patches = np.asarray(to_patches(spectrogram, config))
     centred = patches - patches.mean(axis=(0, 1))
     tokens = np.float64(codec.encode(sounds())).reshape(6, -1, 2, 5)
     rebuilt = np.einsum("bngc,gvc->bngv", tokens * codec.statistics.scale, codec.statistics.basis)
@@ -315,12 +315,12 @@ def test_silence_decodes_to_silence():
 
 def test_more_griffin_lim_iterations_fit_the_picture_better():
     config = MelConfig(floor=1e-2)
-    picture = log_mel(sounds(), config)
+    spectrogram = log_mel(sounds(), config)
 
     def distance(num_iterations: int) -> float:
         """Spectral convergence: relative distance of the mel magnitudes."""
-        audio = griffin_lim(picture, config, num_iterations)
-        target, found = np.exp(picture), np.exp(log_mel(audio, config))
+        audio = griffin_lim(spectrogram, config, num_iterations)
+        target, found = np.exp(spectrogram), np.exp(log_mel(audio, config))
         return float(np.linalg.norm(found - target) / np.linalg.norm(target))
 
     distances = [distance(num_iterations) for num_iterations in (1, 8, 32)]
@@ -328,12 +328,12 @@ def test_more_griffin_lim_iterations_fit_the_picture_better():
     assert distances[2] < 0.2
 
 
-def test_griffin_lim_audio_shows_the_picture_it_was_made_from():
+def test_griffin_lim_audio_shows_the_spectrogram_it_was_made_from():
     config = MelConfig(floor=1e-2)
-    picture = np.asarray(log_mel(sounds(), config))
-    found = np.asarray(log_mel(griffin_lim(picture, config, 32), config))
+    spectrogram = np.asarray(log_mel(sounds(), config))
+    found = np.asarray(log_mel(griffin_lim(spectrogram, config, 32), config))
     # 1 neper is a factor of e; phase reconstruction is a projection, not an inverse
-    assert np.mean(np.abs(found - picture)) < 0.3
+    assert np.mean(np.abs(found - spectrogram)) < 0.3
 
 
 def test_decoding_a_clip_does_not_depend_on_its_neighbours():

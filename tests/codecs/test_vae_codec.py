@@ -67,13 +67,13 @@ def test_patches_are_time_major_and_channel_first():
 def test_tokens_are_scaled_posterior_means(codec, weights):
     audio = sounds(2, codec)
     config, params = load_vae(weights / "vae")
-    pictures = log_mel(jnp.asarray(audio), SMALL.mel)
+    spectrograms = log_mel(jnp.asarray(audio), SMALL.mel)
     encode = jax.jit(functools.partial(Vae(config).apply, method=Vae.encode))
-    mean, log_variance = encode({"params": params}, pictures)
+    mean, log_variance = encode({"params": params}, spectrograms)
     posterior = codec.encode_posterior(audio)
     assert posterior.mean.shape == (2, 2 * codec.tokens_per_column, codec.token_dim)
     # the spectrograms may differ by their rounding, of which norms see the share in a deviation
-    of_mel = max(mel_rounding(clip, SMALL.mel).max() for clip in audio) / np.std(pictures)
+    of_mel = max(mel_rounding(clip, SMALL.mel).max() for clip in audio) / np.std(spectrograms)
     bound = float(of_mel) + rounding(kernel_terms(params["encoder"]))
     assert bound < 1e-4
     assert_close(posterior.mean, to_tokens(mean * 0.4, 4), bound)
@@ -87,11 +87,11 @@ def test_decoding_undoes_the_scale_and_runs_the_vocoder(codec, weights):
     config, params = load_vae(weights / "vae")
     latents = from_tokens(tokens, 4, 4) / 0.4
     decode = jax.jit(functools.partial(Vae(config).apply, method=Vae.decode))
-    pictures = decode({"params": params}, latents)
+    spectrograms = decode({"params": params}, latents)
     of_decoder = rounding(kernel_terms(params["decoder"]))
-    assert_close(codec.to_log_mel(tokens), pictures, of_decoder)
+    assert_close(codec.to_log_mel(tokens), spectrograms, of_decoder)
     vocoder_config, vocoder = load_hifigan(weights / "vocoder")
-    expected = jax.jit(Hifigan(vocoder_config).apply)({"params": vocoder}, pictures)
+    expected = jax.jit(Hifigan(vocoder_config).apply)({"params": vocoder}, spectrograms)
     audio = codec.decode(tokens)
     assert np.std(audio) > 1e-3, "not silence"
     assert np.abs(audio).max() < 0.99, "nor saturation"
@@ -112,7 +112,7 @@ def test_long_audio_has_no_seams(codec, weights, tmp_path):
     """A steady sound: away from its ends, all that changes in time is a seam.
 
     Cutting without overlap shows how far apart two windows are; the fade must spread that over its
-    8 latent frames, 32 frames of a picture. What changes inside of a window comes on top.
+    8 latent frames, 32 frames of a spectrogram. What changes inside of a window comes on top.
     """
     hard = VaeCodec.create(
         tmp_path / "hard",

@@ -86,7 +86,7 @@ def redraw(model: Any, seed: int = 0) -> None:
             values.data *= gain
 
 
-def pictures(num_clips: int, num_frames: int, num_bands: int) -> np.ndarray:
+def spectrograms(num_clips: int, num_frames: int, num_bands: int) -> np.ndarray:
     shape = (num_clips, num_frames, num_bands)
     return np.random.default_rng(num_frames).standard_normal(shape).astype(np.float32)
 
@@ -105,10 +105,10 @@ def assert_agrees(
     config, params = loaded
     vocode = jax.jit(lambda x: Hifigan(config).apply({"params": params}, x, method="untrimmed"))
     for num_clips, num_frames in shapes:
-        picture = pictures(num_clips, num_frames, config.model_in_dim)
+        spectrogram = spectrograms(num_clips, num_frames, config.model_in_dim)
         with torch.no_grad():
-            expected = reference(torch.tensor(picture)).numpy().reshape(num_clips, -1)
-        found = np.asarray(vocode(picture))
+            expected = reference(torch.tensor(spectrogram)).numpy().reshape(num_clips, -1)
+        found = np.asarray(vocode(spectrogram))
         assert found.shape == expected.shape
         assert 0.05 < expected.std() < 0.8  # tanh neither idle nor saturated
         assert_close(found, expected, rounding(kernel_terms(params)))
@@ -272,19 +272,19 @@ def test_a_published_clip_of_ten_seconds_agrees(tmp_path: pathlib.Path) -> None:
     assert found == config
     count = sum(value.numel() for value in reference.parameters())
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == count
-    picture = pictures(1, 1024, 64)
+    spectrogram = spectrograms(1, 1024, 64)
     with torch.no_grad():
-        expected = reference(torch.tensor(picture)).numpy()[:, :163_840]
+        expected = reference(torch.tensor(spectrogram)).numpy()[:, :163_840]
     model = Hifigan(config)
     chunks = Chunks(512, 2 * max(config.context), max(config.context))
 
     @jax.jit
-    def whole(params: Any, picture: jax.Array) -> jax.Array:
-        return model.apply({"params": params}, picture)
+    def whole(params: Any, spectrogram: jax.Array) -> jax.Array:
+        return model.apply({"params": params}, spectrogram)
 
     @jax.jit
-    def windows(params: Any, picture: jax.Array) -> jax.Array:
-        return in_chunks(lambda x: model.apply({"params": params}, x), picture, chunks)
+    def windows(params: Any, spectrogram: jax.Array) -> jax.Array:
+        return in_chunks(lambda x: model.apply({"params": params}, x), spectrogram, chunks)
 
     for run in (whole, windows):
-        assert_close(run(params, picture), expected, rounding(kernel_terms(params)))
+        assert_close(run(params, spectrogram), expected, rounding(kernel_terms(params)))

@@ -67,12 +67,12 @@ def reference() -> Any:
 
 
 def assert_agrees(reference: Any, folder: pathlib.Path, *size: int) -> None:
-    """Mean, log-variance and decoded pictures, for a batch of pictures."""
+    """Mean, log-variance and decoded spectrograms, for a batch of spectrograms."""
     config, tree = load(folder)
     model, params = Vae(config), {"params": tree}
-    pictures = torch.randn(size, generator=torch.Generator().manual_seed(1))
+    spectrograms = torch.randn(size, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
-        posterior = reference.encode(pictures[:, None]).latent_dist
+        posterior = reference.encode(spectrograms[:, None]).latent_dist
         latents = posterior.mean + posterior.std
         decoded = reference.decode(latents).sample[:, 0]
     assert all(0.1 < values.std() < 10 for values in (posterior.mean, posterior.logvar, decoded))
@@ -81,15 +81,15 @@ def assert_agrees(reference: Any, folder: pathlib.Path, *size: int) -> None:
         return values.permute(0, 2, 3, 1).contiguous().numpy()
 
     mean, log_variance = jax.jit(lambda *args: model.apply(*args, method="encode"))(
-        params, pictures.numpy()
+        params, spectrograms.numpy()
     )
-    pictures = jax.jit(lambda *args: model.apply(*args, method="decode"))(
+    spectrograms = jax.jit(lambda *args: model.apply(*args, method="decode"))(
         params, channels_last(latents)
     )
     encoder, decoder = (rounding(kernel_terms(tree[name])) for name in ("encoder", "decoder"))
     assert_close(mean, channels_last(posterior.mean), encoder)
     assert_close(log_variance, channels_last(posterior.logvar), encoder)
-    assert_close(pictures, decoded, decoder)
+    assert_close(spectrograms, decoded, decoder)
 
 
 def save_diffusers(folder: pathlib.Path, reference: Any, state: Any = None) -> pathlib.Path:

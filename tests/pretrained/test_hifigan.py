@@ -21,7 +21,7 @@ from fasttta_jax.pretrained.hifigan import (
     load,
 )
 from fasttta_jax.storage.weights import ConvertedError
-from tests.support.hifigan_models import SMALL, build, pictures
+from tests.support.hifigan_models import SMALL, build, spectrograms
 
 
 @pytest.mark.parametrize(("num_frames", "num_samples"), [(1024, 163_872), (512, 81_952)])
@@ -38,10 +38,10 @@ def test_the_published_stack_yields_32_samples_too_many(num_frames: int, num_sam
 @pytest.mark.parametrize("num_frames", [1, 33])
 def test_the_first_samples_are_kept(num_frames: int) -> None:
     model, params = build(SMALL)
-    picture = pictures(SMALL, num_frames, 2)
-    whole = jax.jit(functools.partial(model.apply, method="untrimmed"))(params, picture)
+    spectrogram = spectrograms(SMALL, num_frames, 2)
+    whole = jax.jit(functools.partial(model.apply, method="untrimmed"))(params, spectrogram)
     assert whole.shape == (2, num_frames * 10 + 2)
-    found = jax.jit(model.apply)(params, picture)
+    found = jax.jit(model.apply)(params, spectrogram)
     np.testing.assert_array_equal(found, whole[:, : num_frames * 10])
 
 
@@ -52,16 +52,16 @@ def heard(config: HifiganConfig, num_frames: int) -> tuple[int, int]:
     is, and exactly 0 elsewhere.
     """
     model = Hifigan(config)
-    picture = 1e25 * jnp.broadcast_to(
+    spectrogram = 1e25 * jnp.broadcast_to(
         jnp.eye(num_frames)[..., None], (num_frames, num_frames, config.model_in_dim)
     )
-    shapes = jax.eval_shape(model.init, jax.random.key(0), picture)
+    shapes = jax.eval_shape(model.init, jax.random.key(0), spectrogram)
     params = jax.tree.map(  # means over what a kernel sees, so that nothing overflows
         lambda leaf: jnp.full(leaf.shape, 1 / math.prod(leaf.shape[:2]) if leaf.ndim > 1 else 0.0),
         shapes,
     )
     at = num_frames // 2
-    audio = np.asarray(jax.jit(model.apply)(params, picture))
+    audio = np.asarray(jax.jit(model.apply)(params, spectrogram))
     samples = audio[:, at * config.stride : (at + 1) * config.stride]
     frames = np.flatnonzero(samples.max(axis=1))
     return at - int(frames[0]), int(frames[-1]) - at
@@ -82,7 +82,7 @@ def test_context_is_the_receptive_field(changes: dict[str, Any]) -> None:
 
 
 def test_context_of_the_published_sizes() -> None:
-    """Channels make no difference; both sides fit into a picture of 50 frames."""
+    """Channels make no difference; both sides fit into a spectrogram of 50 frames."""
     config = HifiganConfig(model_in_dim=1, upsample_initial_channel=32)
     assert config.context == HifiganConfig().context == (23, 23)
     assert heard(config, 50) == (23, 23)
@@ -90,17 +90,17 @@ def test_context_of_the_published_sizes() -> None:
 
 def test_clips_do_not_hear_each_other() -> None:
     model, params = build(SMALL)
-    picture = pictures(SMALL, 12, 3)
-    together = np.asarray(jax.jit(model.apply)(params, picture))
-    louder = picture.at[1:].multiply(100)
+    spectrogram = spectrograms(SMALL, 12, 3)
+    together = np.asarray(jax.jit(model.apply)(params, spectrogram))
+    louder = spectrogram.at[1:].multiply(100)
     np.testing.assert_array_equal(jax.jit(model.apply)(params, louder)[0], together[0])
 
 
 def test_half_precision_is_close_and_gives_float32() -> None:
     model, params = build(SMALL)
-    picture = pictures(SMALL, 12)
-    audio = jax.jit(model.apply)(params, picture)
-    coarse = jax.jit(Hifigan(SMALL, jnp.bfloat16).apply)(params, picture)
+    spectrogram = spectrograms(SMALL, 12)
+    audio = jax.jit(model.apply)(params, spectrogram)
+    coarse = jax.jit(Hifigan(SMALL, jnp.bfloat16).apply)(params, spectrogram)
     assert coarse.dtype == audio.dtype == jnp.float32
     error = np.abs(coarse - audio).max() / np.abs(audio).max()
     # bfloat16 keeps 8 bits; eight roundings in a row

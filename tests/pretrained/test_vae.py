@@ -36,11 +36,11 @@ SMALL = VaeConfig(
 
 
 def shapes(config: VaeConfig, *size: int) -> tuple[jax.ShapeDtypeStruct, ...]:
-    """Mean, log-variance and reconstruction of pictures of a size, without computing them."""
+    """Mean, log-variance and reconstruction of spectrograms of a size, without computing them."""
 
-    def run(picture: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-        params = Vae(config).init(jax.random.key(0), picture)
-        mean, log_variance = Vae(config).apply(params, picture, method="encode")
+    def run(spectrogram: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
+        params = Vae(config).init(jax.random.key(0), spectrogram)
+        mean, log_variance = Vae(config).apply(params, spectrogram, method="encode")
         return mean, log_variance, Vae(config).apply(params, mean, method="decode")
 
     return jax.eval_shape(run, jax.ShapeDtypeStruct(size, jnp.float32))
@@ -63,19 +63,19 @@ LATENTS = np.random.default_rng(2).normal(size=(3, 6, 3, 3)).astype(np.float32)
 
 @functools.partial(jax.jit, static_argnames="dtype")
 def run(
-    params: Any, pictures: np.ndarray, latents: np.ndarray, dtype: Any = jnp.float32
+    params: Any, spectrograms: np.ndarray, latents: np.ndarray, dtype: Any = jnp.float32
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """Mean and log-variance of pictures, and pictures of latents."""
+    """Mean and log-variance of spectrograms, and spectrograms of latents."""
     model = Vae(SMALL, dtype)
-    moments = model.apply(params, pictures, method="encode")
+    moments = model.apply(params, spectrograms, method="encode")
     return (*moments, model.apply(params, latents, method="decode"))
 
 
 def test_published_shapes() -> None:
-    mean, log_variance, picture = shapes(PUBLISHED, 1, 1024, 64)
+    mean, log_variance, spectrogram = shapes(PUBLISHED, 1, 1024, 64)
     assert (mean.shape, mean.dtype) == ((1, 256, 16, 8), jnp.float32)
     assert (log_variance.shape, log_variance.dtype) == (mean.shape, jnp.float32)
-    assert (picture.shape, picture.dtype) == ((1, 1024, 64), jnp.float32)
+    assert (spectrogram.shape, spectrogram.dtype) == ((1, 1024, 64), jnp.float32)
 
 
 @pytest.mark.parametrize("num_levels", [1, 2, 4])
@@ -84,13 +84,13 @@ def test_stride(num_levels: int, num_columns: int) -> None:
     config = dataclasses.replace(SMALL, block_out_channels=(8,) * num_levels)
     stride = config.stride
     assert stride == 2 ** (num_levels - 1)
-    mean, _, picture = shapes(config, 2, num_columns * stride, 3 * stride)
+    mean, _, spectrogram = shapes(config, 2, num_columns * stride, 3 * stride)
     assert mean.shape == (2, num_columns, 3, 3)
-    assert picture.shape == (2, num_columns * stride, 3 * stride)
+    assert spectrogram.shape == (2, num_columns * stride, 3 * stride)
 
 
 def test_upsampling_is_nearest_and_a_convolution() -> None:
-    """Four products a place give what nine do on the large picture, edges included."""
+    """Four products a place give what nine do on the large spectrogram, edges included."""
     rng = np.random.default_rng(0)
     x = rng.normal(size=(2, 5, 3, 8)).astype(np.float32)
     kernel = rng.normal(size=(3, 3, 8, 8), scale=0.1).astype(np.float32)

@@ -105,13 +105,13 @@ def random_clap(folder: pathlib.Path) -> pathlib.Path:
 
 def random_vae(folder: pathlib.Path) -> pathlib.Path:
     """A converted VAE of three narrow levels."""
-    picture = np.zeros((1, 16, 64), np.float32)
-    params = jax.eval_shape(vae.Vae(VAE).init, jax.random.key(0), picture)["params"]
+    spectrogram = np.zeros((1, 16, 64), np.float32)
+    params = jax.eval_shape(vae.Vae(VAE).init, jax.random.key(0), spectrogram)["params"]
     return _write(folder, params, {"kind": "vae", "config": dataclasses.asdict(VAE)})
 
 
 def random_vocoder(folder: pathlib.Path) -> pathlib.Path:
     """A converted vocoder with the published rates and few channels."""
-    picture = np.zeros((1, 4, VOCODER.model_in_dim), np.float32)
-    params = jax.eval_shape(Hifigan(VOCODER).init, jax.random.key(0), picture)["params"]
+    spectrogram = np.zeros((1, 4, VOCODER.model_in_dim), np.float32)
+    params = jax.eval_shape(Hifigan(VOCODER).init, jax.random.key(0), spectrogram)["params"]
     return _write(folder, params, {"kind": "hifigan", "config": dataclasses.asdict(VOCODER)})

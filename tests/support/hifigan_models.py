@@ -31,9 +31,9 @@ def build(config: HifiganConfig) -> tuple[Hifigan, Any]:
         deviation = 1 / math.sqrt(math.prod(leaf.shape[:2])) if leaf.ndim > 1 else 0.1
         return (deviation * rng.standard_normal(leaf.shape)).astype(np.float32)
 
-    shapes = jax.eval_shape(model.init, jax.random.key(0), pictures(config, 4))
+    shapes = jax.eval_shape(model.init, jax.random.key(0), spectrograms(config, 4))
     return model, jax.tree.map(draw, shapes)
 
 
-def pictures(config: HifiganConfig, num_frames: int, num_clips: int = 1) -> jax.Array:
+def spectrograms(config: HifiganConfig, num_frames: int, num_clips: int = 1) -> jax.Array:
     return jax.random.normal(jax.random.key(1), (num_clips, num_frames, config.model_in_dim))
