@@ -14,7 +14,7 @@ step. All cases take turns.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -23,14 +23,15 @@ from absl import flags
 from benchmarks import measure
 from benchmarks.baselines import HostLoop, full_length
 from fasttta_jax import cli
-from fasttta_jax.config import RunConfig
-from fasttta_jax.decode import parallel_decode
+from fasttta_jax.config import MeshConfig, RunConfig
+from fasttta_jax.decode import DecodeResult
+from fasttta_jax.generation.sampler import Sampler, Start
+from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import DecodeKind, sampling_flops
 from fasttta_jax.report.text_table import format_table
-from fasttta_jax.systems import TextToAudio, build_model
+from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
-from fasttta_jax.text.base import TextBatch
-from fasttta_jax.typing import Key, Params, Tokens
+from fasttta_jax.typing import Params, Tokens
 
 Decode = Literal["segments", "full_length", "host_loop"]
 COLUMNS = (
@@ -83,25 +84,6 @@ def with_settings(
     return dataclasses.replace(run, decode=decode, diffusion=diffusion)
 
 
-def segment_sampler(
-    model: TextToAudio, run: RunConfig
-) -> Callable[[Params, TextBatch, Key], Tokens]:
-    """The package's decoder as one pure function of (params, text, keys)."""
-
-    def sample(params: Params, text: TextBatch, keys: Key) -> Tokens:
-        return parallel_decode(
-            model,
-            params,
-            model.condition(params, text),
-            keys,
-            run.decode,
-            num_tokens=run.model.num_tokens,
-            token_dim=run.model.token_dim,
-        ).tokens
-
-    return sample
-
-
 class Case:
     """One sampler on one batch.
 
@@ -118,16 +100,21 @@ class Case:
         self.name = f"{model.label} {decode} {batch_size} x {run.decode.num_iterations}"
         system = build_model(run, abstract_text_encoder(run.model.text))
         text = jax.device_put(system.text.tokenize(["a caption"] * batch_size))
-        self._inputs = params, text, jax.random.split(jax.random.key(0), batch_size)
+        keys = jax.random.split(jax.random.key(0), batch_size)
         if decode == "host_loop":
             self._sampler: HostLoop | measure.Program = HostLoop(system, run.decode)
+            self._inputs: tuple[Any, ...] = params, text, keys
         else:
             system = full_length(system) if decode == "full_length" else system
-            self._sampler = measure.Program(segment_sampler(system, run))
+            mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+            sampler = Sampler(system, run.decode, mesh, batch_size)
+            self._sampler = measure.Program(sampler.program.jitted, mesh)
+            self._inputs = params, text, Start(keys, None)
 
     def __call__(self) -> Tokens:
         """Tokens, float32 [B, N, C], not waited for."""
-        return self._sampler(*self._inputs)
+        found = self._sampler(*self._inputs)
+        return found.tokens if isinstance(found, DecodeResult) else found
 
     def row(self, timing: measure.Timing) -> Row:
         """What was found."""
