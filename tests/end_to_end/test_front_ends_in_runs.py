@@ -28,7 +28,6 @@ from tests.support import (
     conversions,
     helpers,
 )
-from tests.support.world import one_device
 
 TEXT = TextConfig(
     encoder="frozen", streams=(("clap", 1, 6), ("t5", 24, 12)), token_dropout=0.0, drop_rate=0.1
@@ -53,9 +52,8 @@ def world(labelled_dataset, tmp_path_factory) -> pathlib.Path:
         "t5": conversions.random_t5(root / "converted" / "t5"),
     }
     embed_text.embed(root / "encoded", encoders, positions={"t5": 24})
-    with one_device():
-        for stage in ("teacher", "student"):
-            Trainer(config(root, stage), root / stage).run()
+    for stage in ("teacher", "student"):
+        Trainer(config(root, stage), root / stage, devices=jax.devices()[:1]).run()
     return root
 
 

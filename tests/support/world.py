@@ -6,12 +6,11 @@ it; one that changes a folder changes a copy.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import fcntl
 import os
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import jax
 import pytest
@@ -42,16 +41,6 @@ def shared(
     return folder
 
 
-@contextlib.contextmanager
-def one_device() -> Iterator[None]:
-    """Runs use one device, which compiles fastest."""
-    devices = jax.devices()[:1]
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(jax, "devices", lambda: devices)
-        patch.setattr(jax, "local_devices", lambda: devices)
-        yield
-
-
 def teacher_config(encoded: pathlib.Path) -> RunConfig:
     """A teacher that learns in 200 steps."""
     config = helpers.tiny_teacher_config(encoded, num_steps=TEACHER_STEPS, evaluate_every=100)
@@ -74,6 +63,7 @@ def student_config(encoded: pathlib.Path, teacher: pathlib.Path) -> RunConfig:
 
 def train_runs(folder: pathlib.Path, encoded: pathlib.Path) -> None:
     """The workdirs `teacher` and `student` below a folder."""
-    with one_device():
-        Trainer(teacher_config(encoded), folder / "teacher").run()
-        Trainer(student_config(encoded, folder / "teacher"), folder / "student").run()
+    one = jax.devices()[:1]  # which compiles fastest
+    teacher, student = folder / "teacher", folder / "student"
+    Trainer(teacher_config(encoded), teacher, devices=one).run()
+    Trainer(student_config(encoded, teacher), student, devices=one).run()

@@ -5,7 +5,6 @@ import json
 import pathlib
 import shutil
 import signal
-from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -27,7 +26,7 @@ from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
 from fasttta_jax.workdir.metrics_log import read_metrics
 from fasttta_jax.workdir.restore import load_trained
-from tests.support import commands, launch, world
+from tests.support import commands, launch
 from tests.support.helpers import (
     rows_of,
     run_config_file,
@@ -38,14 +37,7 @@ from tests.support.helpers import (
 )
 from tests.support.tolerance import model_terms, rounding
 
-ALL_DEVICES = jax.devices()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_device() -> Iterator[None]:
-    """Runs use one device, which compiles fastest, unless a test says otherwise."""
-    with world.one_device():
-        yield
+ONE = jax.devices()[:1]  # which compiles fastest
 
 
 @pytest.fixture
@@ -116,12 +108,12 @@ def test_interrupted_run_equals_uninterrupted(
 ) -> None:
     """Parameters, optimizer, average, data order, randomness and metrics, bit for bit."""
     config = tiny_student_config(encoded_dataset, teacher)
-    whole = Trainer(config, tmp_path / "whole").run()
+    whole = Trainer(config, tmp_path / "whole", devices=ONE).run()
 
     class Killed(Exception):
         pass
 
-    trainer = Trainer(config, tmp_path / "parts")
+    trainer = Trainer(config, tmp_path / "parts", devices=ONE)
     step = trainer.train_step
     calls = 0
 
@@ -135,7 +127,7 @@ def test_interrupted_run_equals_uninterrupted(
     monkeypatch.setattr(trainer, "train_step", dies_in_step_five)
     with pytest.raises(Killed):
         trainer.run()
-    assert_bitwise_equal(whole, Trainer(config, tmp_path / "parts").run())
+    assert_bitwise_equal(whole, Trainer(config, tmp_path / "parts", devices=ONE).run())
     assert rows_of(tmp_path / "whole") == rows_of(tmp_path / "parts")
 
 
@@ -182,7 +174,7 @@ def test_frozen_backbone_moves_only_the_head(
         teacher,
         distillation=DistillationConfig(freeze_backbone=True, backbone_from_teacher=True),
     )
-    state = Trainer(config, tmp_path).run()
+    state = Trainer(config, tmp_path, devices=ONE).run()
     start = averages(teacher)
     for name in ("text", "backbone"):
         assert_bitwise_equal(state.params[name], start[name])
@@ -194,7 +186,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(
 ) -> None:
     """Unless a config allows for some; that is in `multiprocess/test_faults`."""
     config = tiny_teacher_config(encoded_dataset)
-    trainer = Trainer(config, tmp_path)
+    trainer = Trainer(config, tmp_path, devices=ONE)
     step = trainer.train_step
     calls = 0
 
@@ -209,7 +201,7 @@ def test_nan_stops_the_run_and_keeps_the_checkpoint(
     with pytest.raises(FloatingPointError, match=r"stopped at step 5: .*good checkpoint is step 3"):
         trainer.run()
     assert Checkpoints(tmp_path).steps() == [3]
-    assert int(Trainer(config, tmp_path).run().step) == 6
+    assert int(Trainer(config, tmp_path, devices=ONE).run().step) == 6
 
 
 def test_no_recompilation_after_the_first_step(
@@ -217,7 +209,7 @@ def test_no_recompilation_after_the_first_step(
 ) -> None:
     """Counted by the metrics: the evaluation at step 3 and its checkpoint compile, steps do not."""
     config = tiny_teacher_config(encoded_dataset, num_steps=6)
-    trainer = Trainer(config, tmp_path)
+    trainer = Trainer(config, tmp_path, devices=ONE)
     trainer.run()
     rows = read_metrics(tmp_path / "metrics.jsonl")
     counts = {
@@ -237,18 +229,18 @@ def test_another_run_in_the_workdir_is_refused(
 ) -> None:
     workdir = tmp_path / "run"
     config = tiny_teacher_config(encoded_dataset)
-    Trainer(config, workdir)
+    Trainer(config, workdir, devices=ONE)
     wider = dataclasses.replace(config, model=tiny_model_config(head=HeadConfig(width=48, depth=1)))
     with pytest.raises(WorkdirError, match=r"model.head.width is 32 there and 48 here"):
-        Trainer(wider, workdir)
-    Trainer(dataclasses.replace(config, log_every=2), workdir)
+        Trainer(wider, workdir, devices=ONE)
+    Trainer(dataclasses.replace(config, log_every=2), workdir, devices=ONE)
 
 
 def test_workdir_that_is_a_file(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
     path = tmp_path / "run"
     path.write_text("")
     with pytest.raises(WorkdirError, match="is a file; allowed: a folder"):
-        Trainer(tiny_teacher_config(encoded_dataset), path)
+        Trainer(tiny_teacher_config(encoded_dataset), path, devices=ONE)
 
 
 @pytest.mark.parametrize(
@@ -271,14 +263,14 @@ def test_what_does_not_fit_is_named(
     changes = {"distillation": DistillationConfig(weight=1.0), **changes}
     config = tiny_student_config(encoded_dataset, teacher, **changes)
     with pytest.raises(ValueError, match=message):
-        Trainer(config, tmp_path)
+        Trainer(config, tmp_path, devices=ONE)
 
 
 def test_student_of_a_student_is_refused(
     encoded_dataset: pathlib.Path, student: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
     with pytest.raises(ConfigError, match="only where the teacher's objective is 'diffusion'"):
-        Trainer(tiny_student_config(encoded_dataset, student), tmp_path)
+        Trainer(tiny_student_config(encoded_dataset, student), tmp_path, devices=ONE)
 
 
 def test_batch_that_does_not_divide(
@@ -287,7 +279,6 @@ def test_batch_that_does_not_divide(
     config = tiny_teacher_config(
         encoded_dataset, data=DataConfig(path=str(encoded_dataset), batch_size=12)
     )
-    monkeypatch.setattr(jax, "devices", lambda: ALL_DEVICES)
     with pytest.raises(ConfigError, match=r"batch_size is 12; allowed: multiples .* 8 or 16"):
         Trainer(config, tmp_path)
 
@@ -299,7 +290,7 @@ def test_student_needs_its_teachers_tokenizer(
     shutil.copytree(encoded_dataset, other)
     LearnedTextEncoder.fit(["other words"], 300, TextConfig()).save(other / "text")
     with pytest.raises(ConfigError, match="text"):
-        Trainer(tiny_student_config(other, teacher), tmp_path / "run")
+        Trainer(tiny_student_config(other, teacher), tmp_path / "run", devices=ONE)
 
 
 def test_dataset_without_validation_split(
@@ -312,4 +303,4 @@ def test_dataset_without_validation_split(
     info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
     path.write_text(json.dumps(info))
     with pytest.raises(DatasetError, match="has no split 'validation'; allowed: "):
-        Trainer(tiny_teacher_config(other), tmp_path / "run")
+        Trainer(tiny_teacher_config(other), tmp_path / "run", devices=ONE)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import pathlib
 import sys
+from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -19,9 +21,11 @@ from fasttta_jax.parallel.mesh import make_mesh
 PROMPTS = ("a loud tone", "a quiet noise", "clicks that is loud", "")
 
 
-def sample(workdir: pathlib.Path, mesh_config: MeshConfig) -> dict[str, np.ndarray]:
+def sample(
+    workdir: pathlib.Path, mesh_config: MeshConfig, devices: Sequence[Any] | None = None
+) -> dict[str, np.ndarray]:
     """Tokens [8, N, C] and audio [8, S] of eight prompts and seeds, and the sample rate."""
-    pipeline = Pipeline.open(str(workdir), mesh=make_mesh(mesh_config))
+    pipeline = Pipeline.open(str(workdir), mesh=make_mesh(mesh_config, devices))
     clips = list(pipeline.generate([*PROMPTS, *PROMPTS], batch_size=8))
     return {
         "tokens": np.stack([clip.tokens for clip in clips]),

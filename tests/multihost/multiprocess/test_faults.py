@@ -22,6 +22,7 @@ from tests.support.launch import finished_steps, wait_for_step
 
 EVERY = 20
 KILL, TERMINATE = signal.SIGKILL, signal.SIGTERM
+ONE = jax.devices()[:1]  # which compiles fastest
 
 
 def config_of_steps(num_steps: int, encoded: pathlib.Path) -> RunConfig:
@@ -82,7 +83,6 @@ def test_a_run_survives_its_hosts(
     up once its moments are those of twenty steps, and a low rate does not add up.
     """
     four = jax.devices()[:4]
-    monkeypatch.setattr(jax, "devices", lambda: four)
     config = config_of_steps(num_steps, encoded_dataset)
     workdir = tmp_path / "run"
     file = helpers.run_config_file(config, tmp_path / "run.py")
@@ -91,7 +91,7 @@ def test_a_run_survives_its_hosts(
     class Killed(Exception):
         pass
 
-    trainer = Trainer(config, workdir)
+    trainer = Trainer(config, workdir, devices=four)
     step, calls = trainer.train_step, 0
 
     def dies(*arguments):
@@ -109,7 +109,7 @@ def test_a_run_survives_its_hosts(
         until_signalled(command, workdir, hosts, number)
         assert finished_steps(workdir)[-1] < num_steps, "the run ended before it could be stopped"
     launch.run(command, hosts_at_last, devices_per_process=4 // hosts_at_last, timeout=600)
-    expected = Trainer(config, tmp_path / "whole").run()
+    expected = Trainer(config, tmp_path / "whole", devices=four).run()
     assert int(expected.step) == num_steps
     rows = helpers.rows_of(workdir), helpers.rows_of(tmp_path / "whole")
     assert [row["step"] for row in rows[0]] == [row["step"] for row in rows[1]]
@@ -118,12 +118,6 @@ def test_a_run_survives_its_hosts(
             if name in wanted:
                 message = f"{name} of step {wanted['step']}"
                 np.testing.assert_allclose(found[name], wanted[name], rtol=1e-4, err_msg=message)
-
-
-@pytest.fixture
-def one_device(monkeypatch: pytest.MonkeyPatch) -> None:
-    first = jax.devices()[:1]
-    monkeypatch.setattr(jax, "devices", lambda: first)
 
 
 @pytest.fixture
@@ -139,15 +133,14 @@ def disk() -> Iterator[object]:
 
 
 def test_a_run_survives_a_full_disk(
-    one_device: None,
     disk,
     encoded_dataset: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     config = helpers.tiny_teacher_config(encoded_dataset, num_steps=6, checkpoint_every=2)
-    whole = Trainer(config, tmp_path / "whole").run()
-    trainer = Trainer(config, tmp_path / "run")
+    whole = Trainer(config, tmp_path / "whole", devices=ONE).run()
+    trainer = Trainer(config, tmp_path / "run", devices=ONE)
     step, calls = trainer.train_step, 0
 
     def fills_up(*arguments):
@@ -164,13 +157,12 @@ def test_a_run_survives_a_full_disk(
         trainer.run()
     assert max(StoredCheckpoints(tmp_path / "run").steps()) == 3
     disk(resource.getrlimit(resource.RLIMIT_FSIZE)[1])
-    resumed = Trainer(config, tmp_path / "run").run()
+    resumed = Trainer(config, tmp_path / "run", devices=ONE).run()
     jax.tree.map(np.testing.assert_array_equal, resumed, whole)
     assert helpers.rows_of(tmp_path / "run") == helpers.rows_of(tmp_path / "whole")
 
 
 def test_steps_that_are_not_finite_are_skipped_and_counted(
-    one_device: None,
     encoded_dataset: pathlib.Path,
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -182,7 +174,7 @@ def test_steps_that_are_not_finite_are_skipped_and_counted(
     config = config.__class__(**{**vars(config), "optimizer": allowed})
 
     def train(bad: set[int], num_calls: int | None = None):
-        trainer = Trainer(config, tmp_path)
+        trainer = Trainer(config, tmp_path, devices=ONE)
         step = trainer.train_step
         before = max(StoredCheckpoints(tmp_path).steps(), default=0)
         calls = before
