@@ -24,7 +24,7 @@ TIMING_BATCH = 8
 
 
 class Runs:
-    """Computes with the runs of a setup; a sampler is compiled once for a run and a batch size.
+    """Computes with the runs of a setup.
 
     Args:
       config: batch size, seed, number of clips.
@@ -47,7 +47,7 @@ class Runs:
         self.num_samples = setup.num_samples
 
     def pipeline(self, name: str) -> Pipeline:
-        """A run with the settings of decoding that it is judged with."""
+        """A run with the settings of decoding that it is evaluated with."""
         trained = self.setup.trained[name]
         config = dataclasses.replace(trained.config, decode=self.setup.decode[name])
         return Pipeline(dataclasses.replace(trained, config=config), self.setup.mesh)

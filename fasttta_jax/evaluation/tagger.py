@@ -302,7 +302,7 @@ def checked_audio(audio: np.ndarray, spec: TaggerSpec) -> np.ndarray:
     return audio
 
 
-def to_float(audio: np.ndarray) -> Float[np.ndarray, "n S"]:
+def to_float(audio: Num[np.ndarray, "*n S"]) -> Float[np.ndarray, "*n S"]:
     """Waveforms in [-1, 1] as float32, from int16 or any floating type."""
     if audio.dtype == np.int16:
         return audio.astype(np.float32) / np.float32(INT16_SCALE)

@@ -6,6 +6,8 @@ import pytest
 from fasttta_jax.evaluation.clips import read_reference_clips, read_test_clips
 from fasttta_jax.input_pipeline.records import DatasetError
 
+pytestmark = pytest.mark.usefixtures("unchecked")  # lists stand for records
+
 
 def record(events, length=4, captions=("x",), **labels) -> dict:
     return {

@@ -216,11 +216,12 @@ class StubSampler:
         self.prompts = prompts
         return prompts, seeds
 
-    def sample(self, params, text, keys):
+    def program(self, params, text, start):
         self.calls += 1
         return jax.numpy.zeros(())
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_samplers_are_timed_warm_with_a_full_batch():
     samplers = {"a": (StubSampler(), {}), "b": (StubSampler(), {})}
     times = time_samplers(samplers, ["x", "y", "z"], clip_seconds=2.0, num_calls=3)

@@ -208,6 +208,7 @@ def test_works_without_attributes() -> None:
     assert output.event_probabilities.shape == (16, 3)
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_loss_counts_known_attributes_only() -> None:
     network = types.SimpleNamespace(
         apply=lambda variables, spectrograms: (*variables["params"], None)  # logits as parameters
