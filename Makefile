@@ -42,7 +42,7 @@ ablations: demo
 lint: setup
 	$(VENV)/bin/ruff check .
 	$(VENV)/bin/ruff format --check .
-	$(VENV)/bin/basedpyright
+	$(VENV)/bin/basedpyright --pythonpath $(RUN)
 
 # Lint and types beside the suite: one of them failing fails both.
 test: setup

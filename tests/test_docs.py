@@ -56,7 +56,7 @@ def anchors(page: pathlib.Path) -> set[str]:
 @pytest.mark.parametrize("page", PAGES, ids=str)
 def test_links_lead_somewhere(page):
     for link in LINK.findall(text_of(page)):
-        if link.startswith(("http://", "https://")) or link.startswith("docs/images/"):
+        if link.startswith(("http://", "https://")):
             continue
         path, _, anchor = link.partition("#")
         target = (REPOSITORY / page).parent / path if path else REPOSITORY / page
@@ -71,11 +71,7 @@ def test_named_files_exist(page):
     text = text_of(page)
     made = set(MADE.findall(text))
     missing = [
-        name
-        for name in FILE.findall(text)
-        if name not in made
-        and not (REPOSITORY / name).exists()
-        and not name.startswith("docs/images")
+        name for name in FILE.findall(text) if name not in made and not (REPOSITORY / name).exists()
     ]
     assert not missing, f"{page}: {missing}"
 

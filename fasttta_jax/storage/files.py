@@ -187,7 +187,10 @@ def _take(folder: pathlib.Path, path: pathlib.Path) -> bool:
 
 
 def _identity(folder: pathlib.Path) -> int | None:
-    return folder.stat().st_ino if folder.is_dir() else None
+    try:
+        return folder.stat().st_ino
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _beside(path: pathlib.Path) -> pathlib.Path:
