@@ -16,6 +16,7 @@ def train(*arguments: str) -> tuple[int, str]:
 CONFIG = "--config=configs/demo_teacher.py"
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("arguments", "messages"),
     [

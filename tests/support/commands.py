@@ -23,6 +23,8 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from types import ModuleType
 
+import jaxtyping
+
 REPOSITORY = pathlib.Path(__file__).parents[2]
 IMPORTED = [
     "tests.support.type_checks",
@@ -68,6 +70,7 @@ def _command(arguments: list[str], folder: str, suffix: str, env: dict[str, str]
     import jax  # which has read the environment of the server
 
     jax.config.update("jax_num_cpu_devices", int(env["JAX_NUM_CPU_DEVICES"]))
+    jaxtyping.config.update("jaxtyping_disable", env["JAXTYPING_DISABLE"] == "1")
     code: object = 0
     try:
         _execute(arguments)
@@ -97,6 +100,8 @@ def start(
 ) -> BaseProcess:
     """Starts `python *arguments`, whose output goes to files in `folder`.
 
+    Annotations are checked in it where they are in this process.
+
     Args:
       arguments: a script, "-m" and a module or "-c" and a program, and its arguments.
       folder: where it writes `stdout` and `stderr`.
@@ -107,6 +112,7 @@ def start(
     """
     variables = dict(os.environ if env is None else env)
     variables["JAX_NUM_CPU_DEVICES"] = str(devices)
+    variables["JAXTYPING_DISABLE"] = str(int(jaxtyping.config.jaxtyping_disable))
     for name in ("stdout", "stderr"):  # there to be read at once
         (pathlib.Path(folder) / (name + suffix)).touch()
     process = _server().Process(
