@@ -44,7 +44,7 @@ from fasttta_jax.pretrained.clap_text import (
     tower_config,
 )
 from fasttta_jax.storage.weights import read_kind
-from fasttta_jax.typing import Params
+from fasttta_jax.typing import AnyArray, Params
 
 FIXED = {
     "hidden_act": ("gelu",),
@@ -218,7 +218,7 @@ class ClapAudio(nn.Module):
 
     @nn.compact
     def __call__(
-        self, features: Float[Array, "B C T F"], is_longer: Bool[Array, " B"] | None = None
+        self, features: Float[AnyArray, "B C T F"], is_longer: Bool[AnyArray, " B"] | None = None
     ) -> Float[Array, "B E"]:
         """Embeddings of unit length, float32.
 
@@ -233,14 +233,14 @@ class ClapAudio(nn.Module):
         _check_features(config, features.shape)
         if config.enable_fusion and is_longer is None:
             raise ValueError("is_longer is None; a model with fusion needs a bool for each clip")
-        normalised = BatchNorm(name="batch_norm")(features)
+        normalised = BatchNorm(name="batch_norm")(jnp.asarray(features))
         tokens = PatchEmbedding(
             config.patch_embeds_hidden_size,
             config.patch_size,
             config.patch_embeds_hidden_size // config.aff_block_r,
             self.dtype,
             name="patch_embedding",
-        )(self._images(normalised), is_longer if config.enable_fusion else None)
+        )(self._images(normalised), jnp.asarray(is_longer) if config.enable_fusion else None)
         for index, (depth, heads) in enumerate(
             zip(config.depths, config.num_attention_heads, strict=True)
         ):

@@ -22,7 +22,7 @@ from jaxtyping import Array, Bool, Float
 from fasttta_jax.models.attention import attention
 from fasttta_jax.models.layers import embedding_init, linear
 from fasttta_jax.storage.weights import read_kind
-from fasttta_jax.typing import Params, TokenIds
+from fasttta_jax.typing import AnyArray, Params, TokenIds
 
 KIND = "clap"
 FIXED = {
@@ -169,7 +169,7 @@ class ClapText(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: TokenIds, mask: Bool[Array, "B L"]) -> Float[Array, "B E"]:
+    def __call__(self, ids: TokenIds, mask: Bool[AnyArray, "B L"]) -> Float[Array, "B E"]:
         """Embeds captions.
 
         Args:
@@ -187,7 +187,7 @@ class ClapText(nn.Module):
             raise ValueError(
                 f"captions are padded to {ids.shape[1]} tokens; allowed: up to {config.max_length}"
             )
-        x = self._embed(ids)
+        x, mask = self._embed(ids), jnp.asarray(mask)
         for index in range(config.num_hidden_layers):
             x = ClapTextLayer(config, self.dtype, name=f"layer_{index}")(x, mask)
         pooled = jnp.tanh(linear(config.hidden_size, dtype=self.dtype, name="pooler")(x[:, 0]))

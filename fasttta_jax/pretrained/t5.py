@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float, Int, Int32
 
 from fasttta_jax.config import ComputeDtype
 from fasttta_jax.storage.weights import read_kind
+from fasttta_jax.typing import AnyArray
 
 KIND = "t5"
 MODEL_TYPE = "t5"
@@ -216,7 +217,9 @@ class T5Encoder(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, ids: Int[Array, "B L"], mask: Bool[Array, "B L"]) -> Float[Array, "B L D"]:
+    def __call__(
+        self, ids: Int[AnyArray, "B L"], mask: Bool[AnyArray, "B L"]
+    ) -> Float[Array, "B L D"]:
         """States of the tokens.
 
         Args:
@@ -253,7 +256,7 @@ class T5Encoder(nn.Module):
             ids.shape[1], num_buckets, config.relative_attention_max_distance
         )
         bias = distance_bias[buckets].transpose(2, 0, 1)
-        x = embedding[ids]
+        x, mask = embedding[ids], jnp.asarray(mask)
         for index in range(config.num_layers):
             x = Block(config, dtype, name=f"block_{index}")(x, bias, mask)
         return RMSNorm(config.layer_norm_epsilon, name="final_norm")(x)
