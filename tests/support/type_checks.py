@@ -1,6 +1,6 @@
 """Checks every annotation of the package at run time, shapes included; imported before the package.
 
-jaxtyping's import hook hands each function and dataclass of these rooms to beartype. An int may
+jaxtyping's import hook hands each function and dataclass of `fasttta_jax` to beartype. An int may
 stand for a float, as in PEP 484. Jitted functions are checked while they are traced, so compiled
 ones run as fast as without. Users have none of this.
 """
@@ -8,23 +8,16 @@ ones run as fast as without. Users have none of this.
 from __future__ import annotations
 
 import contextlib
-import pathlib
 import sys
 from collections.abc import Iterator
 
 import jaxtyping
 
 PACKAGE = "fasttta_jax"
-UNCHECKED = {"objectives", "systems", "training"}
-CHECKED = [
-    f"{PACKAGE}.{path.stem}"
-    for path in (pathlib.Path(__file__).parents[2] / PACKAGE).iterdir()
-    if path.stem not in UNCHECKED and not path.name.startswith("__")
-]
 CHECKER = "beartype.beartype(conf=beartype.BeartypeConf(is_pep484_tower=True))"
 
 assert PACKAGE not in sys.modules, f"{PACKAGE} was imported before its checks"
-jaxtyping.install_import_hook(CHECKED, CHECKER)
+jaxtyping.install_import_hook(PACKAGE, CHECKER)
 
 
 @contextlib.contextmanager
