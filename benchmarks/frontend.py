@@ -33,6 +33,7 @@ from benchmarks.frontend_parts import (
     draw_inputs,
 )
 from fasttta_jax import cli
+from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
 from fasttta_jax.report.text_table import format_table
 
 TORCH_PACKAGES = ("torch", "diffusers", "transformers")
@@ -120,7 +121,7 @@ def run_case(
         from benchmarks.frontend_torch import TorchPart
 
         calls[torch_name] = TorchPart(case.part, sizes, arrays)
-    timings = measure.time_in_turns(calls, _enough_repeats(part, repeats))
+    timings = time_in_turns(calls, _enough_repeats(part, repeats))
     ours = timings[case.name]
     row = {
         "part": case.part,
@@ -144,7 +145,7 @@ def _enough_repeats(part: Part, at_least: int) -> int:
     return max(at_least, min(MOST_REPEATS, int(SHORT_SECONDS / seconds)))
 
 
-def _per_clip(timing: measure.Timing, batch_size: int) -> dict[str, float]:
+def _per_clip(timing: Timing, batch_size: int) -> dict[str, float]:
     return {
         "seconds_per_clip": timing.median / batch_size,
         "p10_seconds_per_clip": timing.low / batch_size,
@@ -314,7 +315,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum(
         "dtype", "float32", ["float32", "bfloat16"], "Of our matrix products; torch: float32."
     )
-    flags.DEFINE_integer("repeats", 5, "Least number of warm calls of a case.", measure.MIN_REPEATS)
+    flags.DEFINE_integer("repeats", 5, "Least number of warm calls of a case.", MIN_REPEATS)
     flags.DEFINE_enum(
         "with_torch",
         "auto",

@@ -1,8 +1,6 @@
-"""What the benchmarks share: compiled programs, timing in turns, the machine, results as JSON.
+"""What the benchmarks share: compiled programs, the machine, results as JSON.
 
 A program is compiled at its first call and remembers how long that took and what memory it needs.
-All cases are warmed before any is timed; then they take turns, so that whatever else the machine
-does meanwhile slows all of them alike.
 """
 
 from __future__ import annotations
@@ -22,13 +20,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import tqdm
 from jax.sharding import Mesh
 
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict
+from fasttta_jax.performance.timing import Timing
 from fasttta_jax.typing import Key
 
-MIN_REPEATS = 3
 PARAMETER_SCALE = 0.02
 CLIP_SECONDS = {32: 2.56, 64: 5.12, 256: 10.24}
 """Length of a clip by its number of tokens, for the datasets that `configs/` are made for."""
@@ -73,55 +70,6 @@ class Program:
                 + sizes.temp_size_in_bytes
             )
         return compiled
-
-
-@dataclasses.dataclass(frozen=True)
-class Timing:
-    """Seconds of each warm call of one case."""
-
-    calls: tuple[float, ...]
-
-    @property
-    def median(self) -> float:
-        return float(np.median(self.calls))
-
-    @property
-    def low(self) -> float:
-        """The 10th percentile."""
-        return float(np.percentile(self.calls, 10))
-
-    @property
-    def high(self) -> float:
-        """The 90th percentile."""
-        return float(np.percentile(self.calls, 90))
-
-
-def time_in_turns(cases: Mapping[str, Callable[[], Any]], repeats: int) -> dict[str, Timing]:
-    """Times cases that have not run yet.
-
-    Args:
-      cases: by name, a call whose result is waited for.
-      repeats: warm calls of each, after one that compiles and warms.
-
-    Raises:
-      ValueError: fewer than three repeats, whose median would mean little.
-    """
-    if repeats < MIN_REPEATS:
-        raise ValueError(f"repeats is {repeats}; allowed: {MIN_REPEATS} or more")
-    calls: dict[str, list[float]] = {name: [] for name in cases}
-    with tqdm.tqdm(total=len(cases) * (repeats + 1), unit="call", mininterval=1.0) as progress:
-        for name, call in cases.items():
-            progress.set_description(f"compiling {name}")
-            jax.block_until_ready(call())
-            progress.update()
-        progress.set_description("timing in turns")
-        for _ in range(repeats):
-            for name, call in cases.items():
-                start = time.perf_counter()
-                jax.block_until_ready(call())
-                calls[name].append(time.perf_counter() - start)
-                progress.update()
-    return {name: Timing(tuple(seconds)) for name, seconds in calls.items()}
 
 
 def timing_columns(timing: Timing, programs: Sequence[Program]) -> dict[str, Any]:

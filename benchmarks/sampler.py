@@ -28,6 +28,7 @@ from fasttta_jax.decode import DecodeResult
 from fasttta_jax.generation.sampler import Sampler, Start
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import DecodeKind, sampling_flops
+from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
 from fasttta_jax.report.text_table import format_table
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
@@ -116,7 +117,7 @@ class Case:
         found = self._sampler(*self._inputs)
         return found.tokens if isinstance(found, DecodeResult) else found
 
-    def row(self, timing: measure.Timing) -> Row:
+    def row(self, timing: Timing) -> Row:
         """What was found."""
         run, sampler = self.model.run, self._sampler
         programs = sampler.programs if isinstance(sampler, HostLoop) else (sampler,)
@@ -184,7 +185,7 @@ def benchmark(cases: Sequence[Case], repeats: int) -> list[Row]:
     twice = sorted({name for name in names if names.count(name) > 1})
     if twice:
         raise ValueError(f"{twice[0]!r} is asked for more than once; allowed: every case once")
-    timings = measure.time_in_turns({case.name: case for case in cases}, repeats)
+    timings = time_in_turns({case.name: case for case in cases}, repeats)
     return [case.row(timings[case.name]) for case in cases]
 
 
@@ -265,7 +266,7 @@ def _define_flags() -> None:
     )
     flags.DEFINE_bool("full_length", True, "Also time the decoder without gathering.")
     flags.DEFINE_bool("host_loop", True, "Also time the decoder driven from Python.")
-    flags.DEFINE_integer("repeats", 10, "Warm calls of every case.", measure.MIN_REPEATS)
+    flags.DEFINE_integer("repeats", 10, "Warm calls of every case.", MIN_REPEATS)
     flags.DEFINE_float(
         "seconds", None, "Length of a clip; left out: by the number of tokens, as in configs/.", 0
     )

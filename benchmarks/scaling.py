@@ -39,6 +39,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.performance.hlo import find_collectives, summarize
+from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
 from fasttta_jax.performance.topology import require_libtpu
 from fasttta_jax.report.text_table import format_table
 from fasttta_jax.storage.files import write_json
@@ -117,7 +118,7 @@ class Training:
         self.state, metrics = self._compiled(self.state, self.frozen, self.batch, self.key)
         return metrics
 
-    def row(self, scaling: str, timing: measure.Timing) -> dict[str, Any]:
+    def row(self, scaling: str, timing: Timing) -> dict[str, Any]:
         """What was found, as it goes into the JSON file."""
         size = self.run.data.batch_size
         return {
@@ -188,7 +189,7 @@ def work(run: RunConfig, num_devices: int, repeats: int) -> dict[str, Any]:
         raise RuntimeError(f"{num_devices} devices are asked for; this machine has {there}")
     cases = study_cases(run, num_devices)
     trainings = {name: Training(case) for name, (_, case) in cases.items()}
-    timings = measure.time_in_turns(trainings, repeats)
+    timings = time_in_turns(trainings, repeats)
     rows = [trainings[name].row(cases[name][0], timing) for name, timing in timings.items()]
     return {"machine": measure.machine(), "rows": rows}
 
@@ -304,7 +305,7 @@ def _define_flags() -> None:
     flags.DEFINE_enum("effort", "low", list(EFFORTS), "Of the compiler, for --table.")
     flags.DEFINE_list("devices", ["1", "2", "4", "8"], "How many, for --study.")
     flags.DEFINE_integer("batch_size", 8, "Clips of --study, on a device or in all.", 1)
-    flags.DEFINE_integer("repeats", 5, "Warm steps of every case.", measure.MIN_REPEATS)
+    flags.DEFINE_integer("repeats", 5, "Warm steps of every case.", MIN_REPEATS)
     flags.DEFINE_enum("dtype", None, ["float32", "bfloat16"], "Of the study's matrix products.")
     flags.DEFINE_integer("worker", None, "Used by --study itself: devices of this process.", 1)
     flags.DEFINE_string("worker_out", None, "Used by --study itself: JSON file of this process.")

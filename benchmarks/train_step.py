@@ -34,6 +34,7 @@ from fasttta_jax.performance.flops import (
     mean_visible,
     training_step_flops,
 )
+from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
 from fasttta_jax.report.text_table import format_table
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
 from fasttta_jax.training import programs
@@ -160,7 +161,7 @@ class Training:
         visible = self.run.model.num_tokens if encoder == "full_length" else None
         return training_step_flops(self.run, visible)
 
-    def row(self, encoder: Encoder, timing: measure.Timing) -> dict[str, Any]:
+    def row(self, encoder: Encoder, timing: Timing) -> dict[str, Any]:
         """What was found for a step."""
         run, flops = self.run, self.flops(encoder)
         size = run.data.batch_size
@@ -202,7 +203,7 @@ def benchmark(trainings: Sequence[Training], *, repeats: int, split: bool) -> Re
         if split:
             cases[f"{one.label} forward"] = one.part("forward")
             cases[f"{one.label} gradients"] = one.part("gradients")
-    timings = measure.time_in_turns(cases, repeats)
+    timings = time_in_turns(cases, repeats)
     rows = [
         one.row(encoder, timings[f"{one.label} {encoder}"])
         for one in trainings
@@ -289,7 +290,7 @@ def _define_flags() -> None:
         "dtype", None, ["float32", "bfloat16"], "Of the matrix products; left out: the config's."
     )
     flags.DEFINE_bool("split", True, "Also time the loss and its gradients alone.")
-    flags.DEFINE_integer("repeats", 10, "Warm calls of every case.", measure.MIN_REPEATS)
+    flags.DEFINE_integer("repeats", 10, "Warm calls of every case.", MIN_REPEATS)
     flags.DEFINE_float(
         "seconds", None, "Length of a clip; left out: by the number of tokens, as in configs/.", 0
     )

@@ -103,7 +103,7 @@ def energy_value(energy: HeldOutEnergy) -> Measured:
 
 def sampling_value(sampling: SamplingTime) -> Measured:
     """The figure `sampling_quantity`."""
-    return Measured(1000 * sampling.median, count=len(sampling.calls))
+    return Measured(1000 * sampling.median, count=len(sampling.timing.calls))
 
 
 def finite_or_none(value: float) -> float | None:

@@ -147,19 +147,19 @@ def sampling_table(rows: Sequence[RowResult]) -> Table:
                 row.name,
                 (
                     1000 * time.median,
-                    1000 * min(time.calls),
-                    1000 * max(time.calls),
+                    1000 * min(time.timing.calls),
+                    1000 * max(time.timing.calls),
                     time.clips_per_second,
                     time.real_time_factor,
-                    time.first_call,
+                    time.timing.first,
                     row.values.get(TIMES_SLOWER.name),
                 ),
             )
             for row, time in timed
         ],
-        f"Warm calls of the compiled token sampler, {len(timed[0][1].calls)} for each run, taken "
-        f"in turns, {timed[0][1].batch_size} clips together; turning tokens into audio is not "
-        "counted. Real-time factor: seconds of computing for a second of audio. The first call "
+        f"Warm calls of the compiled token sampler, {len(timed[0][1].timing.calls)} for each run, "
+        f"taken in turns, {timed[0][1].batch_size} clips together; turning tokens into audio is "
+        "not counted. Real-time factor: seconds of computing for a second of audio. The first call "
         "includes compilation.",
     )
 

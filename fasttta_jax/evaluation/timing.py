@@ -1,21 +1,14 @@
-"""How long sampling takes: the compiled token sampler alone, warm, without the codec.
-
-All samplers are compiled and warmed first; then they take turns, so that whatever else the machine
-does meanwhile slows all of them alike.
-"""
+"""How long sampling takes: the compiled token sampler alone, warm, without the codec."""
 
 from __future__ import annotations
 
 import dataclasses
-import statistics
-import time
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import jax
-from tqdm import tqdm
-
 from fasttta_jax.generation.sampler import Sampler
+from fasttta_jax.performance.timing import Timing, time_in_turns
 from fasttta_jax.typing import Params
 
 
@@ -26,19 +19,17 @@ class SamplingTime:
     Attributes:
       batch_size: clips computed together.
       clip_seconds: length of a clip.
-      first_call: seconds of the first call, tracing and compilation included.
-      calls: seconds of each warm call.
+      timing: of its calls.
     """
 
     batch_size: int
     clip_seconds: float
-    first_call: float
-    calls: tuple[float, ...]
+    timing: Timing
 
     @property
     def median(self) -> float:
         """Seconds for a batch."""
-        return statistics.median(self.calls)
+        return self.timing.median
 
     @property
     def clips_per_second(self) -> float:
@@ -54,10 +45,10 @@ class SamplingTime:
         return {
             "batch_size": self.batch_size,
             "median_ms": 1000 * self.median,
-            "fastest_ms": 1000 * min(self.calls),
-            "slowest_ms": 1000 * max(self.calls),
-            "num_calls": len(self.calls),
-            "first_call_seconds": self.first_call,
+            "fastest_ms": 1000 * min(self.timing.calls),
+            "slowest_ms": 1000 * max(self.timing.calls),
+            "num_calls": len(self.timing.calls),
+            "first_call_seconds": self.timing.first,
             "clips_per_second": self.clips_per_second,
             "real_time_factor": self.real_time_factor,
         }
@@ -81,31 +72,13 @@ def time_samplers(
     Raises:
       ValueError: fewer than three calls, whose median would mean little.
     """
-    if num_calls < 3:
-        raise ValueError(f"num_calls is {num_calls}; allowed: 3 or more")
-    inputs = {}
-    first_calls = {}
-    calls: dict[str, list[float]] = {name: [] for name in samplers}
-
-    def call(name: str) -> float:
-        sampler, params = samplers[name]
-        start = time.perf_counter()
-        jax.block_until_ready(sampler.program(params, *inputs[name]))
-        return time.perf_counter() - start
-
-    with tqdm(total=len(samplers) * (num_calls + 2), desc="timing", unit="call") as progress:
-        for name, (sampler, _) in samplers.items():
-            size = sampler.batch_size
-            filled = [prompts[index % len(prompts)] for index in range(size)]
-            inputs[name] = sampler.inputs(filled, range(size))
-            first_calls[name] = call(name)
-            call(name)
-            progress.update(2)
-        for _ in range(num_calls):
-            for name in samplers:
-                calls[name].append(call(name))
-                progress.update()
+    cases = {}
+    for name, (sampler, params) in samplers.items():
+        filled = [prompts[index % len(prompts)] for index in range(sampler.batch_size)]
+        inputs = sampler.inputs(filled, range(sampler.batch_size))
+        cases[name] = functools.partial(sampler.program, params, *inputs)
+    timings = time_in_turns(cases, num_calls)
     return {
-        name: SamplingTime(sampler.batch_size, clip_seconds, first_calls[name], tuple(calls[name]))
+        name: SamplingTime(sampler.batch_size, clip_seconds, timings[name])
         for name, (sampler, _) in samplers.items()
     }

@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, sampler, train_step
-from benchmarks.measure import Program, Timing
+from benchmarks.measure import Program
 from fasttta_jax.config import ConfigError, DistillationConfig, MeshConfig, RunConfig
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import sampling_flops, training_step_flops
+from fasttta_jax.performance.timing import Timing
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
 from tests.support import helpers
@@ -44,16 +45,6 @@ def run_config(objective: str) -> RunConfig:
 # ----------------------------------------------------------------------------------- measuring
 
 
-def test_cases_take_turns_after_all_are_warm():
-    calls = []
-    cases = {name: lambda name=name: calls.append(name) for name in "ab"}
-    timings = measure.time_in_turns(cases, 3)
-    assert "".join(calls) == "ab" + "ab" * 3
-    assert all(len(timing.calls) == 3 for timing in timings.values())
-    with pytest.raises(ValueError, match="repeats is 2; allowed: 3 or more"):
-        measure.time_in_turns(cases, 2)
-
-
 def test_a_program_compiles_once_and_knows_its_memory():
     traces = []
 
@@ -72,7 +63,7 @@ def test_a_program_compiles_once_and_knows_its_memory():
 
 
 def test_median_and_percentiles():
-    timing = Timing(tuple(float(second) for second in range(1, 12)))
+    timing = Timing(1.0, tuple(float(second) for second in range(1, 12)))
     assert (timing.low, timing.median, timing.high) == (2.0, 6.0, 10.0)
 
 
