@@ -98,3 +98,11 @@ def assert_within(found: Any, expected: Any, bound: Any) -> None:
 def assert_close(found: Any, expected: Any, bound: float) -> None:
     """Every entry is off by `bound` at most, relative to the largest expected entry."""
     assert_within(found, expected, bound * np.abs(np.asarray(expected)).max())
+
+
+def assert_one_step_of_float16(found: Any, expected: Any) -> None:
+    """Equal but for float32 rounding before both became float16: at most one of its steps apart.
+
+    A step is 2^-10 of a number at most; one near 0 is off by the rounding of the largest, below 4.
+    """
+    np.testing.assert_allclose(found, expected, rtol=2**-10, atol=2**-12)

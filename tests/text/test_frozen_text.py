@@ -25,7 +25,7 @@ from fasttta_jax.text import (
 from fasttta_jax.text.networks import Networks, open_network, save_networks
 from fasttta_jax.text.table import EmbeddingError, TableWriter, write_table
 from tests.support import conversions, helpers
-from tests.support.tolerance import worst_rounding
+from tests.support.tolerance import assert_one_step_of_float16, worst_rounding
 
 CAPTIONS = ["a dog", "rain", "un café"]
 CONFIG = TextConfig(encoder="frozen", streams=(("clap", 1, 4), ("t5", 5, 6)), token_dropout=0.0)
@@ -163,14 +163,6 @@ def opened(tmp_path_factory) -> tuple[dict[str, pathlib.Path], Networks]:
     positions = {"clap": None, "t5": 20}
     found = {name: open_network(path, positions[name], "float32") for name, path in sources.items()}
     return sources, Networks(found, "float32")
-
-
-def assert_one_step_of_float16(found: np.ndarray, expected: np.ndarray) -> None:
-    """Numbers that differ by float32 rounding may lie on either side of a number between two steps.
-
-    A step is 2^-10 of a number at most; one near 0 is off by the rounding of the largest, below 4.
-    """
-    np.testing.assert_allclose(found, expected, rtol=2**-10, atol=2**-12)
 
 
 def test_networks_answer_what_the_table_lacks(opened, tmp_path):
