@@ -77,7 +77,7 @@ def training_data() -> TaggerData:
 
 @pytest.fixture(scope="module")
 def trained() -> Tagger:
-    return train_tagger(training_data(), SPEC, seed=0, num_steps=150, progress=False)
+    return train_tagger(training_data(), SPEC, seed=0, num_steps=80, progress=False)
 
 
 def test_recognises_held_out_clips_and_their_attributes(trained: Tagger) -> None:
