@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
 
-from benchmarks.measure import Program
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import (
     DecodeState,
@@ -34,6 +33,7 @@ from fasttta_jax.decode import (
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
 from fasttta_jax.masking import sample_orders
 from fasttta_jax.objectives import Diffusion
+from fasttta_jax.parallel.compile import Compiled, CompileReport, Program
 from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
@@ -79,12 +79,12 @@ class HostLoop:
         self._config = config
         self._guided = config.guidance_scale != 1.0
         self._segments = plan_segments(config, model.config.num_tokens)
-        self._programs: dict[tuple[str, int], Program] = {}
+        self._compiled: dict[tuple[str, int], Compiled[Any]] = {}
 
     @property
-    def programs(self) -> tuple[Program, ...]:
-        """Everything that has been compiled so far."""
-        return tuple(self._programs.values())
+    def reports(self) -> list[CompileReport]:
+        """Of everything that has been compiled so far."""
+        return [compiled.report for compiled in self._compiled.values()]
 
     def __call__(self, params: Params, text: TextBatch, keys: Key) -> Tokens:
         """Tokens, float32 [B, N, C]; `keys` is one a clip."""
@@ -105,10 +105,9 @@ class HostLoop:
 
     def _run(self, function: Callable[..., Any], size: int, *arguments: Any) -> Any:
         name = getattr(function, "func", function).__name__
-        program = self._programs.get((name, size))
-        if program is None:
-            program = self._programs[name, size] = Program(function)
-        return program(*arguments)
+        if (name, size) not in self._compiled:
+            self._compiled[name, size] = Program(jax.jit(function)).compile(*arguments)
+        return self._compiled[name, size](*arguments)
 
     def _double(self, x: jax.Array) -> jax.Array:
         return twice(x) if self._guided else x

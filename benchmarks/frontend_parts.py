@@ -8,6 +8,7 @@ Dimensions: B clips, S samples, T frames, F mel bands, L text positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -19,6 +20,7 @@ from jax.typing import DTypeLike
 from benchmarks import measure
 from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.vae_codec import from_tokens, to_tokens
+from fasttta_jax.parallel.compile import Compiled, Program
 from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
 from fasttta_jax.pretrained.clap_mel import (
     GRID,
@@ -226,11 +228,16 @@ class Part:
         init, function = build(name, sizes, dtype)
         params = measure.random_params(lambda key: init(key, *inputs))
         self._arguments = params, *jax.device_put(inputs)
-        self.program = measure.Program(function)
+        self._program = Program(jax.jit(function))
+
+    @functools.cached_property
+    def compiled(self) -> Compiled[Any]:
+        """The part's program for this batch."""
+        return self._program.compile(*self._arguments)
 
     def __call__(self) -> Any:
         """What the part computes, not waited for."""
-        return self.program(*self._arguments)
+        return self.compiled(*self._arguments)
 
 
 def _no_params(*arguments: Any) -> dict[str, Any]:

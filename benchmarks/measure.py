@@ -1,11 +1,7 @@
-"""What the benchmarks share: compiled programs, the machine, results as JSON.
-
-A program is compiled at its first call and remembers how long that took and what memory it needs.
-"""
+"""What the benchmarks share: configs by name, random parameters, the machine, results as JSON."""
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -13,16 +9,15 @@ import os
 import pathlib
 import platform
 import runpy
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict
+from fasttta_jax.parallel.compile import CompileReport
 from fasttta_jax.performance.timing import Timing
 from fasttta_jax.typing import Key
 
@@ -31,56 +26,15 @@ CLIP_SECONDS = {32: 2.56, 64: 5.12, 256: 10.24}
 """Length of a clip by its number of tokens, for the datasets that `configs/` are made for."""
 
 
-class Program:
-    """A function for one set of shapes, compiled ahead of its first run.
-
-    Args:
-      function: a pure function, or one already jitted.
-      mesh: traced with this mesh as the current one.
-
-    Attributes:
-      compile_seconds: tracing, lowering and compiling; 0 before the first call.
-      memory_bytes: arguments, results and temporaries on one device, as XLA plans them.
-    """
-
-    def __init__(self, function: Callable[..., Any], mesh: Mesh | None = None) -> None:
-        self._jitted: Any = function if hasattr(function, "lower") else jax.jit(function)
-        self._mesh = mesh
-        self._compiled: Callable[..., Any] | None = None
-        self.compile_seconds = 0.0
-        self.memory_bytes = 0
-
-    def __call__(self, *arguments: Any) -> Any:
-        """Runs it; the result is not waited for."""
-        if self._compiled is None:
-            self._compiled = self._compile(*arguments)
-        return self._compiled(*arguments)
-
-    def _compile(self, *arguments: Any) -> Callable[..., Any]:
-        start = time.perf_counter()
-        with contextlib.nullcontext() if self._mesh is None else jax.set_mesh(self._mesh):
-            compiled = self._jitted.lower(*arguments).compile()
-        self.compile_seconds = time.perf_counter() - start
-        sizes = compiled.memory_analysis()
-        if sizes is not None:
-            self.memory_bytes = (
-                sizes.argument_size_in_bytes
-                + sizes.output_size_in_bytes
-                - sizes.alias_size_in_bytes
-                + sizes.temp_size_in_bytes
-            )
-        return compiled
-
-
-def timing_columns(timing: Timing, programs: Sequence[Program]) -> dict[str, Any]:
+def timing_columns(timing: Timing, reports: Sequence[CompileReport]) -> dict[str, Any]:
     """The part of a row that every benchmark has, as it goes into the JSON file."""
     return {
-        "compile_seconds": sum(program.compile_seconds for program in programs),
+        "compile_seconds": sum(report.seconds for report in reports),
         "median_seconds": timing.median,
         "p10_seconds": timing.low,
         "p90_seconds": timing.high,
         "repeats": len(timing.calls),
-        "memory_bytes": max(program.memory_bytes for program in programs),
+        "memory_bytes": max(report.total_bytes for report in reports),
     }
 
 

@@ -14,6 +14,7 @@ step. All cases take turns.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -26,6 +27,7 @@ from fasttta_jax import cli
 from fasttta_jax.config import MeshConfig, RunConfig
 from fasttta_jax.decode import DecodeResult
 from fasttta_jax.generation.sampler import Sampler, Start
+from fasttta_jax.parallel.compile import Compiled, Program
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import DecodeKind, sampling_flops
 from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
@@ -103,24 +105,29 @@ class Case:
         text = jax.device_put(system.text.tokenize(["a caption"] * batch_size))
         keys = jax.random.split(jax.random.key(0), batch_size)
         if decode == "host_loop":
-            self._sampler: HostLoop | measure.Program = HostLoop(system, run.decode)
+            self._sampler: HostLoop | Program[DecodeResult] = HostLoop(system, run.decode)
             self._inputs: tuple[Any, ...] = params, text, keys
         else:
             system = full_length(system) if decode == "full_length" else system
             mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-            sampler = Sampler(system, run.decode, mesh, batch_size)
-            self._sampler = measure.Program(sampler.program.jitted, mesh)
+            self._sampler = Sampler(system, run.decode, mesh, batch_size).program
             self._inputs = params, text, Start(keys, None)
+
+    @functools.cached_property
+    def _compiled(self) -> HostLoop | Compiled[DecodeResult]:
+        """The sampler for this batch; a loop on the host compiles its parts when it meets them."""
+        sampler = self._sampler
+        return sampler if isinstance(sampler, HostLoop) else sampler.compile(*self._inputs)
 
     def __call__(self) -> Tokens:
         """Tokens, float32 [B, N, C], not waited for."""
-        found = self._sampler(*self._inputs)
+        found = self._compiled(*self._inputs)
         return found.tokens if isinstance(found, DecodeResult) else found
 
     def row(self, timing: Timing) -> Row:
         """What was found."""
-        run, sampler = self.model.run, self._sampler
-        programs = sampler.programs if isinstance(sampler, HostLoop) else (sampler,)
+        run, sampler = self.model.run, self._compiled
+        reports = sampler.reports if isinstance(sampler, HostLoop) else [sampler.report]
         kind: DecodeKind = "full_length" if self.decode == "full_length" else "segments"
         flops = sampling_flops(run, kind)
         values = {
@@ -133,7 +140,7 @@ class Case:
             "guidance_scale": run.decode.guidance_scale,
             "dtype": run.model.dtype,
             "clip_seconds": self.model.seconds,
-            **measure.timing_columns(timing, programs),
+            **measure.timing_columns(timing, reports),
             "clips_per_second": self.batch_size / timing.median,
             "real_time_factor": timing.median / (self.batch_size * self.model.seconds),
             "backbone_flops_per_clip": flops.backbone,

@@ -24,7 +24,6 @@ import pathlib
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -84,7 +83,6 @@ class Training:
       run: its config, with mesh and batch.
 
     Attributes:
-      compile_seconds: tracing, lowering and compiling.
       traffic: its collectives.
 
     Raises:
@@ -108,9 +106,7 @@ class Training:
         self.batch = _random_batch(programs.abstract_batch(run, text, mesh))
         self.key = jax.random.key(2)
         step = compile_train_step(programs.train_step(context), abstract, self.frozen, mesh)
-        start = time.perf_counter()
-        self._compiled = step.lower(self.state, self.frozen, self.batch, self.key).compile()
-        self.compile_seconds = time.perf_counter() - start
+        self._compiled = step.compile(self.state, self.frozen, self.batch, self.key)
         self.traffic = summarize(find_collectives(self._compiled.as_text(), mesh))
 
     def __call__(self) -> Metrics:
@@ -126,11 +122,7 @@ class Training:
             "mesh": dict(self.mesh.shape),
             "devices": self.mesh.size,
             "batch_size": size,
-            "compile_seconds": self.compile_seconds,
-            "median_seconds": timing.median,
-            "p10_seconds": timing.low,
-            "p90_seconds": timing.high,
-            "repeats": len(timing.calls),
+            **measure.timing_columns(timing, [self._compiled.report]),
             "clips_per_second": size / timing.median,
             "collectives": [row._asdict() for row in self.traffic],
         }

@@ -26,7 +26,13 @@ from benchmarks import measure
 from benchmarks.baselines import full_length
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
-from fasttta_jax.parallel.compile import abstract_state, compile_init, compile_train_step
+from fasttta_jax.parallel.compile import (
+    Compiled,
+    Program,
+    abstract_state,
+    compile_init,
+    compile_train_step,
+)
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.performance.flops import (
@@ -131,19 +137,17 @@ class Training:
             shapes = abstract_state(context.teacher.init, mesh)
             self.frozen = compile_init(context.teacher.init, shapes, mesh)(jax.random.key(1))
         self.batch = synthetic_batch(run, context.model.text, mesh)
-        self.programs: dict[str, measure.Program] = {}
+        self._compiled: dict[str, Compiled[Any]] = {}
 
     def step(self, encoder: Encoder) -> Callable[[], Metrics]:
         """A call that does one optimizer step, after all others of this model."""
         context = step_context(self.run, encoder)
-        jitted = compile_train_step(
+        program = compile_train_step(
             programs.train_step(context), self.abstract, self.frozen, self.mesh
         )
-        program = self.programs[encoder] = measure.Program(jitted, self.mesh)
-        key = jax.random.key(2)
 
         def call() -> Metrics:
-            self.state, metrics = program(self.state, self.frozen, self.batch, key)
+            self.state, metrics = self._run(encoder, program, self.state)
             return metrics
 
         return call
@@ -152,9 +156,15 @@ class Training:
         """A call that computes the loss alone, or its gradients."""
         loss = loss_of(step_context(self.run, "gathered"))
         function = loss if name == "forward" else jax.grad(loss)
-        program = self.programs[name] = measure.Program(function, self.mesh)
-        key = jax.random.key(2)
-        return lambda: program(self.state.params, self.frozen, self.batch, key)
+        program = Program(jax.jit(function), self.mesh)
+        return lambda: self._run(name, program, self.state.params)
+
+    def _run(self, name: str, program: Program[Any], state: Any) -> Any:
+        """Calls a program, compiled at its first call."""
+        arguments = state, self.frozen, self.batch, jax.random.key(2)
+        if name not in self._compiled:
+            self._compiled[name] = program.compile(*arguments)
+        return self._compiled[name](*arguments)
 
     def flops(self, encoder: Encoder) -> StepFlops:
         """Of one clip."""
@@ -173,7 +183,7 @@ class Training:
             "batch_size": size,
             "dtype": run.model.dtype,
             "clip_seconds": self.seconds,
-            **measure.timing_columns(timing, [self.programs[encoder]]),
+            **measure.timing_columns(timing, [self._compiled[encoder].report]),
             "clips_per_second": size / timing.median,
             "audio_seconds_per_second": size * self.seconds / timing.median,
             "forward_flops_per_clip": flops.forward,

@@ -45,7 +45,7 @@ from data.common.codecs import check_variance, copy_codec, find_codec, hash_code
 from data.common.moments import Moments
 from data.common.records import Clip
 from data.common.shards import ITEMS_PER_SHARD, Record, ShardedDataset, Summary
-from data.common.sources import WORKERS, Source, open_source
+from data.common.sources import WORKERS, AudioSource, open_audio_source
 from data.common.tables import Skipped, report
 from fasttta_jax import cli
 from fasttta_jax.codecs import load_codec
@@ -102,7 +102,9 @@ def encode(
     loaded = load_codec(given)
     codec_sha256 = hash_codec(given)
     sample_rate = loaded.sample_rate
-    source = open_source(data, sample_rate, source_rate=source_rate, with_captions=with_captions)
+    source = open_audio_source(
+        data, sample_rate, source_rate=source_rate, with_captions=with_captions
+    )
     array = tfds.features.Tensor(
         shape=(None, loaded.tokens_per_column, loaded.token_dim),
         dtype=batches.DTYPE,
@@ -169,7 +171,7 @@ def _check_arguments(posterior: str, batch_size: int, workers: int) -> None:
 
 
 def _metadata(
-    summary: Summary, source: Source, sample_rate: int, posterior: str, codec_sha256: str
+    summary: Summary, source: AudioSource, sample_rate: int, posterior: str, codec_sha256: str
 ) -> dict[str, Any]:
     return {
         "sample_rate": sample_rate,

@@ -21,7 +21,7 @@ from absl import flags
 from data.common import batches
 from data.common.arguments import define_source_flags
 from data.common.codecs import find_codec, hash_codec
-from data.common.sources import WORKERS, Source, open_source
+from data.common.sources import WORKERS, AudioSource, open_audio_source
 from fasttta_jax import cli
 from fasttta_jax.audio.mel import MelConfig
 from fasttta_jax.codecs import load_codec
@@ -32,7 +32,7 @@ from fasttta_jax.storage.files import whole_folder
 
 
 def _moments(
-    config: SpectrogramConfig, source: Source, description: str, workers: int
+    config: SpectrogramConfig, source: AudioSource, description: str, workers: int
 ) -> StatisticsFitter:
     """First and second moments of all patches; the silence behind short clips does not count."""
     fitter = StatisticsFitter(config)
@@ -47,14 +47,14 @@ def _moments(
 
 
 def fit(
-    config: SpectrogramConfig, source: Source, workers: int = WORKERS
+    config: SpectrogramConfig, source: AudioSource, workers: int = WORKERS
 ) -> tuple[SpectrogramCodec, float]:
     """The codec for a training split, and the share of variance that its tokens keep."""
     statistics, kept = _moments(config, source, "fitting the codec", workers).finish()
     return SpectrogramCodec(config, statistics), kept
 
 
-def variance_kept(codec: SpectrogramCodec, source: Source, workers: int = WORKERS) -> float:
+def variance_kept(codec: SpectrogramCodec, source: AudioSource, workers: int = WORKERS) -> float:
     """Share of a training split's log-mel variance, about its own mean, that a codec's tokens keep.
 
     1 minus the squared error of the reconstruction over the variance; below 0 where the codec's own
@@ -79,7 +79,7 @@ def variance_kept(codec: SpectrogramCodec, source: Source, workers: int = WORKER
 
 
 def write_codec(
-    source: Source,
+    source: AudioSource,
     out: str | pathlib.Path,
     config: SpectrogramConfig,
     *,
@@ -162,7 +162,7 @@ def main() -> None:
     if not isinstance(measured, SpectrogramCodec | None):
         raise ValueError(f"--measure is {values.measure!r}; allowed: a spectrogram codec")
     config = chosen_config(values) if measured is None else measured.config
-    source = open_source(
+    source = open_audio_source(
         values.data,
         config.mel.sample_rate,
         source_rate=values.sample_rate,

@@ -16,7 +16,7 @@ import tqdm
 
 from data.common.recordings import ordered_map
 from data.common.records import Clip
-from data.common.sources import Source
+from data.common.sources import AudioSource
 from data.common.tables import Skipped
 from fasttta_jax.codecs import Codec
 from fasttta_jax.codecs.base import Posterior
@@ -28,14 +28,14 @@ DTYPE = np.float16
 
 
 def read_items(
-    source: Source, items: Iterable[tuple[str, int]], workers: int, ahead: int
+    source: AudioSource, items: Iterable[tuple[str, int]], workers: int, ahead: int
 ) -> Generator[list[Clip | Skipped], None, None]:
     """What each item (split and index) gives, in order; at most `ahead` of them wait."""
     return ordered_map(lambda item: source.read(*item), items, workers, ahead)
 
 
 def read_split(
-    source: Source, split: str, description: str, workers: int, batch_size: int = BATCH_SIZE
+    source: AudioSource, split: str, description: str, workers: int, batch_size: int = BATCH_SIZE
 ) -> Iterator[Clip]:
     """Every clip of a split, with a progress bar.
 

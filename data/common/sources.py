@@ -47,7 +47,7 @@ _TENSOR = "tensorflow_datasets.core.features.tensor_feature.Tensor"
 _32_BITS = 2147483648.0
 
 
-class Source(abc.ABC):
+class AudioSource(abc.ABC):
     """Audio with captions, by split and index.
 
     Attributes:
@@ -71,13 +71,13 @@ class Source(abc.ABC):
         """The clips of an item, with what is left out of it; safe to call from many threads."""
 
 
-def open_source(
+def open_audio_source(
     path: str | pathlib.Path,
     sample_rate: int,
     *,
     source_rate: int | None = None,
     with_captions: bool = True,
-) -> Source:
+) -> AudioSource:
     """Opens a dataset, or a folder of audio files.
 
     Args:
@@ -107,7 +107,7 @@ def open_source(
     return _ForeignDataset(found, features, sample_rate, source_rate, with_captions)
 
 
-class _OwnDataset(Source):
+class _OwnDataset(AudioSource):
     """A dataset of `data.common.records`: clips as they are."""
 
     def __init__(
@@ -135,7 +135,7 @@ class _OwnDataset(Source):
         return [Clip(record["id"], audio, captions, record["labels"])]
 
 
-class _Folder(Source):
+class _Folder(AudioSource):
     """Audio files with or without a table."""
 
     def __init__(self, path: pathlib.Path, settings: recordings.Settings) -> None:
@@ -153,7 +153,7 @@ class _Folder(Source):
         return recordings.read_clips(entry, self._files.audio_dir, self._settings)
 
 
-class _ForeignDataset(Source):
+class _ForeignDataset(AudioSource):
     """A dataset of TFDS with any features, one of which is audio.
 
     TFDS's own reader builds every feature, and its audio feature needs TensorFlow. Records are

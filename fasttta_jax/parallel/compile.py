@@ -7,6 +7,7 @@ whoever asks again gets what is compiled already. Functions that are equal by va
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import time
 from collections.abc import Callable, Hashable, Sequence
@@ -40,6 +41,11 @@ class CompileReport(NamedTuple):
     temporary_bytes: int
     output_bytes: int
 
+    @property
+    def total_bytes(self) -> int:
+        """Everything that lives on a device while the program runs."""
+        return self.argument_bytes + self.temporary_bytes + self.output_bytes
+
     def __str__(self) -> str:
         gib = [f"{number / 2**30:.2f}" for number in self[1:]]
         return (
@@ -48,65 +54,85 @@ class CompileReport(NamedTuple):
         )
 
 
+class Compiled(Generic[T]):
+    """A program of one set of shapes, types and layouts, compiled ahead of its first call.
+
+    It takes these alone: others are an error where they would quietly be another compilation.
+
+    Args:
+      program: what is compiled.
+      arguments: arrays, or shapes with shardings.
+
+    Attributes:
+      report: how it was compiled.
+    """
+
+    def __init__(self, program: Program[T], arguments: Sequence[Any]) -> None:
+        start = time.perf_counter()
+        self._program = program
+        self._compiled = program.lower(*arguments).compile()
+        seconds = time.perf_counter() - start
+        sizes = self._compiled.memory_analysis()
+        bytes_of = (0, 0, 0)
+        if sizes is not None:
+            bytes_of = (
+                sizes.argument_size_in_bytes,
+                sizes.temp_size_in_bytes,
+                sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
+            )
+        self.report = CompileReport(seconds, *bytes_of)
+
+    def __call__(self, *arguments: Any) -> T:
+        with self._program.current():
+            return self._compiled(*arguments)
+
+    def as_text(self) -> str:
+        """The optimised HLO."""
+        return self._compiled.as_text()
+
+
 class Program(Generic[T]):
     """A jitted function that is traced, lowered and run with its mesh as the current one.
 
     Args:
       jitted: what `jax.jit` returned.
-      mesh: devices, or an abstract mesh, on which it can only be traced.
+      mesh: devices, or an abstract mesh, on which it can only be traced; None leaves the current
+        one.
     """
 
-    def __init__(self, jitted: Any, mesh: AnyMesh) -> None:
+    def __init__(self, jitted: Any, mesh: AnyMesh | None = None) -> None:
         self.jitted = jitted
         self.mesh = mesh
-        self._compiled: dict[Hashable, tuple[Callable[..., T], CompileReport]] = {}
+        self._compiled: dict[Hashable, Compiled[T]] = {}
 
     def __call__(self, *arguments: Any) -> T:
-        with self._current():
+        with self.current():
             return self.jitted(*arguments)
 
     def lower(self, *arguments: Any) -> Any:
         """As `jax.jit(...).lower`; arrays or their shapes."""
-        with self._current():
+        with self.current():
             return self.jitted.lower(*arguments)
 
     def trace(self, *arguments: Any) -> Any:
         """As `jax.jit(...).trace`; arrays or their shapes."""
-        with self._current():
+        with self.current():
             return self.jitted.trace(*arguments)
 
-    def _current(self) -> AbstractContextManager[Any]:
+    def current(self) -> AbstractContextManager[Any]:
         """A context in which the mesh is the current one."""
+        if self.mesh is None:
+            return contextlib.nullcontext()
         if isinstance(self.mesh, Mesh):
             return jax.set_mesh(self.mesh)
         return jax.sharding.use_abstract_mesh(self.mesh)
 
-    def compile(self, *arguments: Any) -> tuple[Callable[..., T], CompileReport]:
-        """The program of these arrays, or shapes with shardings, compiled ahead of its first call.
-
-        It takes these shapes, types and layouts alone: others are an error where they would quietly
-        be another compilation. A second request for the same ones compiles nothing.
-        """
-        started = time.perf_counter()
+    def compile(self, *arguments: Any) -> Compiled[T]:
+        """The program of these arrays, or shapes with shardings; the same ones compile once."""
         signature = _signature(arguments)
         if signature not in self._compiled:
-            compiled = self.lower(*arguments).compile()
-
-            def call(*arguments: Any) -> T:
-                with self._current():
-                    return compiled(*arguments)
-
-            sizes = compiled.memory_analysis()
-            found = (0, 0, 0)
-            if sizes is not None:
-                found = (
-                    sizes.argument_size_in_bytes,
-                    sizes.temp_size_in_bytes,
-                    sizes.output_size_in_bytes - sizes.alias_size_in_bytes,
-                )
-            self._compiled[signature] = call, CompileReport(0.0, *found)
-        call, report = self._compiled[signature]
-        return call, report._replace(seconds=time.perf_counter() - started)
+            self._compiled[signature] = Compiled(self, arguments)
+        return self._compiled[signature]
 
 
 def _signature(tree: Any) -> Hashable:

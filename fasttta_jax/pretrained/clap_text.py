@@ -20,7 +20,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.models.attention import attention
-from fasttta_jax.models.layers import embedding_init, linear
+from fasttta_jax.models.layers import embedding_init, layer_norm, linear
 from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import AnyArray, Params, TokenIds
 
@@ -150,11 +150,11 @@ class ClapTextLayer(nn.Module):
         )
         mixed = attention(query, key, value, key_mask=mask).reshape(x.shape)
         mixed = linear(width, dtype=self.dtype, name="attention_out")(mixed)
-        x = _norm(self.config, "attention_norm")(x + mixed)
+        x = layer_norm(name="attention_norm", epsilon=self.config.layer_norm_eps)(x + mixed)
         hidden = linear(self.config.intermediate_size, dtype=self.dtype, name="mlp_in")(x)
         hidden = jax.nn.gelu(hidden, approximate=False)
         hidden = linear(width, dtype=self.dtype, name="mlp_out")(hidden)
-        return _norm(self.config, "mlp_norm")(x + hidden)
+        return layer_norm(name="mlp_norm", epsilon=self.config.layer_norm_eps)(x + hidden)
 
 
 class ClapText(nn.Module):
@@ -213,14 +213,7 @@ class ClapText(nn.Module):
         is_text = (ids != config.pad_token_id).astype(jnp.int32)
         numbers = jnp.cumsum(is_text, axis=1) * is_text + config.pad_token_id
         x = words[ids] + positions[numbers] + types[0][None, None]
-        return _norm(config, "embeddings_norm")(x)
-
-
-def _norm(config: ClapTextConfig, name: str) -> nn.LayerNorm:
-    """Layer norm with float32 statistics and output."""
-    return nn.LayerNorm(
-        epsilon=config.layer_norm_eps, dtype=jnp.float32, use_fast_variance=False, name=name
-    )
+        return layer_norm(name="embeddings_norm", epsilon=config.layer_norm_eps)(x)
 
 
 def normalized(x: Float[Array, "B E"]) -> Float[Array, "B E"]:

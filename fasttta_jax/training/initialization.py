@@ -91,7 +91,7 @@ class Initialization:
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
-class Source:
+class InitFrom:
     """What `init_from` names.
 
     Attributes:
@@ -127,9 +127,9 @@ def uses_teacher(config: RunConfig, model: TextToAudio) -> bool:
     return config.distillation.uses_teacher or model.objective.needs_teacher
 
 
-def open_source(
+def open_init_from(
     config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio
-) -> Source | None:
+) -> InitFrom | None:
     """Loads and checks what `init_from` names; None where the run needs nothing.
 
     Every host calls this; the first one alone writes down what was found.
@@ -184,7 +184,7 @@ def open_source(
     logger.info("starting from %s: %s", config.init_from, report)
     origin |= {"parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
-    return Source(params, layout, report)
+    return InitFrom(params, layout, report)
 
 
 def _shapes(params: Params, backbone: BackboneConfig) -> Params:
@@ -215,7 +215,7 @@ def _check_backbone(ours: BackboneConfig, theirs: dict[str, Any], source: str) -
             )
 
 
-def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio) -> Source:
+def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio) -> InitFrom:
     distillation = config.distillation
     if not config.init_from:
         raise ConfigError(
@@ -254,7 +254,7 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
     origin |= {"features_followed": follows, "parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
     gives_head = distillation.head_from_teacher
-    return Source(teacher.params, layout_of(teacher.model), report, teacher, gives_head)
+    return InitFrom(teacher.params, layout_of(teacher.model), report, teacher, gives_head)
 
 
 def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio) -> None:

@@ -151,11 +151,10 @@ class Trainer:
             return
         run, before = self.opened, compilations.count()
         batch = programs.abstract_batch(run.config, run.model.text, run.mesh)
-        self.train_step, report = self.train_step.compile(
-            run.abstract, run.frozen, batch, run.keys.train
-        )
+        compiled = self.train_step.compile(run.abstract, run.frozen, batch, run.keys.train)
+        self.train_step = compiled
         cache = compilations.count().since(before).describe_cache()
-        logger.info("the training step is %s; %s", report, cache)
+        logger.info("the training step is %s; %s", compiled.report, cache)
 
     def run(self) -> TrainState:
         """Trains from the last checkpoint, or from the start, to `num_steps`.

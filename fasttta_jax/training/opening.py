@@ -33,9 +33,9 @@ from fasttta_jax.randomness import stream
 from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.training import programs
 from fasttta_jax.training.initialization import (
+    InitFrom,
     Initialization,
-    Source,
-    open_source,
+    open_init_from,
     uses_teacher,
 )
 from fasttta_jax.training.state import TrainState
@@ -83,8 +83,8 @@ class Run:
     abstract: TrainState
     train_step: Program[tuple[TrainState, Metrics]]
     evaluate_step: Program[Metrics]
-    _open_source: Callable[[], Source | None]
-    _opened_sources: list[Source]
+    _open_source: Callable[[], InitFrom | None]
+    _opened_sources: list[InitFrom]
 
     def release_source(self) -> None:
         """Lets go of parameters that only a new state would start from."""
@@ -135,7 +135,7 @@ def open_run(
     distributed.on_first_host(folder.prepare, config, dataset)
     model = build_model(config, folder.text(dataset))
     needs_source = uses_teacher(config, model)
-    source = open_source(config, folder, mesh, model) if needs_source else None
+    source = open_init_from(config, folder, mesh, model) if needs_source else None
     teacher = source.teacher if source and programs.has_teacher(config, model) else None
     context = programs.make_context(config, model, teacher.model if teacher else None)
     frozen: Params = teacher.params if teacher else {}
@@ -154,7 +154,7 @@ def open_run(
         train_step=compile_train_step(step, abstract, frozen, mesh),
         evaluate_step=compile_evaluate(programs.evaluate_step(context), mesh),
         # A run that goes on from a checkpoint reads no source but its teacher.
-        _open_source=lambda: open_source(config, folder, mesh, model),
+        _open_source=lambda: open_init_from(config, folder, mesh, model),
         _opened_sources=[source] if source else [],
     )
 

@@ -11,8 +11,8 @@ import numpy as np
 import pytest
 
 from benchmarks import measure, sampler, train_step
-from benchmarks.measure import Program
 from fasttta_jax.config import ConfigError, DistillationConfig, MeshConfig, RunConfig
+from fasttta_jax.parallel.compile import Program
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import sampling_flops, training_step_flops
 from fasttta_jax.performance.timing import Timing
@@ -52,14 +52,16 @@ def test_a_program_compiles_once_and_knows_its_memory():
         traces.append(1)
         return 2 * x
 
-    program = Program(double)
-    assert program.compile_seconds == 0
+    program = Program(jax.jit(double))
     x = np.ones((64, 64), np.float32)
     for _ in range(3):
-        np.testing.assert_array_equal(program(x), 2 * x)
+        compiled = program.compile(x)
+        np.testing.assert_array_equal(compiled(x), 2 * x)
     assert len(traces) == 1
-    assert program.compile_seconds > 0
-    assert program.memory_bytes >= 2 * x.nbytes  # argument and result
+    assert compiled.report.seconds > 0
+    assert compiled.report.total_bytes >= 2 * x.nbytes  # argument and result
+    with pytest.raises(TypeError):
+        compiled(x[:1])
 
 
 def test_median_and_percentiles():

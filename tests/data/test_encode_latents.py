@@ -14,7 +14,7 @@ from absl import flags
 from data import encode_latents, spectrogram_codec
 from data.common import batches, codecs
 from data.common.records import Clip
-from data.common.sources import open_source
+from data.common.sources import open_audio_source
 from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.audio.mel import log_mel
 from fasttta_jax.codecs import load_codec
@@ -74,11 +74,11 @@ def test_an_existing_codec_is_taken_over_unchanged(noise, encoded, encoded_datas
 
 def test_variance_kept_is_that_of_the_reconstruction(encoded_dataset, noise):
     """The share that fitting reports on the same data; elsewhere, that of the error."""
-    own = open_source(encoded_dataset.parent / "audio", helpers.SAMPLE_RATE)
+    own = open_audio_source(encoded_dataset.parent / "audio", helpers.SAMPLE_RATE)
     codec, fitted = spectrogram_codec.fit(helpers.CODEC, own)
     assert spectrogram_codec.variance_kept(codec, own) == pytest.approx(fitted, abs=1e-5)
 
-    kept = spectrogram_codec.variance_kept(codec, open_source(noise, helpers.SAMPLE_RATE))
+    kept = spectrogram_codec.variance_kept(codec, open_audio_source(noise, helpers.SAMPLE_RATE))
     records = Records(noise, "train")
     audio = np.stack([records[i]["audio"] for i in range(len(records))]) / INT16_SCALE
     patches, rebuilt = (

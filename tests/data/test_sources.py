@@ -82,20 +82,20 @@ def test_a_dataset_of_our_own_is_read_as_it_is(tmp_path):
     clips = [builder.Clip("a", tone(), ["x", "y"], {"events": ["dog"]})]
     clips += [builder.Clip("b", np.zeros(0, np.float32), ["z"])]
     helpers.write_clips(tmp_path, "own", {"train": clips}, sample_rate=RATE)
-    source = sources.open_source(tmp_path, RATE)
+    source = sources.open_audio_source(tmp_path, RATE)
     found, skipped = read_all(source)
     assert skipped == [("b", "empty")]
     stored = Records(tmp_path, "train")[0]["audio"]
     np.testing.assert_array_equal(found["a"].audio, stored.astype(np.float32) / 32767)
     assert (found["a"].captions, found["a"].labels) == (["x", "y"], {"events": ["dog"]})
-    plain = sources.open_source(tmp_path, RATE, with_captions=False)
+    plain = sources.open_audio_source(tmp_path, RATE, with_captions=False)
     assert read_all(plain)[0]["a"].captions == []
     assert plain.made_from != source.made_from
-    assert sources.open_source(tmp_path, RATE).made_from == source.made_from
+    assert sources.open_audio_source(tmp_path, RATE).made_from == source.made_from
     with pytest.raises(ValueError, match="sample rate of 16000 Hz; allowed: 8000"):
-        sources.open_source(tmp_path, 8000)
+        sources.open_audio_source(tmp_path, 8000)
     with pytest.raises(ValueError, match=r"--sample_rate is 8000, but .* says it has 16000"):
-        sources.open_source(tmp_path, 8000, source_rate=8000)
+        sources.open_audio_source(tmp_path, 8000, source_rate=8000)
 
 
 def test_a_folder_gives_the_clips_that_data_folder_makes_of_it(tmp_path):
@@ -109,8 +109,8 @@ def test_a_folder_gives_the_clips_that_data_folder_makes_of_it(tmp_path):
     rows += [{"file": "d.wav", "caption": "d", "split": "train", "events": "dog"}]
     (audio_dir / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     made = folder.build(audio_dir, tmp_path / "made", name="made", max_skipped_fraction=1)
-    expected, _ = read_all(sources.open_source(made, RATE))
-    found, skipped = read_all(sources.open_source(audio_dir, RATE))
+    expected, _ = read_all(sources.open_audio_source(made, RATE))
+    found, skipped = read_all(sources.open_audio_source(audio_dir, RATE))
     assert skipped == [("c.wav", "not finite"), ("d.wav", "channels")]
     assert found.keys() == expected.keys() == {"a.wav", "b.flac"}
     for name, clip in found.items():
@@ -123,16 +123,16 @@ def test_a_folder_without_a_table_is_taken_when_that_is_said(tmp_path):
     for index in range(3):
         soundfile.write(tmp_path / f"{index}.wav", tone(), RATE)
     with pytest.raises(FileNotFoundError, match=r"holds neither .*--without_captions"):
-        sources.open_source(tmp_path, RATE)
-    source = sources.open_source(tmp_path, RATE, with_captions=False)
+        sources.open_audio_source(tmp_path, RATE)
+    source = sources.open_audio_source(tmp_path, RATE, with_captions=False)
     assert sum(source.lengths.values()) == 3
     before = source.made_from
     soundfile.write(tmp_path / "1.wav", tone(seconds=0.3), RATE)
-    assert sources.open_source(tmp_path, RATE, with_captions=False).made_from != before
+    assert sources.open_audio_source(tmp_path, RATE, with_captions=False).made_from != before
     with pytest.raises(ValueError, match="say it themselves"):
-        sources.open_source(tmp_path, RATE, source_rate=RATE, with_captions=False)
+        sources.open_audio_source(tmp_path, RATE, source_rate=RATE, with_captions=False)
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        sources.open_source(tmp_path / "nowhere", RATE)
+        sources.open_audio_source(tmp_path / "nowhere", RATE)
 
 
 @pytest.mark.parametrize("dtype", [np.int16, np.int64, np.float32])
@@ -158,7 +158,7 @@ def test_a_foreign_dataset_is_resampled_and_levelled(tmp_path, dtype):
         },
         split="val",
     )
-    source = sources.open_source(path, RATE)
+    source = sources.open_audio_source(path, RATE)
     clips, skipped = read_all(source, "validation")
     assert skipped == [("8", "no caption"), ("9", "empty")]
     assert clips["7"].captions == ["a dog"]
@@ -185,7 +185,7 @@ def test_a_foreign_dataset_may_keep_the_files_themselves(tmp_path):
         [{"audio": data, "captions": ["one", "", "two", "one"]} for data in stored],
         audio={"shape": {"dimensions": ["-1"]}, "dtype": "int64", "lazyDecode": True},
     )
-    clips, skipped = read_all(sources.open_source(path, RATE))
+    clips, skipped = read_all(sources.open_audio_source(path, RATE))
     assert skipped == [("train_0000001", "channels"), ("train_0000002", "unreadable")]
     assert clips["train_0000000"].captions == ["one", "two"]
     assert clips["train_0000000"].audio.size == 3200
@@ -203,7 +203,7 @@ def test_what_is_missing_or_ambiguous_is_named(tmp_path):
         features = {name: kinds[name] for name in names}
         record = {name: one[name] for name in names}
         write_foreign(path, features, [record], audio=audio, metadata=metadata)
-        return sources.open_source(path, RATE, **options)
+        return sources.open_audio_source(path, RATE, **options)
 
     rate = {"metadata": {"sample_rate": RATE}}
     with pytest.raises(ValueError, match=r"no audio; .* caption \(Text\), words \(Tensor\)"):
@@ -229,4 +229,4 @@ def test_what_is_missing_or_ambiguous_is_named(tmp_path):
     info = (path / "dataset_info.json").read_text()
     (path / "dataset_info.json").write_text(info.replace("array_record", "tfrecord", 1))
     with pytest.raises(ValueError, match="kept as tfrecord; allowed: array_record"):
-        sources.open_source(path, RATE)
+        sources.open_audio_source(path, RATE)

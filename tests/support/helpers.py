@@ -13,7 +13,7 @@ import numpy as np
 
 from data import embed_text, encode_latents, spectrogram_codec
 from data.common.records import Clip, audio_dataset, to_records
-from data.common.sources import open_source
+from data.common.sources import open_audio_source
 from fasttta_jax.audio.mel import MelConfig
 from fasttta_jax.codecs.spectrogram import SpectrogramConfig
 from fasttta_jax.config import (
@@ -95,7 +95,7 @@ def write_clips(
 
 def fit_codec(data: pathlib.Path, out: pathlib.Path) -> pathlib.Path:
     """The codec of `CODEC` for the training split of a dataset."""
-    return spectrogram_codec.write_codec(open_source(data, SAMPLE_RATE), out, CODEC)
+    return spectrogram_codec.write_codec(open_audio_source(data, SAMPLE_RATE), out, CODEC)
 
 
 def write_encoded_dataset(folder: pathlib.Path) -> pathlib.Path:

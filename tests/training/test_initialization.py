@@ -31,7 +31,7 @@ from fasttta_jax.models.stacking import unstack_layers
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
-from fasttta_jax.training.initialization import open_source
+from fasttta_jax.training.initialization import open_init_from
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import (
@@ -102,7 +102,7 @@ def start(config: RunConfig, folder: pathlib.Path, mesh: Any) -> tuple[Any, dict
     workdir = Workdir(folder)
     workdir.prepare(config, EncodedDataset(config.data.path))
     model = build_model(config, workdir.text())
-    source = open_source(config, workdir, mesh, model)
+    source = open_init_from(config, workdir, mesh, model)
     assert source is not None
     run = jax.jit(source.initialization(model))
     return source, flatten_dict(run(jax.random.key(0), source.params), sep="/")
@@ -325,14 +325,14 @@ def test_only_the_first_host_writes_and_every_host_compares(
     model = build_model(config, workdir.text())
     record = tmp_path / "run" / ORIGIN_FILE
     monkeypatch.setattr(jax, "process_index", lambda: 1)
-    open_source(config, workdir, mesh, model)
+    open_init_from(config, workdir, mesh, model)
     assert not record.exists()
     monkeypatch.setattr(jax, "process_index", lambda: 0)
-    open_source(config, workdir, mesh, model)
+    open_init_from(config, workdir, mesh, model)
     written = record.read_bytes()
     monkeypatch.setattr(jax, "process_index", lambda: 1)
     shutil.rmtree(tmp_path / "weights")
     convert(tmp_path / "weights", seed=2)
     with pytest.raises(WorkdirError, match="whose parameters are not those now in"):
-        open_source(config, workdir, mesh, model)
+        open_init_from(config, workdir, mesh, model)
     assert record.read_bytes() == written
