@@ -98,6 +98,11 @@ class Clip:
     def seconds(self) -> float:
         return len(self.audio) / self.sample_rate
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether the audio is without NaN and infinity."""
+        return bool(np.isfinite(self.audio).all())
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes a .wav, .flac or .ogg file; a peak beyond full scale is brought down.
 
@@ -170,6 +175,7 @@ class Pipeline:
         known: Known | None = None,
         batch_size: int = 8,
         with_states: bool = False,
+        with_not_finite: bool = False,
     ) -> Iterator[Clip]:
         """A clip for every prompt, in order, computed a batch at a time as they are taken.
 
@@ -181,10 +187,11 @@ class Pipeline:
           seed: see `GenerateConfig`, also for the other settings.
           seeds: one a prompt, in place of `seed`.
           known: given tokens, [1, N, C] for all clips or [len(prompts), N, C]; as many in each.
+          with_not_finite: a clip with values that are not finite is no error: its `is_finite` says.
 
         Raises:
-          ValueError: a setting, seed or known token that does not fit; or, at the clip,
-          FloatingPointError: a clip has values that are not finite.
+          ValueError: a setting, seed or known token that does not fit.
+          FloatingPointError: at the clip, which has values that are not finite.
         """
         if isinstance(prompts, str):
             raise ValueError(f"prompts is the string {prompts!r}; allowed: a list of strings")
@@ -208,11 +215,9 @@ class Pipeline:
                 )
         if seeds is not None:
             check_seeds(seeds)
-        return self._clips(
-            self.sampler(config, num_known),
-            zip(prompts, itertools.count(seed) if seeds is None else seeds, strict=False),
-            known,
-        )
+        requests = zip(prompts, itertools.count(seed) if seeds is None else seeds, strict=False)
+        clips = self._clips(self.sampler(config, num_known), requests, known)
+        return clips if with_not_finite else map(_finite, clips)
 
     def _clips(
         self, sampler: Sampler, requests: Iterator[tuple[str, int]], known: Known | None
@@ -225,11 +230,6 @@ class Pipeline:
             audio = decode_padded(trained, tokens, sampler.batch_size)
             mask = np.zeros(tokens.shape[:2], bool) if part is None else np.asarray(part.mask)
             for row, (prompt, seed) in enumerate(batch):
-                if not np.isfinite(audio[row]).all():
-                    raise FloatingPointError(
-                        f"the sound for {prompt!r}, seed {seed}, is not finite; the checkpoint or "
-                        "the guidance scale may be at fault"
-                    )
                 yield Clip(
                     audio[row],
                     trained.codec.sample_rate,
@@ -249,6 +249,15 @@ def decode_padded(
     padded = np.zeros((batch_size, *tokens.shape[1:]), np.float32)
     padded[: len(tokens)] = tokens
     return np.asarray(trained.codec.decode(jnp.asarray(padded)))[: len(tokens)]
+
+
+def _finite(clip: Clip) -> Clip:
+    if not clip.is_finite:
+        raise FloatingPointError(
+            f"the sound for {clip.prompt!r}, seed {clip.seed}, is not finite; the checkpoint or "
+            "the guidance scale may be at fault"
+        )
+    return clip
 
 
 def _known_rows(known: Known | None, first: int, number: int) -> Known | None:

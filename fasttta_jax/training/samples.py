@@ -49,7 +49,7 @@ class SampleSheet:
     def write(self, step: int, params: Any, writer: MetricsWriter) -> None:
         """Samples with `params`; the first host writes. Nothing without prompts.
 
-        Samples that are not finite do not stop a run: a warning takes their place.
+        A sample that is not finite does not stop a run: a warning names it, the others are written.
         """
         prompts = self._prompts
         if not prompts:
@@ -57,17 +57,22 @@ class SampleSheet:
         workdir = str(self._workdir.path)
         trained = TrainedModel(self._config, self._model, params, self._codec, step, workdir)
         clips = Pipeline(trained, self._mesh).generate(
-            prompts, seeds=[SAMPLE_SEED] * len(prompts), batch_size=len(prompts)
+            prompts,
+            seeds=[SAMPLE_SEED] * len(prompts),
+            batch_size=len(prompts),
+            with_not_finite=True,
         )
-        try:
-            made = list(clips)
-        except FloatingPointError as error:
-            logger.warning("no samples of step %d: %s", step, error)
-            return
+        made = list(enumerate(clips))
         if jax.process_index() != 0:
             return
+        if lost := [f"{index} ({clip.prompt!r})" for index, clip in made if not clip.is_finite]:
+            logger.warning("samples of step %d that are not finite: %s", step, ", ".join(lost))
+        if len(lost) == len(made):
+            return
         with self._workdir.folder(f"samples/{step:08d}") as folder:
-            for index, clip in enumerate(made):
+            for index, clip in made:
+                if not clip.is_finite:
+                    continue
                 audio, rate = playback_level(clip.audio), clip.sample_rate
                 picture = spectrogram_png(clip.audio, rate, title=clip.prompt)
                 write_audio(folder / f"{index:02d}.wav", audio, rate)

@@ -171,6 +171,8 @@ def test_clips_that_are_not_finite_are_named(student: Pipeline) -> None:
     broken = Pipeline(dataclasses.replace(student.trained, params=params), student.mesh)
     with pytest.raises(FloatingPointError, match="the sound for 'rain', seed 4, is not finite"):
         list(broken.generate(["rain"], seed=4))
+    (clip,) = broken.generate(["rain"], seed=4, with_not_finite=True)
+    assert (clip.prompt, clip.seed, clip.is_finite) == ("rain", 4, False)
 
 
 def test_a_clip_is_saved_by_its_ending(student: Pipeline, tmp_path: pathlib.Path) -> None:
