@@ -168,7 +168,7 @@ class Pipeline:
         prompts: Iterable[str],
         *,
         seed: int = 0,
-        seeds: Sequence[int] | None = None,
+        seeds: Iterable[int] | None = None,
         num_iterations: int | None = None,
         guidance_scale: float | None = None,
         temperature: float | None = None,
@@ -185,12 +185,13 @@ class Pipeline:
         Args:
           prompts: any number; what is no list is read as it is needed. "" is an unconditional clip.
           seed: see `GenerateConfig`, also for the other settings.
-          seeds: one a prompt, in place of `seed`.
+          seeds: one a prompt, in place of `seed`; read as they are needed, like the prompts.
           known: given tokens, [1, N, C] for all clips or [len(prompts), N, C]; as many in each.
           with_not_finite: a clip with values that are not finite is no error: its `is_finite` says.
 
         Raises:
-          ValueError: a setting, seed or known token that does not fit.
+          ValueError: a setting, seed or known token that does not fit; or, when a batch is read,
+            prompts or seeds that end before the others.
           FloatingPointError: at the clip, which has values that are not finite.
         """
         if isinstance(prompts, str):
@@ -203,7 +204,7 @@ class Pipeline:
             # One prompt alone need not pay for a whole batch.
             config = dataclasses.replace(config, batch_size=min(batch_size, max(1, len(prompts))))
             last = seed + max(0, len(prompts) - 1)
-            if seeds is not None and len(seeds) != len(prompts):
+            if isinstance(seeds, Sized) and len(seeds) != len(prompts):
                 raise ValueError(
                     f"{len(seeds)} seeds for {len(prompts)} prompts; allowed: one each"
                 )
@@ -213,9 +214,9 @@ class Pipeline:
                 raise ValueError(
                     f"known has {len(known.mask)} clips; allowed: 1 or {len(prompts)}, the prompts"
                 )
-        if seeds is not None:
+        if isinstance(seeds, Sequence):
             check_seeds(seeds)
-        requests = zip(prompts, itertools.count(seed) if seeds is None else seeds, strict=False)
+        requests = zip(prompts, itertools.count(seed)) if seeds is None else _pairs(prompts, seeds)
         clips = self._clips(self.sampler(config, num_known), requests, known)
         return clips if with_not_finite else map(_finite, clips)
 
@@ -249,6 +250,18 @@ def decode_padded(
     padded = np.zeros((batch_size, *tokens.shape[1:]), np.float32)
     padded[: len(tokens)] = tokens
     return np.asarray(trained.codec.decode(jnp.asarray(padded)))[: len(tokens)]
+
+
+def _pairs(prompts: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, int]]:
+    """A prompt and a seed for each clip; ValueError where one of them ends before the other."""
+    ended = object()
+    for number, (prompt, seed) in enumerate(itertools.zip_longest(prompts, seeds, fillvalue=ended)):
+        if prompt is ended or seed is ended:
+            first, second = ("prompts", "seeds") if prompt is ended else ("seeds", "prompts")
+            raise ValueError(
+                f"{first} end after {number}, {second} go on; allowed: one seed a prompt"
+            )
+        yield cast(str, prompt), cast(int, seed)
 
 
 def _finite(clip: Clip) -> Clip:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import pathlib
 import re
 import textwrap
@@ -89,6 +90,38 @@ def test_prompts_are_read_as_they_are_needed(student: Pipeline) -> None:
     assert next(clips).prompt == "tone 0"
     assert len(read) == 2
     assert list(student.generate([])) == []
+
+
+def test_seeds_are_read_as_they_are_needed(student: Pipeline) -> None:
+    endless = zip(itertools.repeat("rain"), itertools.count(3), strict=True)
+    prompts, seeds = itertools.tee(endless)
+    clips = student.generate(
+        (prompt for prompt, _ in prompts), seeds=(seed for _, seed in seeds), batch_size=2
+    )
+    assert [clip.seed for clip in itertools.islice(clips, 3)] == [3, 4, 5]
+    assert next(endless)[1] == 7  # two batches were read
+
+
+@pytest.mark.parametrize(
+    ("num_prompts", "num_seeds", "message"),
+    [
+        (3, 2, "seeds end after 2, prompts go on; allowed: one seed a prompt"),
+        (2, 3, "prompts end after 2, seeds go on; allowed: one seed a prompt"),
+        (1, 0, "seeds end after 0, prompts go on"),
+    ],
+)
+@pytest.mark.parametrize("lazy_prompts", [True, False])
+def test_prompts_and_seeds_end_together(
+    student: Pipeline, num_prompts: int, num_seeds: int, message: str, lazy_prompts: bool
+) -> None:
+    prompts = PROMPTS[:num_prompts]
+    clips = student.generate(
+        iter(prompts) if lazy_prompts else prompts, seeds=iter(range(num_seeds)), batch_size=1
+    )
+    made = []
+    with pytest.raises(ValueError, match=message):
+        made.extend(clips)
+    assert len(made) == min(num_prompts, num_seeds)
 
 
 def test_other_parameters_need_no_other_program(student: Pipeline) -> None:
