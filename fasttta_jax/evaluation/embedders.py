@@ -26,6 +26,9 @@ from fasttta_jax.storage.files import write_atomically
 
 logger = logging.getLogger(__name__)
 
+ARRAYS = ("probabilities", "classes", "logits")
+"""Fields of `Features` that hold an array for each classification."""
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Features:
@@ -36,16 +39,22 @@ class Features:
       probabilities: for each classification that the network makes, by its name, the probabilities
         [n, K] of its classes.
       classes: for each classification, the names of its classes.
+      logits: for each classification that is given before its softmax or sigmoid, [n, K].
     """
 
     embeddings: Float[np.ndarray, "n *patches d"]
     probabilities: Mapping[str, Float[np.ndarray, "n _"]] = dataclasses.field(default_factory=dict)
     classes: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    logits: Mapping[str, Float[np.ndarray, "n _"]] = dataclasses.field(default_factory=dict)
 
     def take(self, rows: Sequence[int]) -> Features:
         """The features of some of the clips, in the order of `rows`."""
-        chosen = {name: values[list(rows)] for name, values in self.probabilities.items()}
-        return Features(self.embeddings[list(rows)], chosen, self.classes)
+        index = list(rows)
+        probabilities, logits = (
+            {name: values[index] for name, values in arrays.items()}
+            for arrays in (self.probabilities, self.logits)
+        )
+        return Features(self.embeddings[index], probabilities, self.classes, logits)
 
 
 @runtime_checkable
@@ -69,6 +78,15 @@ class Embedder(Protocol):
 
     def embed(self, audio: Float[np.ndarray, "n S"]) -> Features:
         """Features of waveforms in [-1, 1] at `sample_rate`, each clip by itself."""
+        ...
+
+
+@runtime_checkable
+class TextEmbedder(Embedder, Protocol):
+    """An embedder with a tower for captions, which it puts into the same space as audio."""
+
+    def embed_text(self, captions: Sequence[str]) -> Float[np.ndarray, "n d"]:
+        """One vector of unit length a caption, as `embed` gives one a clip."""
         ...
 
 
@@ -118,9 +136,9 @@ def _resampled(
 
 def _to_bytes(features: Features) -> bytes:
     arrays = {"embeddings": features.embeddings}
-    for name, values in features.probabilities.items():
-        arrays[f"probabilities:{name}"] = values
-        arrays[f"classes:{name}"] = np.asarray(features.classes[name])
+    for kind in ARRAYS:
+        for name, values in getattr(features, kind).items():
+            arrays[f"{kind}:{name}"] = np.asarray(values)
     file = io.BytesIO()
     np.savez(file, **arrays)  # type: ignore[arg-type]
     return file.getvalue()
@@ -128,10 +146,10 @@ def _to_bytes(features: Features) -> bytes:
 
 def _read(path: pathlib.Path) -> Features:
     with np.load(path, allow_pickle=False) as arrays:
-        parts = [name.split(":", 1) for name in arrays.files if ":" in name]
-        names = [name for kind, name in parts if kind == "probabilities"]
-        return Features(
-            arrays["embeddings"],
-            {name: arrays[f"probabilities:{name}"] for name in names},
-            {name: tuple(arrays[f"classes:{name}"].tolist()) for name in names},
-        )
+        found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
+        for key in arrays.files:
+            kind, colon, name = key.partition(":")
+            if colon:
+                found[kind][name] = arrays[key]
+        classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
+        return Features(arrays["embeddings"], found["probabilities"], classes, found["logits"])

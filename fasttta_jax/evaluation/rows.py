@@ -119,4 +119,6 @@ def _to_json(name: str, measured: Measured | None) -> dict[str, Any]:
         result[f"{name}_standard_error"] = finite_or_none(measured.standard_error)
     if measured.count is not None:
         result[f"{name}_count"] = measured.count
+    if measured.interval is not None:
+        result[f"{name}_interval"] = [finite_or_none(bound) for bound in measured.interval]
     return result

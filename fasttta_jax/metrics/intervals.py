@@ -14,11 +14,13 @@ class Measured:
       value: the figure.
       standard_error: of the value; None where it is not known.
       count: observations behind it; None where there is no such number.
+      interval: bounds of its 95 % confidence interval; None where they are not known.
     """
 
     value: float
     standard_error: float | None = None
     count: int | None = None
+    interval: tuple[float, float] | None = None
 
 
 def proportion(hits: int, count: int) -> Measured:

@@ -28,6 +28,7 @@ class CountingEmbedder:
             audio.reshape(len(audio), 2, -1).mean(axis=-1, keepdims=True),
             {"sign": probabilities},
             {"sign": ("positive", "not")},
+            {"sign": probabilities - 0.5},
         )
 
 
@@ -45,6 +46,8 @@ def test_equal_sounds_are_embedded_once(tmp_path, audio):
     np.testing.assert_array_equal(read.embeddings, computed.embeddings)
     np.testing.assert_array_equal(read.probabilities["sign"], computed.probabilities["sign"])
     assert read.classes == computed.classes == {"sign": ("positive", "not")}
+    np.testing.assert_array_equal(read.logits["sign"], computed.logits["sign"])
+    np.testing.assert_array_equal(read.take([1]).logits["sign"], computed.logits["sign"][[1]])
     assert read.embeddings.dtype == computed.embeddings.dtype
     np.testing.assert_array_equal(read.take([2, 0]).embeddings, computed.embeddings[[2, 0]])
     np.testing.assert_array_equal(
