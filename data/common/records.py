@@ -28,7 +28,7 @@ class Clip:
     """One recording.
 
     Attributes:
-      id: unique within the dataset.
+      id: unique within its split.
       audio: mono waveform, float32 [S] in [-1, 1].
       captions: one or more descriptions of the clip.
       labels: anything JSON can hold; evaluation reads "events" (list of names) and "attributes"

@@ -9,7 +9,9 @@ the dataset `latents` below `records`:
 
 When every shard has its note, whichever process sees that writes the description that TFDS reads,
 and the folder becomes records/. No record depends on how the work was shared, nor does the content
-hash in the metadata: it is taken over the values of the records, in the order of the source.
+hash in the metadata: it is taken over the values of the records, in the order of the source. An id
+that comes twice in a split is refused: by the process that meets it twice, else by the one that
+completes the dataset, from the ids that the notes keep.
 """
 
 from __future__ import annotations
@@ -63,6 +65,30 @@ class Summary:
     notes: Mapping[str, Sequence[Mapping[str, Any]]]
     skipped: Sequence[Skipped]
     sha256: str
+
+
+class _Ids:
+    """Which shard every clip is in; an id may come once in a split."""
+
+    def __init__(self) -> None:
+        self._shards: dict[tuple[str, str], Shard] = {}
+
+    def add(self, shard: Shard, ids: Iterable[str]) -> None:
+        """Raises ValueError where a clip of the split has one of these ids, or two of them do."""
+        new: dict[tuple[str, str], Shard] = {}
+        for clip_id in ids:
+            key = shard.split, clip_id
+            other = shard if key in new else self._shards.get(key)
+            if other is not None:
+                places = dict.fromkeys(
+                    f"items {each.start} to {each.stop - 1}" for each in (other, shard)
+                )
+                raise ValueError(
+                    f"split {shard.split!r} has two clips with the id {clip_id!r}, in "
+                    f"{' and in '.join(places)} of the source; allowed: each id once in a split"
+                )
+            new[key] = shard
+        self._shards |= new
 
 
 class ShardedDataset:
@@ -125,6 +151,7 @@ class ShardedDataset:
         self._arrays = tuple(sorted(arrays))
         self._left_out = left_out
         self._measure = measure
+        self._ids = _Ids()
 
     @property
     def is_complete(self) -> bool:
@@ -175,8 +202,8 @@ class ShardedDataset:
           shards of other processes are missing; the message printed says which.
 
         Raises:
-          ValueError: the folder holds something else, a split is left without a record, or a value
-            is not finite.
+          ValueError: the folder holds something else, a split is left without a record or has two
+            of one id, or a value is not finite.
         """
         check_share(process_id, num_processes)
         if self.is_complete:
@@ -213,12 +240,14 @@ class ShardedDataset:
         """Writes a shard: its records in the order of the source, and what was left out.
 
         Raises:
-          ValueError: an array of a record is not finite.
+          ValueError: an array of a record is not finite, or an id came before, in this shard or in
+            another that this object wrote.
         """
         digest = hashlib.sha256()
         sums: dict[str, np.ndarray] = {}
         skipped: list[Skipped] = []
-        num_records = num_bytes = 0
+        ids: list[str] = []
+        num_bytes = 0
         with whole(self._shard_file(shard)) as file, contextlib.ExitStack() as stack:
             writer = ArrayRecordWriter(str(file), "group_size:1")
             stack.callback(writer.close)
@@ -232,11 +261,13 @@ class ShardedDataset:
                 self._add_content(digest, item)
                 serialized = self._features.serialize_example(dict(item))
                 writer.write(serialized)
-                num_records += 1
+                ids.append(item["id"])
                 num_bytes += len(serialized)
+        self._ids.add(shard, ids)
         note = {
-            "num_records": num_records,
+            "num_records": len(ids),
             "num_bytes": num_bytes,
+            "ids": ids,
             "sha256": digest.hexdigest(),
             **{name: value.tolist() for name, value in sums.items()},
             "skipped": [dataclasses.asdict(item) for item in skipped],
@@ -253,7 +284,8 @@ class ShardedDataset:
           describe: metadata of the dataset, from what the shards hold.
 
         Raises:
-          ValueError: a split is left without a record, or a shard was made with other settings.
+          ValueError: a split is left without a record or has two of one id, or a shard was made
+            with other settings.
         """
         try:
             notes = self.work.notes()
@@ -275,7 +307,9 @@ class ShardedDataset:
         num_records: collections.Counter[str] = collections.Counter()
         of_split: dict[str, list[Mapping[str, Any]]] = {}
         skipped: list[Skipped] = []
+        ids = _Ids()  # of all processes
         for shard, note in zip(self.work.shards, notes, strict=True):
+            ids.add(shard, note.get("ids", ()))  # earlier versions noted none
             num_records[shard.split] += note["num_records"]
             of_split.setdefault(shard.split, []).append(note)
             digest.update(f"{shard.split}\n{note['sha256']}\n".encode())

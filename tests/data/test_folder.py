@@ -441,3 +441,13 @@ def test_a_raised_limit_decodes_nothing_again(tmp_path, monkeypatch):
     monkeypatch.setattr(recordings, "read_clips", lambda *_: 1 / 0)
     dataset = folder.build(audio_dir, tmp_path, name="sounds")
     assert [item["file"] for item in skipped_items(dataset)] == ["03.wav"]
+
+
+def test_a_file_named_like_a_piece_of_another_is_refused(tmp_path):
+    soundfile.write(tmp_path / "a.wav", tone(seconds=0.6), RATE)
+    soundfile.write(tmp_path / "a.wav#1", tone(), RATE, format="WAV")
+    files = ("a.wav", "a.wav#1")
+    rows = [{"file": file, "caption": "a tone", "split": "train"} for file in files]
+    write_jsonl(tmp_path / "metadata.jsonl", *rows)
+    with pytest.raises(ValueError, match=r"two clips with the id 'a\.wav#1', in items 0"):
+        folder.build(tmp_path, tmp_path / "out", name="sounds", max_seconds=0.4)

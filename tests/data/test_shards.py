@@ -210,6 +210,58 @@ def test_tokens_that_are_not_finite_are_refused(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
 
 
+def write_ids(writer: ShardedDataset, shards, ids) -> None:
+    """Shards whose records have other ids, by (split, index)."""
+    for shard in shards:
+        items = [(shard.split, index) for index in shard.indices]
+        writer.write(shard, [{**record(*item), "id": ids.get(item, f"{item}")} for item in items])
+
+
+@pytest.mark.parametrize(
+    ("second", "places"), [(3, "items 0 to 3"), (9, "items 0 to 3 and in items 8 to 10")]
+)
+def test_an_id_that_comes_twice_is_refused_when_it_is_met(tmp_path, second, places):
+    writer = dataset(tmp_path)
+    writer.work.start()
+    shards = writer.work.missing()
+    message = f"split 'train' has two clips with the id 'dog', in {places} of the source; allowed"
+    with pytest.raises(ValueError, match=message):
+        write_ids(writer, shards, {("train", 1): "dog", ("train", second): "dog"})
+    (failed,) = [shard for shard in shards if second in shard.indices and shard.split == "train"]
+    assert failed in writer.work.missing()
+
+
+def test_an_id_that_two_processes_write_is_refused_at_the_end(tmp_path):
+    """By whichever completes the dataset, and again by the next to try."""
+    ids = {("train", 1): "dog", ("train", 5): "dog"}
+    for process in range(2):
+        writer = dataset(tmp_path)
+        writer.work.start()
+        write_ids(writer, writer.work.missing(process, 2), ids)
+    for _ in range(2):
+        with pytest.raises(ValueError, match="id 'dog', in items 0 to 3 and in items 4 to 7 of"):
+            dataset(tmp_path).finish(lambda summary: {})
+    assert not dataset(tmp_path).is_complete
+
+
+def test_an_id_may_come_in_two_splits(tmp_path):
+    writer = dataset(tmp_path)
+    writer.work.start()
+    write_ids(writer, writer.work.missing(), {("train", 1): "dog", ("test", 1): "dog"})
+    assert writer.finish(lambda summary: {}) is not None
+
+
+def test_shards_that_an_earlier_version_wrote_are_completed(tmp_path):
+    writer = dataset(tmp_path)
+    writer.work.start()
+    write(writer, writer.work.missing())
+    for file in tmp_path.rglob("shards/*.json"):
+        note = json.loads(file.read_text())
+        del note["ids"]
+        file.write_text(json.dumps(note))
+    assert dataset(tmp_path).finish(lambda summary: {}) is not None
+
+
 def test_moments_are_those_of_all_tokens(tmp_path):
     writer = dataset(tmp_path)
     writer.work.start()

@@ -10,7 +10,7 @@ import tensorflow_datasets as tfds
 from array_record.python.array_record_module import ArrayRecordWriter
 from tensorflow_datasets.core import dataset_info, naming, splits
 
-from data import folder
+from data import encode_latents, folder
 from data.common import records as builder
 from data.common import sources
 from data.common.tables import Skipped
@@ -230,3 +230,20 @@ def test_what_is_missing_or_ambiguous_is_named(tmp_path):
     (path / "dataset_info.json").write_text(info.replace("array_record", "tfrecord", 1))
     with pytest.raises(ValueError, match="kept as tfrecord; allowed: array_record"):
         sources.open_audio_source(path, RATE)
+
+
+def test_a_foreign_dataset_with_an_id_twice_is_refused(tmp_path, encoded_dataset):
+    features = {"audio": tensor(None), "key": tfds.features.Text()}
+    keys = ["a", "b", "a"]
+    records = [{"audio": tone(rate=helpers.SAMPLE_RATE), "key": key} for key in keys]
+    path = write_foreign(tmp_path / "foreign", features, records)
+    with pytest.raises(ValueError, match="split 'train' has two clips with the id 'a', in items"):
+        encode_latents.encode(
+            path,
+            tmp_path / "encoded",
+            encoded_dataset,
+            source_rate=helpers.SAMPLE_RATE,
+            with_captions=False,
+            clips_per_shard=2,
+        )
+    assert not (tmp_path / "encoded/records").exists()
