@@ -37,6 +37,7 @@ from fasttta_jax.evaluation.rows import (
     energy_value,
     sampling_quantity,
     sampling_value,
+    times_slower_quantity,
 )
 from fasttta_jax.evaluation.runs import Runs
 from fasttta_jax.evaluation.scoring import Scorer
@@ -141,7 +142,10 @@ class Evaluator:
         scores = tuple(metric.quantity for metric in self.metrics)
         if not self.setup.trained:
             return scores
-        return (*scores, ENERGY_SCORE, sampling_quantity(self.runs.timing_batch), TIMES_SLOWER)
+        times = [sampling_quantity(self.runs.timing_batch)]
+        if (quickest := self.runs.quickest) is not None:
+            times.append(times_slower_quantity(quickest))
+        return (*scores, ENERGY_SCORE, *times)
 
     @functools.cached_property
     def test(self) -> Clips:
@@ -273,18 +277,9 @@ class Evaluator:
         values: dict[str, Measured] = {**row.values, ENERGY_SCORE.name: energy_value(energy)}
         if times:
             values[SAMPLING] = sampling_value(times[name])
-            if student := self._student():
-                ratio = times[name].median / times[student].median
-                values[TIMES_SLOWER.name] = Measured(ratio)
+            if (quickest := self.runs.quickest) is not None:
+                values[TIMES_SLOWER] = Measured(times[name].median / times[quickest].median)
         return dataclasses.replace(row, values=values, energy=energy, sampling=times.get(name))
-
-    def _student(self) -> str | None:
-        """The run that sampling times are held against, where there is a teacher to compare."""
-        found = {name: trained.config.objective for name, trained in self.setup.trained.items()}
-        students = [name for name, objective in found.items() if objective == "energy"]
-        if not students or "diffusion" not in found.values():
-            return None
-        return "student" if "student" in students else students[0]
 
     def _summary(self, rows: Sequence[RowResult], warnings: Sequence[str]) -> Evaluation:
         if not any(row.values for row in rows):

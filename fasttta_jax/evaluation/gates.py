@@ -39,7 +39,7 @@ def _demo() -> tuple[Bound, ...]:
             Bound(row, "attribute_accuracy", 0.75),
             Bound(row, "recall_at_2", 0.6),
         ]
-    return (*bounds, Bound("teacher", TIMES_SLOWER.name, 3.0))
+    return (*bounds, Bound("teacher", TIMES_SLOWER, 3.0))
 
 
 GATES: dict[str, tuple[Bound, ...]] = {"demo": _demo()}
@@ -74,7 +74,7 @@ def check(
     titles = {quantity.name: quantity.title for quantity in quantities}
     gates: dict[str, list[Gate]] = {row: [] for row in rows}
     for bound in bounds:
-        if bound.row not in rows or (bound.figure == TIMES_SLOWER.name and "student" not in rows):
+        if bound.row not in rows or (bound.figure == TIMES_SLOWER and "student" not in rows):
             continue
         measured = rows[bound.row].get(bound.figure)
         found = "not measured" if measured is None else format_value(measured.value)

@@ -108,7 +108,7 @@ def write_results(
         introduction=tables.introduction(evaluation.rows),
         tables=[
             evaluation.table,
-            *([tables.sampling_table(runs)] if runs else []),
+            *([tables.sampling_table(runs, evaluation.quantities)] if runs else []),
             *(
                 tables.event_table(row)
                 for row in evaluation.rows

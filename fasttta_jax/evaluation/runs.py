@@ -6,6 +6,7 @@ Dimensions: n clips, S samples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -14,7 +15,7 @@ import tqdm
 from jaxtyping import Float
 
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, EvaluationSetup
-from fasttta_jax.evaluation.timing import SamplingTime, time_samplers
+from fasttta_jax.evaluation.timing import SamplingTime, quickest, time_samplers
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.input_pipeline.batches import evaluation_batches
 from fasttta_jax.metrics.energy_score import HeldOutEnergy, held_out_energy
@@ -93,6 +94,11 @@ class Runs:
         """Clips sampled together when runs are timed: TIMING_BATCH, or the next that splits."""
         shards = batch_shards(self.setup.mesh)
         return math.ceil(TIMING_BATCH / shards) * shards
+
+    @functools.cached_property
+    def quickest(self) -> str | None:
+        """The run that sampling times are held against; None where there is none to compare."""
+        return quickest({name: self.pipeline(name).trained.config for name in self.setup.trained})
 
     def times(self, prompts: Sequence[str]) -> dict[str, SamplingTime]:
         """Sampling times of all runs, taken in turns."""

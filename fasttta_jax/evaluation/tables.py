@@ -127,8 +127,9 @@ def _missing(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> list[
     return lines
 
 
-def sampling_table(rows: Sequence[RowResult]) -> Table:
+def sampling_table(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> Table:
     """Sampling time in detail, for the rows that have one."""
+    compared = [quantity for quantity in quantities if quantity.name == TIMES_SLOWER]
     timed = [(row, row.sampling) for row in rows if row.sampling]
     return Table(
         "Sampling time",
@@ -140,7 +141,7 @@ def sampling_table(rows: Sequence[RowResult]) -> Table:
             "clips a second",
             "real-time factor",
             "first call, s",
-            TIMES_SLOWER.title,
+            *(quantity.title for quantity in compared),
         ),
         [
             Row(
@@ -152,7 +153,7 @@ def sampling_table(rows: Sequence[RowResult]) -> Table:
                     time.clips_per_second,
                     time.real_time_factor,
                     time.timing.first,
-                    row.values.get(TIMES_SLOWER.name),
+                    *(row.values.get(quantity.name) for quantity in compared),
                 ),
             )
             for row, time in timed

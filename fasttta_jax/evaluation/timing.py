@@ -7,7 +7,9 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fasttta_jax.config import RunConfig
 from fasttta_jax.generation.sampler import Sampler
+from fasttta_jax.performance.flops import sampling_flops
 from fasttta_jax.performance.timing import Timing, time_in_turns
 from fasttta_jax.typing import Params
 
@@ -52,6 +54,17 @@ class SamplingTime:
             "clips_per_second": self.clips_per_second,
             "real_time_factor": self.real_time_factor,
         }
+
+
+def quickest(runs: Mapping[str, RunConfig]) -> str | None:
+    """The run whose sampling takes the fewest operations, by its name; the first of equals.
+
+    None where all take the same, so that their times would tell nothing of the method.
+    """
+    costs = {name: sampling_flops(config).total for name, config in runs.items()}
+    if len(set(costs.values())) < 2:
+        return None
+    return min(costs, key=costs.__getitem__)
 
 
 def time_samplers(

@@ -13,7 +13,12 @@ from fasttta_jax.evaluation.embedders import FeatureCache, Features
 from fasttta_jax.evaluation.evaluator import METRICS
 from fasttta_jax.evaluation.gates import GATES, Bound
 from fasttta_jax.evaluation.metric import NotMeasured
-from fasttta_jax.evaluation.rows import ENERGY_SCORE, TIMES_SLOWER, RowResult, energy_value
+from fasttta_jax.evaluation.rows import (
+    ENERGY_SCORE,
+    RowResult,
+    energy_value,
+    times_slower_quantity,
+)
 from fasttta_jax.evaluation.scoring import Scorer
 from fasttta_jax.evaluation.tagger_metrics import EventCount, event_counts
 from fasttta_jax.evaluation.timing import time_samplers
@@ -21,7 +26,11 @@ from fasttta_jax.metrics.energy_score import HeldOutEnergy
 from fasttta_jax.metrics.intervals import Measured, proportion
 from tests.evaluation.level_error import LevelError
 
-QUANTITIES = (*(metric.quantity for metric in METRICS), ENERGY_SCORE, TIMES_SLOWER)
+QUANTITIES = (
+    *(metric.quantity for metric in METRICS),
+    ENERGY_SCORE,
+    times_slower_quantity("student"),
+)
 
 
 class StubTagger:
