@@ -24,6 +24,7 @@ from jaxtyping import Array, Bool, Float, Int
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
 from fasttta_jax.randomness import fold_in_each
+from fasttta_jax.schedules import MASK_SCHEDULES
 from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens, unconditional
 
 
@@ -139,7 +140,8 @@ def plan_segments(config: DecodeConfig, num_tokens: int, num_known: int = 0) -> 
             f"num_iterations is {config.num_iterations}; allowed: 1 to {num_unknown}, the tokens "
             f"left to generate where {num_known} of {num_tokens} are known"
         )
-    counts = decode_counts(num_unknown, config.num_iterations)
+    schedule = MASK_SCHEDULES[config.mask_schedule]
+    counts = decode_counts(num_unknown, config.num_iterations, schedule)
     starts = tuple(itertools.accumulate(counts[:-1], initial=num_known))
     scales = guidance_scales(config, counts, num_known=num_known)
     bounds = cheapest_bounds(starts, config.max_segments)

@@ -1,13 +1,12 @@
 """Which tokens are masked in training, and how many are revealed in each decoding iteration.
 
-Source: MAR (Li et al., 2024): the distribution of mask rates, the cosine decoding schedule.
+Source: MAR (Li et al., 2024): the distribution of mask rates, how a mask schedule is rounded.
 Dimensions: B clips, N tokens, T iterations.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +14,7 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.config.run import GuidanceSchedule
+from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MaskSchedule, masked_cosine
 from fasttta_jax.typing import Key
 
 
@@ -51,12 +50,15 @@ def max_visible(num_tokens: int, minimum: float) -> int:
     return num_tokens - max(1, math.ceil(smallest))
 
 
-def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:
-    """Tokens revealed in each iteration, by MAR's cosine schedule; every entry at least 1.
+def decode_counts(
+    num_tokens: int, num_iterations: int, schedule: MaskSchedule = masked_cosine
+) -> tuple[int, ...]:
+    """Tokens revealed in each iteration, as the schedule has it, rounded; every entry at least 1.
 
     Args:
       num_tokens: N.
       num_iterations: T, from 1 to N.
+      schedule: share of tokens still masked after t of T iterations.
 
     Returns:
       T counts that sum to N.
@@ -71,7 +73,7 @@ def decode_counts(num_tokens: int, num_iterations: int) -> tuple[int, ...]:
     counts = []
     masked = num_tokens
     for iteration in range(1, num_iterations):
-        target = math.floor(num_tokens * math.cos(math.pi / 2 * iteration / num_iterations))
+        target = math.floor(num_tokens * schedule(iteration, num_iterations))
         remaining = max(num_iterations - iteration, min(masked - 1, target))
         counts.append(masked - remaining)
         masked = remaining
@@ -94,49 +96,3 @@ def guidance_scales(
     """
     shape = GUIDANCE_SCHEDULES[config.guidance_schedule](counts, num_known)
     return tuple(1.0 + (config.guidance_scale - 1.0) * height for height in shape)
-
-
-def constant(counts: tuple[int, ...], num_known: int) -> list[float]:
-    """1 in every iteration."""
-    del num_known
-    return [1.0] * len(counts)
-
-
-def linear(counts: tuple[int, ...], num_known: int) -> list[float]:
-    """The share of tokens revealed, known ones included.
-
-    MAR's; as there, the last iteration counts one token as still masked.
-    """
-    num_tokens = num_known + sum(counts)
-    revealed = num_known + np.cumsum(counts)
-    return (np.minimum(revealed, num_tokens - 1) / num_tokens).tolist()
-
-
-def cosine_down(counts: tuple[int, ...], num_known: int) -> list[float]:
-    """cos(pi t / 2T), as IMPACT prints it.
-
-    This is the share still masked, the complement of `linear` up to rounding, and the last
-    iteration is not guided.
-    """
-    del num_known
-    quarter = math.pi / 2 / len(counts)
-    return [math.cos(quarter * end) for end in range(1, len(counts) + 1)]
-
-
-def cosine_up(counts: tuple[int, ...], num_known: int) -> list[float]:
-    """The mirror image of `cosine_down`, cos(pi (T - t) / 2T), which ends at 1.
-
-    IMPACT's figure rises.
-    """
-    del num_known
-    quarter = math.pi / 2 / len(counts)
-    return [math.cos(quarter * left) for left in reversed(range(len(counts)))]
-
-
-GUIDANCE_SCHEDULES: Mapping[GuidanceSchedule, Callable[[tuple[int, ...], int], list[float]]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine_up": cosine_up,
-    "cosine_down": cosine_down,
-}
-"""Shapes of guidance over the iterations, functions of (counts, num_known), by their names."""

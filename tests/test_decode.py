@@ -166,6 +166,13 @@ def test_segments_cover_all_iterations(num_tokens, num_iterations, max_segments,
         assert segment.num_revealed == max(segment.counts)
 
 
+def test_the_config_chooses_the_mask_schedule():
+    """For all tokens, and for those that are left where some are known."""
+    settings = config(num_iterations=4, mask_schedule="linear", max_segments=1)
+    assert plan_segments(settings, 16)[0].counts == (4, 4, 4, 4)
+    assert plan_segments(settings, 16, 8)[0].counts == (2, 2, 2, 2)
+
+
 def test_segments_are_the_cheapest():
     counts = decode_counts(31, 8)
     starts = list(itertools.accumulate(counts[:-1], initial=0))

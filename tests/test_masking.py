@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import get_args
 
 import jax
 import numpy as np
@@ -12,7 +11,7 @@ import scipy.stats
 
 from fasttta_jax import masking
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.config.run import GuidanceSchedule
+from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 DISTRIBUTION = {"minimum": 0.7, "mean": 1.0, "std": 0.25}
 NUM_DRAWS = 100_000
@@ -104,10 +103,11 @@ def test_max_visible_bounds_the_smallest_rate_for_every_minimum():
             assert num_tokens - fewest_masked == masking.max_visible(num_tokens, minimum)
 
 
+@pytest.mark.parametrize("schedule", MASK_SCHEDULES)
 @pytest.mark.parametrize("num_tokens", [1, 2, 3, 8, 31, 256])
-def test_decode_counts_sum_to_the_tokens_and_never_idle(num_tokens):
+def test_decode_counts_sum_to_the_tokens_and_never_idle(num_tokens, schedule):
     for num_iterations in range(1, num_tokens + 1):
-        counts = masking.decode_counts(num_tokens, num_iterations)
+        counts = masking.decode_counts(num_tokens, num_iterations, MASK_SCHEDULES[schedule])
         assert len(counts) == num_iterations
         assert sum(counts) == num_tokens
         assert min(counts) >= 1
@@ -125,6 +125,12 @@ def test_decode_counts_are_those_of_mar():
     assert masking.decode_counts(256, 256) == (1,) * 256
 
 
+def test_the_linear_schedule_reveals_as_many_in_every_iteration():
+    linear = MASK_SCHEDULES["linear"]
+    assert masking.decode_counts(256, 8, linear) == (32,) * 8
+    assert set(masking.decode_counts(256, 12, linear)) == {21, 22}
+
+
 @pytest.mark.parametrize("num_iterations", [0, -1, 257])
 def test_decode_counts_refuse_empty_iterations(num_iterations):
     with pytest.raises(ValueError, match=f"is {num_iterations}; allowed: 1 to .* 256"):
@@ -132,7 +138,7 @@ def test_decode_counts_refuse_empty_iterations(num_iterations):
 
 
 def guidance_scales(
-    schedule: GuidanceSchedule, guidance_scale: float, counts: tuple[int, ...], num_known: int = 0
+    schedule: str, guidance_scale: float, counts: tuple[int, ...], num_known: int = 0
 ) -> tuple[float, ...]:
     config = DecodeConfig(guidance_scale=guidance_scale, guidance_schedule=schedule)
     return masking.guidance_scales(config, counts, num_known=num_known)
@@ -194,9 +200,5 @@ def test_cosine_down_is_the_share_still_masked():
 
 
 def test_scale_one_is_one_under_every_schedule():
-    for schedule in masking.GUIDANCE_SCHEDULES:
+    for schedule in GUIDANCE_SCHEDULES:
         assert set(guidance_scales(schedule, 1.0, (1, 2, 3))) == {1.0}
-
-
-def test_every_schedule_of_the_config_is_known():
-    assert set(masking.GUIDANCE_SCHEDULES) == set(get_args(GuidanceSchedule))

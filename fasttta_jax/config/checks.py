@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
 
@@ -45,5 +45,10 @@ def check_fields(config: Any, section: str, rule: Rule, *fields: str) -> None:
 
 def check_choice(field: str, value: Any, choices: Any) -> None:
     """Raises ConfigError unless `value` is one of the `Literal` type `choices`."""
-    options = typing.get_args(choices)
-    check(value in options, field, value, "one of " + ", ".join(map(repr, options)))
+    check_name(field, value, typing.get_args(choices))
+
+
+def check_name(field: str, value: Any, names: Iterable[str]) -> None:
+    """Raises ConfigError unless `value` is one of the names, of a table for instance."""
+    names = tuple(names)
+    check(value in names, field, value, "one of " + ", ".join(map(repr, names)))

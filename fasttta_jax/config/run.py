@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
 
 from fasttta_jax.config.checks import (
     NOT_NEGATIVE,
     POSITIVE,
     SHARE,
     check,
-    check_choice,
     check_fields,
+    check_name,
 )
 from fasttta_jax.config.model import ModelConfig
 from fasttta_jax.config.objectives import (
@@ -20,8 +19,7 @@ from fasttta_jax.config.objectives import (
     EnergyConfig,
     MaskingConfig,
 )
-
-GuidanceSchedule = Literal["constant", "linear", "cosine_up", "cosine_down"]
+from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,9 +85,12 @@ class DecodeConfig:
 
     Attributes:
       num_iterations: T, from 1 to num_tokens.
+      mask_schedule: how many tokens the iterations reveal, a name in `schedules.MASK_SCHEDULES`:
+        "cosine" begins with few (MAR), "linear" reveals as many in each.
       guidance_scale: strength of classifier-free guidance; 1 is none.
-      guidance_schedule: "linear" rises with the share of revealed tokens (MAR); "constant" stays;
-        "cosine_up" and "cosine_down" rise and fall with the iterations, by a quarter cosine.
+      guidance_schedule: a name in `schedules.GUIDANCE_SCHEDULES`: "linear" rises with the share of
+        revealed tokens (MAR); "constant" stays; "cosine_up" and "cosine_down" rise and fall with
+        the iterations, by a quarter cosine.
       temperature: below 1 narrows the samples: for objective "diffusion" a factor on the noise that
         the chain injects, for "energy" on the head's noise, or where energy.roles is
         "context_stream" on the shifts that the noise makes (EAR).
@@ -97,8 +98,9 @@ class DecodeConfig:
     """
 
     num_iterations: int = 64
+    mask_schedule: str = "cosine"
     guidance_scale: float = 5.0
-    guidance_schedule: GuidanceSchedule = "linear"
+    guidance_schedule: str = "linear"
     temperature: float = 1.0
     max_segments: int = 4
 
@@ -110,7 +112,8 @@ class DecodeConfig:
             "from 1 to the number of tokens",
         )
         check_fields(self, "decode.", NOT_NEGATIVE, "guidance_scale")
-        check_choice("decode.guidance_schedule", self.guidance_schedule, GuidanceSchedule)
+        check_name("decode.mask_schedule", self.mask_schedule, MASK_SCHEDULES)
+        check_name("decode.guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
         check_fields(self, "decode.", NOT_NEGATIVE, "temperature")
         check(self.max_segments >= 1, "decode.max_segments", self.max_segments, "1 or more")
 

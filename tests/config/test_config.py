@@ -139,6 +139,7 @@ REJECTED = [
     (OptimizerConfig, {"ema_decay": 1.0}, r"optimizer\.ema_decay is 1\.0; allowed: from 0"),
     (DecodeConfig, {"num_iterations": 0}, r"decode\.num_iterations is 0; allowed: from 1"),
     (DecodeConfig, {"guidance_scale": -1.0}, r"decode\.guidance_scale is -1\.0; allowed: 0 or"),
+    (DecodeConfig, {"mask_schedule": "up"}, r"decode\.mask_schedule is 'up'; .*'cosine', 'linear'"),
     (DecodeConfig, {"guidance_schedule": "up"}, r"decode\.guidance_schedule is 'up'; .*'linear'"),
     (DecodeConfig, {"temperature": -0.5}, r"decode\.temperature is -0\.5; allowed: 0 or more"),
     (DecodeConfig, {"max_segments": 0}, r"decode\.max_segments is 0; allowed: 1 or more"),
