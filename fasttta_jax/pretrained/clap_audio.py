@@ -28,9 +28,9 @@ from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config.mapping import as_tuples
 from fasttta_jax.models.layers import layer_norm, linear
+from fasttta_jax.pretrained.batch_norm import BatchNorm
 from fasttta_jax.pretrained.clap_patches import (
     EXCERPTS,
-    BatchNorm,
     PatchEmbedding,
     bicubic_matrix,
 )

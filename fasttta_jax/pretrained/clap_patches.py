@@ -21,6 +21,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Float32
 
 from fasttta_jax.models.layers import layer_norm, linear
+from fasttta_jax.pretrained.batch_norm import BatchNorm
 from fasttta_jax.pretrained.clap_swin import NORM_EPSILON
 
 EXCERPTS = 3
@@ -49,24 +50,6 @@ def bicubic_matrix(num_out: int, num_in: int) -> Float32[np.ndarray, "{num_out} 
     matrix = np.zeros((num_out, num_in), np.float32)
     np.add.at(matrix, (np.arange(num_out)[:, None], columns), weights)
     return matrix
-
-
-class BatchNorm(nn.Module):
-    """Batch norm over the last axis with stored statistics, float32."""
-
-    @nn.compact
-    def __call__(self, x: Float[Array, "*axes"]) -> Float[Array, "*axes"]:
-        shape = x.shape[-1:]
-        ones, zeros = nn.initializers.ones_init(), nn.initializers.zeros_init()
-        scale = self.param("scale", ones, shape, jnp.float32)
-        bias = self.param("bias", zeros, shape, jnp.float32)
-        mean = self.param("mean", zeros, shape, jnp.float32)
-        variance = self.param("variance", ones, shape, jnp.float32)
-        factor = scale * jax.lax.rsqrt(variance + NORM_EPSILON)
-        mean, factor, bias = (
-            value.reshape((1,) * (x.ndim - 1) + shape) for value in (mean, factor, bias)
-        )
-        return (x.astype(jnp.float32) - mean) * factor + bias
 
 
 class FusionWeights(nn.Module):
