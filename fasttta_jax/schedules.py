@@ -54,8 +54,8 @@ def guidance_linear(counts: tuple[int, ...], num_known: int) -> list[float]:
 def guidance_cosine_down(counts: tuple[int, ...], num_known: int) -> list[float]:
     """cos(pi t / 2T), as IMPACT prints it.
 
-    This is the share still masked, the complement of `guidance_linear` up to rounding, and the last
-    iteration is not guided.
+    Beside `masked_cosine` this is the share still masked, the complement of `guidance_linear` up to
+    rounding. The last iteration is not guided.
     """
     del num_known
     quarter = math.pi / 2 / len(counts)

@@ -1,7 +1,7 @@
 """Masking, the objectives and their heads, distillation: what a training loss is made of."""
 
-from __future__ import annotations
-
+# Annotations are evaluated here, not kept as text: `RunConfig` inherits fields from this file, and
+# their types would be looked up in its own.
 import dataclasses
 from typing import Literal
 
@@ -100,6 +100,14 @@ class EnergyConfig:
         check(
             0 < self.temperature <= 1, "energy.temperature", self.temperature, "above 0, at most 1"
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfigs:
+    """The sections of all objectives in a run's config; a run reads that of its own."""
+
+    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
+    energy: EnergyConfig = dataclasses.field(default_factory=EnergyConfig)
 
 
 @dataclasses.dataclass(frozen=True)

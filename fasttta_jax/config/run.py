@@ -13,12 +13,7 @@ from fasttta_jax.config.checks import (
     check_name,
 )
 from fasttta_jax.config.model import ModelConfig
-from fasttta_jax.config.objectives import (
-    DiffusionConfig,
-    DistillationConfig,
-    EnergyConfig,
-    MaskingConfig,
-)
+from fasttta_jax.config.objectives import DistillationConfig, MaskingConfig, ObjectiveConfigs
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 
@@ -183,7 +178,7 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class RunConfig:
+class RunConfig(ObjectiveConfigs):
     """One training run.
 
     Attributes:
@@ -223,8 +218,6 @@ class RunConfig:
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
-    diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
-    energy: EnergyConfig = dataclasses.field(default_factory=EnergyConfig)
     distillation: DistillationConfig = dataclasses.field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = dataclasses.field(default_factory=OptimizerConfig)
     decode: DecodeConfig = dataclasses.field(default_factory=DecodeConfig)
