@@ -6,6 +6,7 @@
     python -m fasttta_jax.convert hifigan cvssp/audioldm converted/vocoder
     python -m fasttta_jax.convert t5 google/flan-t5-large converted/flan-t5-large
     python -m fasttta_jax.convert clap laion/clap-htsat-fused converted/clap
+    python -m fasttta_jax.convert clap 630k-audioset-best.pt converted/clap --tokenizer=roberta-base
 
 The arguments are a kind, a source and the folder to write. Kinds:
 
