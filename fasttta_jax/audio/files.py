@@ -7,9 +7,11 @@ Dimensions: S audio samples, R samples at another rate.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Literal, get_args
 
 import librosa
@@ -88,11 +90,25 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarr
       AudioError: the file is missing, unreadable, empty, of more than `MAX_CHANNELS` channels, not
         finite or silent; see its `reason`.
     """
-    if not os.path.isfile(path):
-        raise AudioError(path, "missing", "there is no such file")
-    if not os.path.getsize(path):
-        raise AudioError(path, "empty", "the file has 0 bytes")
+    _check_there(path)
     return _decoded(path, path, sample_rate)
+
+
+def read_channels(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "S channels"], int]:
+    """Decodes an audio file as it is: every channel, at its own rate; silence is a sound.
+
+    Returns:
+      float32 [S, channels], S > 0, finite; and the samples per second.
+
+    Raises:
+      AudioError: the file is missing, unreadable, empty, of more than `MAX_CHANNELS` channels or
+        not finite; see its `reason`.
+    """
+    _check_there(path)
+    with _decoding(path):
+        audio, rate = _decode(path, path)
+    _check_samples(audio, rate, path)
+    return audio, rate
 
 
 def read_audio_bytes(data: bytes, sample_rate: int, *, name: str) -> Float[np.ndarray, " S"]:
@@ -129,25 +145,39 @@ def resample_audio(
 def _decoded(
     file: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str], sample_rate: int
 ) -> np.ndarray:
-    try:
+    with _decoding(name):
         audio, source_rate = _decode(file, name)
+    mono = audio.mean(axis=1, dtype=np.float64).astype(np.float32)
+    return _checked(mono, source_rate, sample_rate, name)
+
+
+@contextlib.contextmanager
+def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
     except (soundfile.SoundFileError, OSError, TypeError) as error:  # TypeError: a headerless .raw
         reason = getattr(error, "error_string", str(error))
         raise AudioError(name, "unreadable", f"libsndfile cannot decode it: {reason}") from error
-    return _checked(audio, source_rate, sample_rate, name)
 
 
 def _decode(
     source: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str]
-) -> tuple[np.ndarray, int]:
-    """Mono samples and their rate; by blocks, because a broken header can promise any length."""
-    blocks = []
+) -> tuple[Float[np.ndarray, "S channels"], int]:
+    """Samples and their rate; by blocks, because a broken header can promise any length."""
     with soundfile.SoundFile(source) as file:
         _check_channels(name, file.channels)
+        blocks: list[np.ndarray] = [np.zeros((0, file.channels), np.float32)]
         while len(block := file.read(_READ_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(block.mean(axis=1, dtype=np.float64).astype(np.float32))
+            blocks.append(block)
         rate = file.samplerate
-    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32), rate
+    return np.concatenate(blocks), rate
+
+
+def _check_there(path: str | os.PathLike[str]) -> None:
+    if not os.path.isfile(path):
+        raise AudioError(path, "missing", "there is no such file")
+    if not os.path.getsize(path):
+        raise AudioError(path, "empty", "the file has 0 bytes")
 
 
 def _check_channels(name: str | os.PathLike[str], channels: int) -> None:
@@ -155,10 +185,7 @@ def _check_channels(name: str | os.PathLike[str], channels: int) -> None:
         raise AudioError(name, "channels", f"it has {channels}; allowed: 1 to {MAX_CHANNELS}")
 
 
-def _checked(
-    audio: np.ndarray, source_rate: int, sample_rate: int, name: str | os.PathLike[str]
-) -> np.ndarray:
-    """Mono samples at `sample_rate`, refused where there is nothing to hear in them."""
+def _check_samples(audio: np.ndarray, source_rate: int, name: str | os.PathLike[str]) -> None:
     if not audio.size:
         raise AudioError(name, "empty", "the file holds no samples")
     if not np.all(np.isfinite(audio)):
@@ -169,6 +196,13 @@ def _checked(
         raise AudioError(
             name, "unreadable", f"its sample rate is {source_rate}; allowed: {allowed}"
         )
+
+
+def _checked(
+    audio: np.ndarray, source_rate: int, sample_rate: int, name: str | os.PathLike[str]
+) -> np.ndarray:
+    """Mono samples at `sample_rate`, refused where there is nothing to hear in them."""
+    _check_samples(audio, source_rate, name)
     # Before resampling, whose ripple at the ends of a constant offset would pass for sound.
     if is_silent(audio):
         raise AudioError(name, "silent", f"its peak is below {SILENCE_DBFS:g} dBFS")

@@ -44,11 +44,14 @@ class Needs:
       reference: what clips are compared with: "test", the real clips with the same captions, in
         the same order; "training", as many real training clips, of the same events where labels
         name them; None for nothing.
+      paired: whether clip i is held against reference clip i, so that each needs its counterpart;
+        otherwise the two are compared as sets.
     """
 
     embedder: str | None = None
     labels: bool = False
     reference: Literal["test", "training"] | None = None
+    paired: bool = False
 
 
 @runtime_checkable

@@ -20,7 +20,7 @@ class LevelError:
     quantity = Quantity(
         "level_error", "level error, dB", "mean difference of loudness to the real clip", "lower"
     )
-    needs = Needs(reference="test")
+    needs = Needs(reference="test", paired=True)
 
     def score(self, clips: Clips, reference: Clips | None, sample_rate: int) -> Measured:
         """See `Metric`."""
