@@ -7,19 +7,144 @@ of A B^T: the non-zero eigenvalues of S_a S_b are the squared singular values of
 taken on the triangular factors of A and B, so no d x d square root is formed and singular
 covariances need no jitter.
 
+How far row i of the first set moves the distance follows from the same singular vectors: with
+A B^T = U s V^T, up to a constant,
+
+    influence_i = n (|A_i|^2 - sum_k s_k U_ik^2) + 2 (mu_a - mu_b) . (a_i - mu_a).
+
 Source: Dowson and Landau, 1982 (the distance); Heusel et al., 2017, arXiv:1706.08500 (its use on
-network features).
+network features); Rippl, Munk and Sturm, 2016, arXiv:1507.04090 (its derivative); Chong and
+Forsyth, 2020, arXiv:1911.07023 (its limit for many clips).
 Dimensions: n and m clips, d features.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import io
+import pathlib
+import zipfile
+from typing import NamedTuple
+
 import numpy as np
 from jaxtyping import Float, Float64
 
+from fasttta_jax.metrics.features import checked_features
+from fasttta_jax.metrics.intervals import Estimate
+from fasttta_jax.storage.files import write_atomically
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a Fréchet distance needs of a set of features: so references need not be embedded anew.
+
+    Attributes:
+      mean: of the features.
+      covariance: divided by count - 1.
+      count: rows behind them.
+      embedder: hash of the network and its settings.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    covariance: Float64[np.ndarray, "d d"]
+    count: int
+    embedder: str
+
+    @classmethod
+    def of(cls, features: Float[np.ndarray, "n d"], embedder: str) -> Statistics:
+        """Those of a set of features.
+
+        Args:
+          features: one row for each clip, or for each of its patches.
+          embedder: hash of the network that gave them.
+
+        Raises:
+          ValueError: there are fewer than two rows, or non-finite values.
+        """
+        features = checked_features(features, "features")
+        mean = features.mean(axis=0)
+        centred = features - mean
+        covariance = centred.T @ centred / (len(features) - 1)
+        return cls(mean, covariance, len(features), embedder)
+
+    def save(self, path: pathlib.Path) -> None:
+        """Writes a npz with arrays of the names of the attributes."""
+        file = io.BytesIO()
+        np.savez(
+            file,
+            mean=self.mean,
+            covariance=self.covariance,
+            count=np.int64(self.count),
+            embedder=np.str_(self.embedder),
+        )
+        write_atomically(path, file.getvalue())
+
+    @classmethod
+    def load(cls, path: pathlib.Path, embedder: str) -> Statistics:
+        """Reads what `save` wrote.
+
+        Args:
+          path: the file.
+          embedder: hash of the network whose features they will be compared with.
+
+        Raises:
+          ValueError: the file is no such file, its arrays do not fit one another, or they are of
+            another network.
+          FileNotFoundError: it is not there.
+        """
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                found = {field.name: arrays[field.name] for field in dataclasses.fields(cls)}
+        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
+            raise ValueError(
+                f"{path} holds no Fréchet statistics (mean, covariance, count, embedder): {error}"
+            ) from error
+        mean = np.asarray(found["mean"], np.float64)
+        covariance = np.asarray(found["covariance"], np.float64)
+        count = int(found["count"])
+        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or count < 2:
+            raise ValueError(
+                f"{path}: mean {mean.shape}, covariance {covariance.shape} and count {count}; "
+                "expected [d], [d, d] and at least 2"
+            )
+        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
+            raise ValueError(f"{path}: mean or covariance has NaN or infinity")
+        if not np.allclose(covariance, covariance.T):
+            raise ValueError(f"{path}: the covariance is not symmetric")
+        if str(found["embedder"]) != embedder:
+            raise ValueError(
+                f"{path} was computed by embedder {found['embedder']}, not by {embedder}; figures "
+                "of two networks cannot be compared"
+            )
+        return cls(mean, covariance, count, embedder)
+
+
+class FrechetLimit(NamedTuple):
+    """The distance extrapolated to infinitely many clips.
+
+    Attributes:
+      value: the distance of all clips there are.
+      limit: of infinitely many; may be negative for sets of one distribution.
+      shares: of the clips of either set, in each subset.
+      distances: of the subsets.
+      residual: root mean square of what the straight line leaves of `distances`.
+    """
+
+    value: float
+    limit: float
+    shares: tuple[float, ...]
+    distances: tuple[float, ...]
+    residual: float
+
+    @property
+    def bias(self) -> float:
+        """How much of the value is due to the number of clips."""
+        return self.value - self.limit
+
 
 def frechet_distance(
-    features_a: Float[np.ndarray, "n d"], features_b: Float[np.ndarray, "m d"]
+    features_a: Float[np.ndarray, "n d"] | Statistics,
+    features_b: Float[np.ndarray, "m _"] | Statistics,
 ) -> float:
     """Squared 2-Wasserstein distance between the Gaussians fitted to two sets of features.
 
@@ -27,8 +152,8 @@ def frechet_distance(
     biased upwards when n or m is not large against d: compare only figures of equal n, m.
 
     Args:
-      features_a: one row for each clip of the first set.
-      features_b: one row for each clip of the second set.
+      features_a: one row for each clip of the first set, or its statistics.
+      features_b: one row for each clip of the second set, or its statistics.
 
     Returns:
       A number >= 0, in squared units of the features.
@@ -37,44 +162,158 @@ def frechet_distance(
       ValueError: a set is not a matrix, has fewer than two rows or non-finite values, or the two
         have different numbers of features.
     """
-    a = _checked(features_a, "features_a")
-    b = _checked(features_b, "features_b")
-    if a.shape[1] != b.shape[1]:
+    a, b = _gaussian(features_a, "features_a"), _gaussian(features_b, "features_b")
+    _check_same_features(a, b, "features_a", "features_b")
+    cross = np.linalg.svd(a.factor @ b.factor.T, compute_uv=False)
+    return _distance(a, b, cross)
+
+
+def frechet_estimate(
+    generated: Float[np.ndarray, "n *patches d"],
+    reference: Float[np.ndarray, "m *other _"] | Statistics,
+) -> Estimate:
+    """The distance of `frechet_distance` with the influence of every clip, by one decomposition.
+
+    Args:
+      generated: features of each generated clip, or of each of its patches: all are pooled.
+      reference: likewise of the real clips; or their statistics, which count as fixed.
+
+    Raises:
+      ValueError: as `frechet_distance`.
+    """
+    rows = generated.reshape(-1, generated.shape[-1])
+    a = _gaussian(rows, "generated", with_basis=True)
+    if isinstance(reference, Statistics):
+        b = _gaussian(reference, "reference")
+    else:
+        b = _gaussian(reference.reshape(-1, reference.shape[-1]), "reference", with_basis=True)
+    _check_same_features(a, b, "generated", "reference")
+    left, cross, right = np.linalg.svd(a.factor @ b.factor.T, full_matrices=False)
+    shift = a.mean - b.mean
+    reference_influence = None
+    if not isinstance(reference, Statistics):
+        reference_influence = _influence(b, right.T, cross, -shift, len(reference))
+    return Estimate(
+        _distance(a, b, cross),
+        _influence(a, left, cross, shift, len(generated)),
+        reference_influence,
+    )
+
+
+def frechet_limit(
+    generated: Float[np.ndarray, "n *patches d"],
+    reference: Float[np.ndarray, "m *other _"],
+    *,
+    num_subsets: int = 15,
+    smallest: float = 0.5,
+    seed: int = 0,
+) -> FrechetLimit:
+    """The distance for infinitely many clips on both sides: how much of a figure is bias.
+
+    The expected distance is a straight line in 1/n for large n. It is fitted to random subsets of
+    the same share of both sets, and read off where 1/share is 0. With fewer clips than features the
+    line bends, and the limit is only closer to the truth than the value is.
+
+    Args:
+      generated: features of each generated clip, or of each of its patches.
+      reference: likewise of the real clips.
+      num_subsets: subsets, of shares whose inverses are evenly spaced.
+      smallest: share of the clips in the smallest subset; the largest holds all.
+      seed: of the subsets.
+
+    Raises:
+      ValueError: as `frechet_distance`; or fewer than two subsets, or a share that leaves fewer
+        than two clips.
+    """
+    if num_subsets < 2 or not 2 / min(len(generated), len(reference)) <= smallest < 1:
         raise ValueError(
-            f"features_a has {a.shape[1]} features and features_b has {b.shape[1]}; "
+            f"num_subsets is {num_subsets} and smallest {smallest}; allowed: two subsets or more, "
+            f"and a share below 1 that leaves two of {min(len(generated), len(reference))} clips"
+        )
+    rng = np.random.default_rng(seed)
+    inverses = np.linspace(1.0, 1 / smallest, num_subsets)
+    shares, distances = 1 / inverses, []
+    for share in shares:
+        subsets = []
+        for features in (generated, reference):
+            number = round(share * len(features))
+            subset = features[rng.choice(len(features), number, replace=False)]
+            subsets.append(subset.reshape(-1, features.shape[-1]))
+        distances.append(frechet_distance(*subsets))
+    slope, limit = np.polyfit(inverses, distances, 1)
+    residual = np.sqrt(np.mean((np.array(distances) - slope * inverses - limit) ** 2))
+    return FrechetLimit(
+        distances[0], float(limit), tuple(shares.tolist()), tuple(distances), float(residual)
+    )
+
+
+class _Gaussian(NamedTuple):
+    """A fitted Gaussian: factor [r, d] with factor^T factor = covariance.
+
+    With the features come `centred`, the deviations from the mean divided by the root of the rows
+    less one, and `basis` [rows, r] with basis factor = centred; None stands for the identity.
+    """
+
+    mean: Float64[np.ndarray, " d"]
+    factor: Float64[np.ndarray, "r d"]
+    centred: Float64[np.ndarray, "rows d"] | None = None
+    basis: Float64[np.ndarray, "rows r"] | None = None
+
+
+def _gaussian(
+    features: np.ndarray | Statistics, name: str, *, with_basis: bool = False
+) -> _Gaussian:
+    if isinstance(features, Statistics):
+        return _Gaussian(features.mean, _root(features.covariance))
+    features = checked_features(features, name)
+    mean = features.mean(axis=0)
+    centred = (features - mean) / np.sqrt(len(features) - 1)
+    if len(features) <= features.shape[1]:
+        return _Gaussian(mean, centred, centred)
+    if with_basis:
+        basis, factor = np.linalg.qr(centred)
+        return _Gaussian(mean, factor, centred, basis)
+    return _Gaussian(mean, np.asarray(np.linalg.qr(centred, mode="r")), centred)
+
+
+def _root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r d"]:
+    """R with R^T R = covariance, without the eigenvalues that are rounding."""
+    values, vectors = np.linalg.eigh(covariance)
+    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
+    return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
+
+
+def _check_same_features(a: _Gaussian, b: _Gaussian, name_a: str, name_b: str) -> None:
+    if len(a.mean) != len(b.mean):
+        raise ValueError(
+            f"{name_a} has {len(a.mean)} features and {name_b} has {len(b.mean)}; "
             "both must come from the same network"
         )
-    mean_a, factor_a = _mean_and_factor(a)
-    mean_b, factor_b = _mean_and_factor(b)
-    cross_trace = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+
+
+def _distance(a: _Gaussian, b: _Gaussian, cross: Float64[np.ndarray, " r"]) -> float:
     distance = (
-        np.sum((mean_a - mean_b) ** 2)
-        + np.sum(factor_a**2)
-        + np.sum(factor_b**2)
-        - 2.0 * cross_trace
+        np.sum((a.mean - b.mean) ** 2)
+        + np.sum(a.factor**2)
+        + np.sum(b.factor**2)
+        - 2.0 * cross.sum()
     )
     return max(float(distance), 0.0)
 
 
-def _checked(features: np.ndarray, name: str) -> Float64[np.ndarray, "n d"]:
-    features = np.asarray(features, np.float64)
-    if features.ndim != 2:
-        raise ValueError(f"{name} has shape {features.shape}; expected [clips, features]")
-    if features.shape[0] < 2:
-        raise ValueError(f"{name} has {features.shape[0]} rows; a covariance needs at least 2")
-    finite_rows = np.isfinite(features).all(axis=1)
-    if not finite_rows.all():
-        raise ValueError(
-            f"{name} has NaN or infinity in {int((~finite_rows).sum())} of {len(features)} rows, "
-            f"first in row {int(np.argmin(finite_rows))}"
-        )
-    return features
-
-
-def _mean_and_factor(
-    features: Float64[np.ndarray, "n d"],
-) -> tuple[Float64[np.ndarray, " d"], Float64[np.ndarray, "r d"]]:
-    """The mean [d] and a triangular R [min(n, d), d] with R^T R = covariance."""
-    mean = features.mean(axis=0)
-    centred = (features - mean) / np.sqrt(len(features) - 1)
-    return mean, np.asarray(np.linalg.qr(centred, mode="r"))
+def _influence(
+    gaussian: _Gaussian,
+    vectors: Float64[np.ndarray, "r s"],
+    cross: Float64[np.ndarray, " s"],
+    shift: Float64[np.ndarray, " d"],
+    num_clips: int,
+) -> Float64[np.ndarray, " n"]:
+    """Influence of the clips of one set: that of a clip is the mean of those of its patches."""
+    assert gaussian.centred is not None
+    if gaussian.basis is not None:
+        vectors = gaussian.basis @ vectors
+    centred, rows = gaussian.centred, len(gaussian.centred)
+    of_rows = rows * (np.sum(centred**2, axis=1) - vectors**2 @ cross)
+    of_rows += 2 * np.sqrt(rows - 1) * centred @ shift
+    of_clips = of_rows.reshape(num_clips, -1).mean(axis=1)
+    return of_clips - of_clips.mean()

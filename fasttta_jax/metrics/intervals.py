@@ -1,9 +1,15 @@
-"""A measured figure: its value, its standard error, and how much stands behind it."""
+"""A measured figure: its value, its standard error, and how much stands behind it.
+
+Dimensions: n clips, m reference clips.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import math
+
+import numpy as np
+from jaxtyping import Float, Float64
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,6 +27,55 @@ class Measured:
     standard_error: float | None = None
     count: int | None = None
     interval: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class Estimate:
+    """A figure and how far each clip moves it: what intervals and comparisons are computed from.
+
+    To first order, a set in which clip i stands w_i times, n in all, has the figure
+    value + sum_i w_i influence_i / n. For a mean that is exact, and the influence of a clip is its
+    distance to the mean.
+
+    Source: Hampel, 1974 (the influence function); Efron, 1982, chapter 6 (errors from it).
+
+    Attributes:
+      value: the figure.
+      influence: of each clip; the mean is 0.
+      reference_influence: of each reference clip, where those are a sample of their own; None where
+        they are fixed, or counted with the clips of the same prompts.
+    """
+
+    value: float
+    influence: Float64[np.ndarray, " n"]
+    reference_influence: Float64[np.ndarray, " m"] | None = None
+
+    @classmethod
+    def of_mean(cls, values: Float[np.ndarray, " n"]) -> Estimate:
+        """The mean of one value a clip.
+
+        Raises:
+          ValueError: there are no values.
+        """
+        if len(values) == 0:
+            raise ValueError("there are no clips, so their mean is not defined")
+        mean = np.mean(values, dtype=np.float64)
+        return cls(float(mean), np.asarray(values, np.float64) - mean)
+
+    def paired(self) -> Estimate:
+        """The same figure where clip i and reference clip i belong to one prompt.
+
+        Raises:
+          ValueError: the numbers of clips differ.
+        """
+        if self.reference_influence is None:
+            return self
+        if len(self.influence) != len(self.reference_influence):
+            raise ValueError(
+                f"{len(self.influence)} clips and {len(self.reference_influence)} reference clips "
+                "cannot be paired"
+            )
+        return Estimate(self.value, self.influence + self.reference_influence)
 
 
 def proportion(hits: int, count: int) -> Measured:

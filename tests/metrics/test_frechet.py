@@ -7,11 +7,19 @@ covariance divided by n instead of n - 1 is off by more than 1e-3. An eigenvalue
 enters through its root, and d of them are off by d sqrt(d u), 1e-6.
 """
 
+import warnings
+
 import numpy as np
 import pytest
 import scipy.linalg
 
-from fasttta_jax.metrics.frechet import frechet_distance
+from fasttta_jax.metrics.bootstrap import bootstrap, measured
+from fasttta_jax.metrics.frechet import (
+    Statistics,
+    frechet_distance,
+    frechet_estimate,
+    frechet_limit,
+)
 
 
 def textbook(a: np.ndarray, b: np.ndarray) -> float:
@@ -19,6 +27,19 @@ def textbook(a: np.ndarray, b: np.ndarray) -> float:
     root = scipy.linalg.sqrtm(covariance_a @ covariance_b)
     difference = a.mean(axis=0) - b.mean(axis=0)
     return float(difference @ difference + np.trace(covariance_a + covariance_b - 2 * root.real))
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(60, 80, 16), (20, 24, 48)])
+def test_agrees_with_the_published_evaluators(n: int, m: int, d: int) -> None:
+    """audioldm_eval takes sqrtm of the product, which is singular for fewer clips than features.
+
+    The root of a number that should be 0 is off by the root of rounding, and d of them add up.
+    """
+    a, b = draw(20, n, d), draw(21, m, d)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of singular matrices
+        expected = textbook(a, b)
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-4)
 
 
 def draw(seed: int, n: int, d: int) -> np.ndarray:
@@ -81,6 +102,152 @@ def test_float32_features_are_computed_in_float64() -> None:
     b = a + np.float32(0.5)
     expected = np.sum((a.astype(np.float64) - b.astype(np.float64)).mean(axis=0) ** 2)
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-3)
+
+
+def test_closed_form_of_two_gaussians() -> None:
+    """A hundred thousand draws of N(0, S) and N(m, T) give |m|^2 + tr(S + T - 2 (S T)^{1/2}).
+
+    The distance is off by a few of its standard errors.
+    """
+    rng = np.random.default_rng(12)
+    mixing, other = rng.normal(size=(2, 3, 3))
+    shift = np.array([1.0, 0.0, -1.0])
+    covariance, second = mixing.T @ mixing, other.T @ other
+    root = scipy.linalg.sqrtm(covariance @ second).real
+    expected = shift @ shift + np.trace(covariance + second - 2 * root)
+    a = rng.normal(size=(100_000, 3)) @ mixing
+    b = rng.normal(size=(100_000, 3)) @ other + shift
+    found = measured(frechet_estimate(a, b), num_resamples=2)
+    assert found.value == pytest.approx(expected, abs=4 * found.standard_error)
+    assert found.standard_error < 0.05 * expected
+
+
+@pytest.mark.parametrize(("n", "d"), [(300, 12), (9, 12)])
+def test_statistics_stand_for_the_features(n: int, d: int, tmp_path) -> None:
+    a, b = draw(13, 40, d), draw(14, n, d)
+    Statistics.of(b, "network").save(tmp_path / "b.npz")
+    statistics = Statistics.load(tmp_path / "b.npz", "network")
+    assert statistics.count == n
+    expected = frechet_distance(a, b)
+    assert frechet_distance(a, statistics) == pytest.approx(expected, rel=1e-6)
+    assert frechet_distance(Statistics.of(a, "network"), statistics) == pytest.approx(
+        expected, rel=1e-6
+    )
+    fixed, drawn = frechet_estimate(a, statistics), frechet_estimate(a, b)
+    assert fixed.reference_influence is None
+    np.testing.assert_allclose(
+        fixed.influence, drawn.influence, atol=1e-6 * np.abs(drawn.influence).max()
+    )
+
+
+def test_statistics_that_do_not_fit_are_named(tmp_path) -> None:
+    path = tmp_path / "statistics.npz"
+    Statistics.of(draw(15, 30, 4), "one").save(path)
+    with pytest.raises(ValueError, match="computed by embedder one, not by other"):
+        Statistics.load(path, "other")
+    for content, reason in (
+        (b"no archive", "holds no Fréchet statistics"),
+        (path.read_bytes()[:100], "holds no Fréchet statistics"),
+    ):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=reason):
+            Statistics.load(path, "one")
+    arrays = {"mean": np.zeros(3), "covariance": np.eye(3), "count": 5, "embedder": "one"}
+    for change, reason in (
+        ({"covariance": np.eye(4)}, r"mean \(3,\), covariance \(4, 4\) and count 5"),
+        ({"count": 1}, "count 1; expected .* at least 2"),
+        ({"mean": np.array([0, np.nan, 0])}, "NaN or infinity"),
+        ({"covariance": np.triu(np.ones((3, 3)))}, "not symmetric"),
+    ):
+        np.savez(path, **(arrays | change))
+        with pytest.raises(ValueError, match=reason):
+            Statistics.load(path, "one")
+
+
+@pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 6), (12, 15, 30), (40, 12, 20)])
+def test_the_influence_of_a_clip_is_the_derivative_of_the_distance(n: int, m: int, d: int) -> None:
+    """Differences of the distance by the weight of one clip lose half the digits of float64."""
+    a, b = draw(16, n, d), draw(17, m, d)
+    estimate = frechet_estimate(a, b)
+    assert estimate.value == pytest.approx(frechet_distance(a, b), rel=1e-9)
+
+    def distance(weights_a: np.ndarray, weights_b: np.ndarray) -> float:
+        moments = []
+        for x, weights in ((a, weights_a), (b, weights_b)):
+            shares = weights / weights.sum()
+            mean = shares @ x
+            factor = np.sqrt(shares * len(x) / (len(x) - 1))[:, None] * (x - mean)
+            moments.append((mean, factor))
+        (mean_a, factor_a), (mean_b, factor_b) = moments
+        nuclear = np.linalg.svd(factor_a @ factor_b.T, compute_uv=False).sum()
+        squares = np.sum(factor_a**2) + np.sum(factor_b**2)
+        return float(np.sum((mean_a - mean_b) ** 2) + squares - 2 * nuclear)
+
+    for clip in (0, 5):
+        step_a, step_b = 1e-5 * np.eye(n)[clip], 1e-5 * np.eye(m)[clip]
+        ones_a, ones_b = np.ones(n), np.ones(m)
+        slope_a = (distance(ones_a + step_a, ones_b) - distance(ones_a - step_a, ones_b)) / 2e-5
+        slope_b = (distance(ones_a, ones_b + step_b) - distance(ones_a, ones_b - step_b)) / 2e-5
+        assert estimate.influence[clip] / n == pytest.approx(slope_a, rel=1e-4, abs=1e-5)
+        assert estimate.reference_influence[clip] / m == pytest.approx(slope_b, rel=1e-4, abs=1e-5)
+
+
+def test_patches_are_pooled_and_stay_with_their_clip() -> None:
+    a, b = draw(18, 60, 5).reshape(20, 3, 5), draw(19, 45, 5).reshape(15, 3, 5)
+    estimate = frechet_estimate(a, b)
+    assert estimate.value == pytest.approx(frechet_distance(a.reshape(60, 5), b.reshape(45, 5)))
+    rows = frechet_estimate(a.reshape(60, 5), b.reshape(45, 5))
+    np.testing.assert_allclose(estimate.influence, rows.influence.reshape(20, 3).mean(axis=1))
+    copies = np.repeat(draw(22, 40, 5)[:, None], 4, axis=1)
+    single = frechet_estimate(copies[:, 0], b[:, 0])
+    repeated = frechet_estimate(copies, b[:, 0])
+    # four copies of a clip are one clip for an error, but for the divisor n - 1
+    assert measured(repeated).standard_error == pytest.approx(
+        measured(single).standard_error, rel=0.05
+    )
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 100), (60, 10)])
+def test_errors_are_those_of_new_clips_where_drawing_clips_anew_overstates_them(
+    n: int, d: int
+) -> None:
+    rng = np.random.default_rng(23)
+    scales = np.arange(1, d + 1) ** -0.25
+    found, values = [], []
+    for _ in range(100):
+        a = rng.normal(size=(n, d)) * scales
+        b = 1.2 * rng.normal(size=(n, d)) * scales + 0.3
+        found.append(measured(frechet_estimate(a, b), num_resamples=200))
+        values.append(found[-1].value)
+    truth, error = np.mean(values), np.std(values, ddof=1)
+    cover = np.mean([one.interval[0] <= truth <= one.interval[1] for one in found])
+    assert 0.95 - 0.066 < cover <= 1.0
+    errors = np.mean([one.standard_error for one in found])
+    assert 0.85 * error < errors < 1.4 * error
+    both = np.concatenate([a, b], axis=1)
+    drawn = bootstrap(
+        lambda rows: frechet_distance(both[rows, :d], both[rows, d:]), n, num_resamples=50
+    )
+    if n < d:
+        paired = measured(frechet_estimate(a, b).paired(), num_resamples=2)
+        assert drawn.standard_error > 1.4 * paired.standard_error
+
+
+def test_the_limit_is_closer_to_the_truth_than_the_value() -> None:
+    """Two sets of one distribution, whose distance is 0, and two a known distance apart."""
+    rng = np.random.default_rng(24)
+    a, b = rng.normal(size=(2, 300, 20))
+    found = frechet_limit(a, b)
+    assert found.value == frechet_distance(a, b)
+    assert found.shares[0] == 1.0
+    assert found.distances[-1] > found.distances[0] > 0
+    assert abs(found.limit) < 0.3 * found.value
+    assert found.bias == found.value - found.limit
+    assert found == frechet_limit(a, b), "by seed"
+    scaled = frechet_limit(a, 2 * b)
+    assert abs(scaled.limit - 20) < abs(scaled.value - 20)
+    with pytest.raises(ValueError, match=r"smallest 0.001; allowed"):
+        frechet_limit(a, b, smallest=0.001)
 
 
 @pytest.mark.usefixtures("unchecked")
