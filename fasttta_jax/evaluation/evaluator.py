@@ -15,7 +15,7 @@ import functools
 import logging
 import pathlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import jax.numpy as jnp
 import numpy as np
@@ -24,10 +24,10 @@ from jaxtyping import Float
 
 from fasttta_jax.evaluation import gates, tables
 from fasttta_jax.evaluation.clips import Clips, read_reference_clips, read_test_clips
-from fasttta_jax.evaluation.embedders import FeatureCache
+from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
 from fasttta_jax.evaluation.frechet import TAGGER_FRECHET
 from fasttta_jax.evaluation.labels import events_of
-from fasttta_jax.evaluation.metric import Metric, NotMeasured, Quantity
+from fasttta_jax.evaluation.metric import Metric, NotMeasured, Quantity, check_metrics
 from fasttta_jax.evaluation.output import Evaluation, write_results
 from fasttta_jax.evaluation.rows import (
     ENERGY_SCORE,
@@ -69,8 +69,17 @@ METRICS: tuple[Metric, ...] = (EventAccuracy(), AttributeAccuracy(), RecallAt2()
 FEATURES_FOLDER = "features"
 
 
-def evaluate(config: EvaluationConfig, metrics: Sequence[Metric] = METRICS) -> Evaluation:
+def evaluate(
+    config: EvaluationConfig,
+    metrics: Sequence[Metric] = METRICS,
+    embedders: Mapping[str, Callable[[], Embedder]] | None = None,
+) -> Evaluation:
     """Evaluates the runs and writes metrics.json and report.html.
+
+    Args:
+      config: what to evaluate, and with how much.
+      metrics: what is computed from sounds.
+      embedders: by name, functions that make networks which metrics ask for, beside "tagger".
 
     Raises:
       EvaluationError: the runs do not fit one another or the codec, or nothing can be measured.
@@ -79,7 +88,7 @@ def evaluate(config: EvaluationConfig, metrics: Sequence[Metric] = METRICS) -> E
       WorkdirError: a run or its checkpoint is missing.
       FloatingPointError: a run generates values that are not finite.
     """
-    return Evaluator(config, load_setup(config, local_mesh()), metrics).run()
+    return Evaluator(config, load_setup(config, local_mesh()), metrics, embedders).run()
 
 
 class Evaluator:
@@ -89,6 +98,10 @@ class Evaluator:
       config: what to evaluate, and with how much.
       setup: the runs and data, loaded.
       metrics: what is computed from sounds.
+      embedders: by name, functions that make networks which metrics ask for, beside "tagger".
+
+    Raises:
+      TypeError, ValueError: `metrics` are none, or two have the same name.
     """
 
     def __init__(
@@ -96,10 +109,12 @@ class Evaluator:
         config: EvaluationConfig,
         setup: EvaluationSetup,
         metrics: Sequence[Metric] = METRICS,
+        embedders: Mapping[str, Callable[[], Embedder]] | None = None,
     ) -> None:
         self.config = config
         self.setup = setup
-        self.metrics = tuple(metrics)
+        self.metrics = check_metrics(metrics)
+        self._embedders = dict(embedders or {})
         self.seconds: dict[str, float] = {}
 
     @functools.cached_property
@@ -116,6 +131,7 @@ class Evaluator:
     def run(self) -> Evaluation:
         """Goes through all stages and writes metrics.json and report.html."""
         with self._stage("all"):
+            folders = {name: self._read_folder(name) for name in self.config.sounds}
             rows = self.references()
             times = self.times() if self.setup.trained else {}
             generated = {name: self.sounds(name) for name in self.setup.trained}
@@ -124,7 +140,6 @@ class Evaluator:
                 self.run_row(name, clips, energies[name], times)
                 for name, clips in generated.items()
             ]
-            folders = {name: self._read_folder(name) for name in self.config.sounds}
             rows += [self.folder_row(name, found) for name, found in folders.items()]
             warnings = self.setup.warnings() + [
                 f"{name}: {line}." for name, found in folders.items() for line in found.warnings()
@@ -166,7 +181,7 @@ class Evaluator:
         """The metrics, with the embedders that they need."""
         scorer = Scorer(
             self.metrics,
-            {"tagger": self._tagger},
+            {"tagger": self._tagger, **self._embedders},
             self.test,
             lambda: read_reference_clips(Records(self.config.audio_data, "train"), self.test),
             self.setup.sample_rate,

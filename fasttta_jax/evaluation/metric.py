@@ -7,6 +7,7 @@ gates take its name, its title and its words from there.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterable
 from typing import Literal, Protocol, runtime_checkable
 
 from fasttta_jax.evaluation.clips import Clips
@@ -53,6 +54,10 @@ class Needs:
     reference: Literal["test", "training"] | None = None
     paired: bool = False
 
+    def __post_init__(self) -> None:
+        if self.reference not in (None, "test", "training"):
+            raise ValueError(f"reference is {self.reference!r}; allowed: 'test', 'training', None")
+
 
 @runtime_checkable
 class Metric(Protocol):
@@ -77,3 +82,21 @@ class Metric(Protocol):
           NotMeasured: there is nothing to compute it from.
         """
         ...
+
+
+def check_metrics(metrics: Iterable[object]) -> tuple[Metric, ...]:
+    """The metrics, which are one of a name each.
+
+    Raises:
+      TypeError: one is no metric.
+      ValueError: two have the same name.
+    """
+    found: dict[str, Metric] = {}
+    for metric in metrics:
+        if isinstance(metric, type) or not isinstance(metric, Metric):
+            raise TypeError(f"{metric!r} is no metric, with quantity, needs and score")
+        name = metric.quantity.name
+        if name in found:
+            raise ValueError(f"two metrics are called {name!r}: {found[name]!r} and {metric!r}")
+        found[name] = metric
+    return tuple(found.values())

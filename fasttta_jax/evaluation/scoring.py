@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
-from fasttta_jax.evaluation.metric import Metric, NotMeasured
+from fasttta_jax.evaluation.metric import Metric, NotMeasured, check_metrics
 from fasttta_jax.evaluation.tagger import to_float
 from fasttta_jax.metrics.intervals import Measured
 
@@ -53,7 +53,7 @@ class Scorer:
         sample_rate: int,
         cache: FeatureCache,
     ) -> None:
-        self.metrics = tuple(metrics)
+        self.metrics = check_metrics(metrics)
         self.sample_rate = sample_rate
         self._test = test
         self._cache = cache
@@ -78,7 +78,8 @@ class Scorer:
         if name not in self._embedders:
             try:
                 if name not in self._make:
-                    raise NotMeasured(f"there is no embedder {name!r}")
+                    known = ", ".join(sorted(self._make))
+                    raise NotMeasured(f"there is no embedder {name!r}; there are: {known}")
                 self._embedders[name] = self._make[name]()
             except NotMeasured as error:
                 self._embedders[name] = error
@@ -117,7 +118,10 @@ class Scorer:
                 if metric.needs.labels and not _names_events(clips):
                     raise NotMeasured('no label names an event (labels with "events")')
                 scored, reference = self._sides(metric, with_features(metric.needs.embedder), rows)
-                values[name] = metric.score(scored, reference, self.sample_rate)
+                value = metric.score(scored, reference, self.sample_rate)
+                if not isinstance(value, Measured):
+                    raise TypeError(f"{name}: score returned {value!r}; expected a Measured")
+                values[name] = value
             except NotMeasured as reason:
                 reasons[name] = str(reason)
         return Scores(values, reasons)

@@ -28,6 +28,17 @@ class Measured:
     count: int | None = None
     interval: tuple[float, float] | None = None
 
+    def __post_init__(self) -> None:
+        """Numbers of NumPy become Python's, as JSON needs them."""
+        object.__setattr__(self, "value", float(self.value))
+        if self.standard_error is not None:
+            object.__setattr__(self, "standard_error", float(self.standard_error))
+        if self.count is not None:
+            object.__setattr__(self, "count", int(self.count))
+        if self.interval is not None:
+            low, high = self.interval
+            object.__setattr__(self, "interval", (float(low), float(high)))
+
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Estimate:

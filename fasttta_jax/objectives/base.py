@@ -88,7 +88,8 @@ class Objective(Protocol):
         del head
         raise ConfigError(
             "distillation.head_from_teacher is True; allowed: False, since "
-            f"{type(self).__name__} cannot start from the head of {type(teacher).__name__}"
+            f"{type(self).__name__} does not say (`head_from`) how its head starts from that of "
+            f"{type(teacher).__name__}"
         )
 
     def loss(
@@ -112,6 +113,9 @@ class Objective(Protocol):
           teacher: the run's teacher, where it has one; no gradient reaches it, nor the next two.
           average: the running average of the head, which samples.
           target: that of decay `target_decay`; None where this objective has none.
+
+        In validation `head`, `average` and `target` are one and the same, so a term that compares
+        them is zero there, and no `best_metric`.
         """
         ...
 

@@ -132,9 +132,21 @@ def open_run(
             "code": distributed.code_version(),
         }
     )
-    distributed.on_first_host(folder.prepare, config, dataset)
+    is_new = distributed.on_first_host(folder.prepare, config, dataset)
+    try:
+        return _open(config, folder, dataset, mesh, is_new=is_new)
+    except Exception:  # of a wrong config, or a source that does not fit: on all hosts alike
+        if is_new and jax.process_index() == 0:
+            folder.abandon()
+        raise
+
+
+def _open(
+    config: RunConfig, folder: Workdir, dataset: EncodedDataset, mesh: Mesh, *, is_new: bool
+) -> Run:
     model = build_model(config, folder.text(dataset))
-    needs_source = uses_teacher(config, model)
+    # A run that goes on from a checkpoint reads no source but its teacher.
+    needs_source = is_new or uses_teacher(config, model)
     source = open_init_from(config, folder, mesh, model) if needs_source else None
     teacher = source.teacher if source and programs.has_teacher(config, model) else None
     context = programs.make_context(config, model, teacher.model if teacher else None)
@@ -153,7 +165,6 @@ def open_run(
         abstract=abstract,
         train_step=compile_train_step(step, abstract, frozen, mesh),
         evaluate_step=compile_evaluate(programs.evaluate_step(context), mesh),
-        # A run that goes on from a checkpoint reads no source but its teacher.
         _open_source=lambda: open_init_from(config, folder, mesh, model),
         _opened_sources=[source] if source else [],
     )

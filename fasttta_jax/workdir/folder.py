@@ -107,8 +107,11 @@ class Workdir:
             if self.path.exists() and not self.path.is_dir():
                 raise WorkdirError(f"workdir {self.path} is a file; allowed: a folder, new or old")
 
-    def prepare(self, config: RunConfig, dataset: EncodedDataset) -> None:
+    def prepare(self, config: RunConfig, dataset: EncodedDataset) -> bool:
         """Makes the folder, or checks that it belongs to the same run; for one host of several.
+
+        Returns:
+          Whether the run is new here.
 
         Raises:
           WorkdirError: it holds a run with another model, other settings or other data, or it
@@ -134,6 +137,17 @@ class Workdir:
                 save_text_encoder(dataset.text_folder, folder / TEXT_FOLDER, config.model.text)
         with _workdir_errors(config_path, "written"):
             write_json(config_path, wanted)
+        return text is None
+
+    def abandon(self) -> None:
+        """Takes the config of a run that cannot begin away again, so that another may begin here.
+
+        Raises:
+          WorkdirError: the folder cannot be written.
+        """
+        for name in (CONFIG_FILE, ORIGIN_FILE):
+            with _workdir_errors(self.path / name, "removed"):
+                (self.path / name).unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def folder(self, name: str = "") -> Iterator[pathlib.Path]:

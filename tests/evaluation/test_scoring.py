@@ -1,7 +1,9 @@
 """Metrics count what is recognised or say why they cannot; gates bound the rows there are."""
 
+import dataclasses
 import json
 import math
+from typing import Any
 
 import jax
 import numpy as np
@@ -10,9 +12,8 @@ import pytest
 from fasttta_jax.evaluation import gates, tables
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.embedders import FeatureCache, Features
-from fasttta_jax.evaluation.evaluator import METRICS
 from fasttta_jax.evaluation.gates import GATES, Bound
-from fasttta_jax.evaluation.metric import NotMeasured
+from fasttta_jax.evaluation.metric import Needs, NotMeasured, check_metrics
 from fasttta_jax.evaluation.rows import (
     ENERGY_SCORE,
     RowResult,
@@ -24,10 +25,10 @@ from fasttta_jax.evaluation.tagger_metrics import EventCount, event_counts
 from fasttta_jax.evaluation.timing import time_samplers
 from fasttta_jax.metrics.energy_score import HeldOutEnergy
 from fasttta_jax.metrics.intervals import Measured, proportion
-from tests.evaluation.level_error import LevelError
+from tests.evaluation.level_error import TAGGER_METRICS, LevelError
 
 QUANTITIES = (
-    *(metric.quantity for metric in METRICS),
+    *(metric.quantity for metric in TAGGER_METRICS),
     ENERGY_SCORE,
     times_slower_quantity("student"),
 )
@@ -55,7 +56,9 @@ def clips(rows: list[list[int]], labels: list[dict]) -> Clips:
     return Clips(audio, ("",) * len(rows), tuple(labels))
 
 
-def scorer(tmp_path, test: Clips, reference: tuple[Clips, list[int]], metrics=METRICS) -> Scorer:
+def scorer(
+    tmp_path, test: Clips, reference: tuple[Clips, list[int]], metrics=TAGGER_METRICS
+) -> Scorer:
     return Scorer(
         metrics,
         {"tagger": StubTagger},
@@ -103,7 +106,7 @@ def test_without_labels_or_a_tagger_the_others_are_measured_and_reasons_given(tm
         raise NotMeasured("no tagger can be trained")
 
     test = clips([[1, 0, 0], [2, 0, 0], [1, 1, 0]], [{}, {}, {}])
-    metrics = (*METRICS, LevelError())
+    metrics = (*TAGGER_METRICS, LevelError())
     without = Scorer(
         metrics,
         {"tagger": no_tagger},
@@ -128,7 +131,7 @@ def test_some_rows_are_held_against_their_own_counterparts(tmp_path):
     test = clips([[0, 1, 1], [1, 2, 2], [0, 1, 3], [1, 2, 4]], labels)
     # the second test clip has no training clip; the others come in the order of the split
     reference = test.take([3, 0, 2])
-    one = scorer(tmp_path, test, (reference, [3, 0, 2]), (*METRICS, LevelError()))
+    one = scorer(tmp_path, test, (reference, [3, 0, 2]), (*TAGGER_METRICS, LevelError()))
     rows = [0, 1, 3]
     found = one.score(test.take(rows), rows)
     assert found.values["frechet"].count == 2
@@ -141,13 +144,41 @@ def test_one_set_is_embedded_once_for_all_metrics(tmp_path):
     test = clips([[0, 1, 1], [1, 2, 2]], [{"events": ["a"]}, {"events": ["b"]}])
     tagger = StubTagger()
     one = Scorer(
-        METRICS, {"tagger": lambda: tagger}, test, lambda: (test, [0, 1]), 16_000,
+        TAGGER_METRICS, {"tagger": lambda: tagger}, test, lambda: (test, [0, 1]), 16_000,
         FeatureCache(tmp_path),
     )  # fmt: skip
     one.score(test.with_audio(test.audio[::-1]))
     assert tagger.calls == 2, "the set, and its reference"
     one.score(test)
     assert tagger.calls == 2, "the reference, seen before"
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_what_is_no_metric_or_has_anothers_name_is_refused(tmp_path):
+    test = clips([[0, 1, 1], [1, 2, 2]], [{}, {}])
+    for wrong, message in ((object(), "is no metric"), (LevelError, "is no metric")):
+        with pytest.raises(TypeError, match=message):
+            check_metrics([wrong])
+    with pytest.raises(ValueError, match="two metrics are called 'level_error'"):
+        check_metrics([*TAGGER_METRICS, LevelError(), LevelError()])
+    with pytest.raises(ValueError, match="reference is 'train'; allowed: 'test', 'training'"):
+        Needs(reference="train")  # pyright: ignore[reportArgumentType]
+
+    class Plain(LevelError):
+        def score(self, clips, reference, sample_rate):
+            return 1.0
+
+    with pytest.raises(TypeError, match="level_error: score returned"):
+        scorer(tmp_path, test, (test, [0, 1]), (Plain(),)).score(test)
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_numbers_of_numpy_are_as_good():
+    values: list[Any] = [np.float32(0.5), np.float64(0.25), np.int64(3), (np.float32(0), 1)]
+    measured = Measured(*values)
+    assert json.dumps(dataclasses.asdict(measured)) == (
+        '{"value": 0.5, "standard_error": 0.25, "count": 3, "interval": [0.0, 1.0]}'
+    )
 
 
 def result(name: str, accuracy: float, times_slower: float | None = None) -> RowResult:

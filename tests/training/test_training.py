@@ -22,6 +22,7 @@ from fasttta_jax.input_pipeline.records import DatasetError
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
+from fasttta_jax.training.opening import open_run
 from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
 from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
 from fasttta_jax.workdir.metrics_log import read_metrics
@@ -234,6 +235,27 @@ def test_another_run_in_the_workdir_is_refused(
     with pytest.raises(WorkdirError, match=r"model.head.width is 32 there and 48 here"):
         Trainer(wider, workdir, devices=ONE)
     Trainer(dataclasses.replace(config, log_every=2), workdir, devices=ONE)
+
+
+def test_a_run_that_is_refused_leaves_its_workdir_to_the_next(
+    encoded_dataset: pathlib.Path, teacher: pathlib.Path, student: pathlib.Path, tmp_path
+) -> None:
+    """A wrong name, a wrong source: the corrected config begins in the same folder."""
+    config = tiny_student_config(encoded_dataset, teacher)
+    for wrong, message in (
+        (dataclasses.replace(config, objective="enrgy"), "objective is 'enrgy'; allowed"),
+        (dataclasses.replace(config, best_metric="los"), "best_metric is 'los'; allowed"),
+        (dataclasses.replace(config, init_from=str(student)), "objective is 'diffusion'"),
+        (tiny_teacher_config(encoded_dataset, init_from="nowhere"), "nowhere"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            open_run(wrong, tmp_path / "run", devices=ONE)
+    open_run(config, tmp_path / "run", devices=ONE)
+    with pytest.raises(ConfigError, match="objective is 'enrgy'"):
+        open_run(dataclasses.replace(config, objective="enrgy"), tmp_path / "other", devices=ONE)
+    assert not (tmp_path / "other" / "config.json").exists()
+    with pytest.raises(WorkdirError, match="objective is 'energy' there and 'enrgy' here"):
+        open_run(dataclasses.replace(config, objective="enrgy"), tmp_path / "run", devices=ONE)
 
 
 def test_workdir_that_is_a_file(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
