@@ -7,6 +7,7 @@
     python -m fasttta_jax.convert t5 google/flan-t5-large converted/flan-t5-large
     python -m fasttta_jax.convert clap laion/clap-htsat-fused converted/clap
     python -m fasttta_jax.convert clap 630k-audioset-best.pt converted/clap --tokenizer=roberta-base
+    python -m fasttta_jax.convert panns Cnn14_16k_mAP=0.438.pth converted/panns_16k
 
 The arguments are a kind, a source and the folder to write. Kinds:
 
@@ -15,6 +16,7 @@ The arguments are a kind, a source and the folder to write. Kinds:
     hifigan   the vocoder: transformers' SpeechT5HifiGan, or an original checkpoint
     t5        the encoder of Flan-T5 of any size, with its tokenizer
     clap      CLAP's text tower with its tokenizer, and its audio tower where the source has one
+    panns     PANNs' Cnn14 at 16 or 32 kHz, as its project saves it
 
 SOURCE is a folder in the layout of transformers or diffusers (config.json beside .safetensors or
 .bin, whole or in shards; of a pipeline, the part that is needed), a single file of an original
@@ -36,7 +38,7 @@ from typing import NamedTuple
 from absl import flags
 
 from fasttta_jax import cli
-from fasttta_jax.convert import clap, hifigan, mar, t5, vae
+from fasttta_jax.convert import clap, hifigan, mar, panns, t5, vae
 from fasttta_jax.convert.source import Source, open_source
 from fasttta_jax.convert.write import Conversion, check_target, describe, write_conversion
 
@@ -103,6 +105,7 @@ KINDS: Mapping[str, Kind] = {
     "hifigan": Kind(hifigan.convert, parts=("vocoder",)),
     "t5": Kind(t5.convert, parts=("text_encoder", "text_encoder_2")),
     "clap": Kind(_clap, parts=("text_encoder",), flags=("tokenizer",)),
+    "panns": Kind(panns.convert),
 }
 
 

@@ -19,6 +19,7 @@ from fasttta_jax.convert.names import (
     Entry,
     Table,
     axis,
+    batch_norm,
     convolution,
     layer_norm,
     linear,
@@ -250,13 +251,3 @@ def _block(
     entries |= layer_norm(f"{key}.{spelling.norm_2}", f"{path}/norm_2", width)
     entries |= linear(f"{key}.{spelling.mlp_in}", f"{path}/mlp_in", width, inner)
     return entries | linear(f"{key}.{spelling.mlp_out}", f"{path}/mlp_out", inner, width)
-
-
-def batch_norm(key: str, path: str, width: int) -> Table:
-    """A torch BatchNorm with weight, bias and running statistics."""
-    return {
-        f"{key}.weight": Entry(f"{path}/scale", (width,)),
-        f"{key}.bias": Entry(f"{path}/bias", (width,)),
-        f"{key}.running_mean": Entry(f"{path}/mean", (width,)),
-        f"{key}.running_var": Entry(f"{path}/variance", (width,)),
-    }

@@ -105,6 +105,16 @@ def layer_norm(key: str, path: str, width: Size) -> Table:
     }
 
 
+def batch_norm(key: str, path: str, width: Size) -> Table:
+    """A torch BatchNorm with weight, bias and running statistics."""
+    return {
+        f"{key}.weight": Entry(f"{path}/scale", (width,)),
+        f"{key}.bias": Entry(f"{path}/bias", (width,)),
+        f"{key}.running_mean": Entry(f"{path}/mean", (width,)),
+        f"{key}.running_var": Entry(f"{path}/variance", (width,)),
+    }
+
+
 def times(size: Size, factor: int) -> Size:
     """`factor` times an axis."""
     return None if size is None else factor * size

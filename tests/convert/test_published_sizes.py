@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from fasttta_jax.convert import clap, hifigan, names, t5, vae
+from fasttta_jax.convert import clap, hifigan, names, panns, t5, vae
 from fasttta_jax.convert.names import Table
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import StoredTensor
@@ -26,13 +26,14 @@ from fasttta_jax.pretrained import clap_audio, clap_text
 from fasttta_jax.pretrained.clap_audio import ClapAudio
 from fasttta_jax.pretrained.clap_text import ClapText
 from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
+from fasttta_jax.pretrained.panns import CNN14_16K, CNN14_32K, Panns, PannsConfig
 from fasttta_jax.pretrained.t5 import T5Config, T5Encoder
 from fasttta_jax.pretrained.vae import Vae, VaeConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
-from tests.support import clap_models, t5_models  # noqa: E402
+from tests.support import clap_models, panns_models, t5_models  # noqa: E402
 
 Shapes = dict[str, tuple[int, ...]]
 T5_LARGE = {
@@ -71,11 +72,16 @@ def source_of(name: str, model: Any, tokenizer: pathlib.Path | None = None) -> S
     def stored(value: Any) -> StoredTensor:
         shape = tuple(value.shape)
         dtype = str(value.dtype).removeprefix("torch.")
-        return StoredTensor(shape, dtype, lambda: np.broadcast_to(np.float32(0), shape))
+        if value.is_meta:
+            return StoredTensor(shape, dtype, lambda: np.broadcast_to(np.float32(0), shape))
+        return StoredTensor(shape, dtype, lambda: value.detach().numpy())
 
     state = {key: stored(value) for key, value in model.state_dict().items()}
-    config = model.config if isinstance(model.config, Mapping) else model.config.to_dict()
-    return Source(name, state, "0" * 64, json.loads(json.dumps(dict(config))), tokenizer)
+    config = getattr(model, "config", None)
+    if config is not None:
+        config = config if isinstance(config, Mapping) else config.to_dict()
+        config = json.loads(json.dumps(dict(config)))
+    return Source(name, state, "0" * 64, config, tokenizer)
 
 
 def count(model: Any) -> int:
@@ -169,3 +175,15 @@ def test_clap(name: str, tmp_path: pathlib.Path) -> None:
     features = floats(1, audio.num_spectrograms, 1001, audio.num_mel_bins)
     is_longer = jax.ShapeDtypeStruct((1,), jnp.bool_)
     assert shapes_of(params, "audio/") == initialised(ClapAudio(audio), features, is_longer)
+
+
+@pytest.mark.parametrize("config", [CNN14_16K, CNN14_32K], ids=["16k", "32k"])
+def test_cnn14(config: PannsConfig) -> None:
+    with torch.device("meta"):
+        model = panns_models.Cnn14(config)
+    conversion = panns.convert(source_of("Cnn14.pth", model))
+    assert conversion.metadata["config"]["sample_rate"] == config.sample_rate
+    found = shapes_of(conversion.params)
+    assert found == initialised(Panns(config), floats(1, config.sample_rate))
+    assert sum(value.numel() for value in model.parameters() if value.is_meta) == 80_753_615
+    assert size(found) == 80_753_615 + 2 * (64 + 2 * sum(config.widths))  # and statistics
