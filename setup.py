@@ -41,6 +41,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
         "pillow>=10",
+        "pyarrow>=15",  # of tensorflow-datasets too
         "safetensors>=0.5",
         "scipy>=1.13",
         "soundfile>=0.13",

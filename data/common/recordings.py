@@ -1,8 +1,8 @@
 """Folders of recordings: which files there are, and the clips that each of them gives.
 
-A file is decoded to mono at one sample rate, levelled as in AudioLDM, and cut into equal
-consecutive pieces if it is long. `data.folder` makes a dataset of the clips, `data.common.sources`
-hands them to an encoder.
+A file, or the part of it that a table names, is decoded to mono at one sample rate, levelled as in
+AudioLDM, and cut into equal consecutive pieces if it is long. `data.common.making` makes a dataset
+of the clips, `data.common.sources` hands them to an encoder.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import hashlib
+import json
 import math
 import os
 import pathlib
@@ -21,8 +22,14 @@ import numpy as np
 
 from data.common import records as builder
 from data.common import tables as metadata_lib
+from data.common.audio_files import SEPARATOR, SUFFIXES, AudioFiles
 from data.common.tables import Entry, Skipped
 from fasttta_jax.audio import files as audio_lib
+
+PARTIAL = ("silent piece", "ends early")
+"""Reasons for which a piece of a clip is missing, and not the clip."""
+SHORTFALL = 1e-3
+"""Seconds by which a part may be shorter than the table says without being counted."""
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -70,21 +77,56 @@ class Settings:
 
 @dataclasses.dataclass(frozen=True)
 class Files:
-    """The audio files of a folder and what its table says of them, nothing decoded yet.
+    """The clips of a folder and what its table says of them, nothing decoded yet.
 
     Attributes:
-      audio_dir: the folder.
-      table: where the captions are from; None without a table.
-      members: the files of each split.
-      left_out: captions that were blank or repeated.
+      audio: the files.
+      table: where the captions are from, for messages; None without a table.
+      members: the clips of each split.
+      left_out: captions that were blank or repeated, and clips that were not wanted.
       made_from: what decides the dataset; equal for equal settings, table, file names and sizes.
     """
 
-    audio_dir: pathlib.Path
+    audio: AudioFiles
     table: pathlib.Path | None
     members: Mapping[str, Sequence[Entry]]
     left_out: Sequence[Skipped]
     made_from: Mapping[str, Any]
+
+    @classmethod
+    def of(
+        cls,
+        audio: AudioFiles,
+        entries: Sequence[Entry],
+        left_out: Sequence[Skipped],
+        settings: Settings,
+        *,
+        table: pathlib.Path | None,
+        metadata_sha256: str | None = "",
+    ) -> Files:
+        """Entries put into splits.
+
+        Args:
+          audio: the files.
+          entries: the clips, of different ids.
+          left_out: what is listed behind what is skipped.
+          settings: decide the clips, and the split where an entry has none.
+          table: where the entries are from, for messages.
+          metadata_sha256: hash of what the entries were made from; "" for one of the entries.
+        """
+        members: dict[str, list[Entry]] = {split: [] for split in metadata_lib.SPLITS}
+        for entry in entries:
+            members[entry.split or assign_split(entry.name or entry.file, settings)].append(entry)
+        if metadata_sha256 == "":
+            said = [json.dumps(dataclasses.asdict(entry), sort_keys=True) for entry in entries]
+            metadata_sha256 = hashlib.sha256("\n".join(said).encode()).hexdigest()
+        made_from = {
+            **dataclasses.asdict(settings),
+            "metadata_sha256": metadata_sha256,
+            "files_sha256": _sizes_sha256(entries, audio),
+        }
+        members = {split: entries for split, entries in members.items() if entries}
+        return cls(audio, table, members, left_out, made_from)
 
 
 def find_files(
@@ -101,22 +143,29 @@ def find_files(
     """
     audio_dir = pathlib.Path(audio_dir)
     table = _table(audio_dir, metadata, settings.with_captions)
+    audio = AudioFiles(audio_dir)
     if table is None:
-        entries, left_out = metadata_lib.find_audio(audio_dir), []
+        entries, left_out = find_audio(audio), []
     else:
         entries, left_out = metadata_lib.read(
             table, audio_dir, with_captions=settings.with_captions
         )
-    members: dict[str, list[Entry]] = {split: [] for split in metadata_lib.SPLITS}
-    for entry in entries:
-        members[entry.split or assign_split(entry.file, settings)].append(entry)
-    made_from = {
-        **dataclasses.asdict(settings),
-        "metadata_sha256": hashlib.sha256(table.read_bytes()).hexdigest() if table else None,
-        "files_sha256": _sizes_sha256(entries, audio_dir),
-    }
-    members = {split: entries for split, entries in members.items() if entries}
-    return Files(audio_dir, table, members, left_out, made_from)
+    sha256 = hashlib.sha256(table.read_bytes()).hexdigest() if table else None
+    return Files.of(audio, entries, left_out, settings, table=table, metadata_sha256=sha256)
+
+
+def find_audio(audio: AudioFiles) -> list[Entry]:
+    """Every audio file that is not in an archive, sorted by name.
+
+    Raises:
+      FileNotFoundError: there is none.
+    """
+    names = [name for name in audio.names if SEPARATOR not in name]
+    if not names:
+        raise FileNotFoundError(
+            f"{audio.folder}: no audio found in it or below; looked for {', '.join(SUFFIXES)}"
+        )
+    return [Entry(name, line=0, split=None) for name in names]
 
 
 def assign_split(file: str, settings: Settings) -> str:
@@ -130,21 +179,27 @@ def assign_split(file: str, settings: Settings) -> str:
     return "train"
 
 
-def read_clips(
-    entry: Entry, audio_dir: pathlib.Path, settings: Settings
-) -> list[builder.Clip | Skipped]:
-    """The clips of a file: decoded, levelled and cut, with what is left out of it and why."""
+def read_clips(entry: Entry, files: AudioFiles, settings: Settings) -> list[builder.Clip | Skipped]:
+    """The clips of an entry: decoded, levelled and cut, with what is left out of it and why."""
     if settings.with_captions and not entry.captions:
         detail = f"all of its captions are blank, line {entry.line}"
-        return [Skipped(entry.file, "no caption", detail)]
+        return [Skipped(entry.id, "no caption", detail)]
     try:
-        audio = audio_lib.read_audio(audio_dir / entry.file, settings.sample_rate)
+        audio = files.read(
+            entry.file, settings.sample_rate, start=entry.start, duration=entry.duration
+        )
     except audio_lib.AudioError as error:
-        return [Skipped(entry.file, error.reason, error.detail)]
+        return [Skipped(entry.id, error.reason, error.detail)]
     labels: dict[str, Any] = {"columns": entry.columns}
     if entry.events:
         labels["events"] = entry.events
-    return cut_clips(builder.Clip(entry.file, audio, entry.captions, labels), settings)
+    clips = cut_clips(builder.Clip(entry.id, audio, entry.captions, labels), settings)
+    seconds = audio.size / settings.sample_rate
+    is_short = entry.duration is not None and seconds < entry.duration - SHORTFALL
+    if is_short and any(isinstance(clip, builder.Clip) for clip in clips):
+        detail = f"the file ends {seconds:g} s after the start of a clip of {entry.duration:g} s"
+        clips.append(Skipped(entry.id, "ends early", detail))
+    return clips
 
 
 def cut_clips(whole: builder.Clip, settings: Settings) -> list[builder.Clip | Skipped]:
@@ -202,10 +257,8 @@ def _table(
     return metadata_lib.find(audio_dir)
 
 
-def _sizes_sha256(entries: Iterable[Entry], audio_dir: pathlib.Path) -> str:
+def _sizes_sha256(entries: Iterable[Entry], audio: AudioFiles) -> str:
     digest = hashlib.sha256()
     for entry in entries:
-        path = audio_dir / entry.file
-        size = os.path.getsize(path) if os.path.isfile(path) else None
-        digest.update(f"{entry.file}\n{size}\n".encode())
+        digest.update(f"{entry.file}\n{audio.size(entry.file)}\n".encode())
     return digest.hexdigest()

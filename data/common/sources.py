@@ -150,7 +150,7 @@ class _Folder(AudioSource):
 
     def read(self, split: str, index: int) -> list[Clip | Skipped]:
         entry = self._files.members[split][index]
-        return recordings.read_clips(entry, self._files.audio_dir, self._settings)
+        return recordings.read_clips(entry, self._files.audio, self._settings)
 
 
 class _ForeignDataset(AudioSource):

@@ -11,6 +11,7 @@ import contextlib
 import io
 import os
 import pathlib
+import sys
 from collections.abc import Iterator
 from typing import Literal, get_args
 
@@ -72,7 +73,13 @@ def is_silent(audio: Float[np.ndarray, " S"]) -> bool:
     return bool(np.max(np.abs(audio - np.mean(audio, dtype=np.float64))) < amplitude(SILENCE_DBFS))
 
 
-def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarray, " S"]:
+def read_audio(
+    path: str | os.PathLike[str],
+    sample_rate: int,
+    *,
+    start: float = 0.0,
+    duration: float | None = None,
+) -> Float[np.ndarray, " S"]:
     """Decodes an audio file: the mean of its channels, resampled with soxr (high quality).
 
     WAV, FLAC, Ogg and MP3 are read, and whatever else the installed libsndfile knows; the content
@@ -81,6 +88,8 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarr
     Args:
       path: the file.
       sample_rate: samples per second of the result.
+      start: seconds into the file where the part to read begins; what lies before is not decoded.
+      duration: seconds to read; None for all that follows. A file that ends earlier gives less.
 
     Returns:
       float32 [S], S > 0, finite, not silent; nominally in [-1, 1], but floating-point files and
@@ -91,7 +100,7 @@ def read_audio(path: str | os.PathLike[str], sample_rate: int) -> Float[np.ndarr
         finite or silent; see its `reason`.
     """
     _check_there(path)
-    return _decoded(path, path, sample_rate)
+    return _decoded(path, path, sample_rate, start, duration)
 
 
 def read_channels(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "S channels"], int]:
@@ -111,11 +120,18 @@ def read_channels(path: str | os.PathLike[str]) -> tuple[Float[np.ndarray, "S ch
     return audio, rate
 
 
-def read_audio_bytes(data: bytes, sample_rate: int, *, name: str) -> Float[np.ndarray, " S"]:
+def read_audio_bytes(
+    data: bytes,
+    sample_rate: int,
+    *,
+    name: str,
+    start: float = 0.0,
+    duration: float | None = None,
+) -> Float[np.ndarray, " S"]:
     """As `read_audio`, for the content of a file; errors call it `name`."""
     if not data:
         raise AudioError(name, "empty", "the file has 0 bytes")
-    return _decoded(io.BytesIO(data), name, sample_rate)
+    return _decoded(io.BytesIO(data), name, sample_rate, start, duration)
 
 
 def resample_audio(
@@ -143,10 +159,14 @@ def resample_audio(
 
 
 def _decoded(
-    file: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str], sample_rate: int
+    file: str | os.PathLike[str] | io.BytesIO,
+    name: str | os.PathLike[str],
+    sample_rate: int,
+    start: float,
+    duration: float | None,
 ) -> np.ndarray:
     with _decoding(name):
-        audio, source_rate = _decode(file, name)
+        audio, source_rate = _decode(file, name, start, duration)
     mono = audio.mean(axis=1, dtype=np.float64).astype(np.float32)
     return _checked(mono, source_rate, sample_rate, name)
 
@@ -161,15 +181,25 @@ def _decoding(name: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def _decode(
-    source: str | os.PathLike[str] | io.BytesIO, name: str | os.PathLike[str]
+    source: str | os.PathLike[str] | io.BytesIO,
+    name: str | os.PathLike[str],
+    start: float = 0.0,
+    duration: float | None = None,
 ) -> tuple[Float[np.ndarray, "S channels"], int]:
     """Samples and their rate; by blocks, because a broken header can promise any length."""
     with soundfile.SoundFile(source) as file:
         _check_channels(name, file.channels)
-        blocks: list[np.ndarray] = [np.zeros((0, file.channels), np.float32)]
-        while len(block := file.read(_READ_FRAMES, dtype="float32", always_2d=True)):
-            blocks.append(block)
         rate = file.samplerate
+        if first := round(start * rate):
+            if first >= file.frames:
+                ends = f"it ends at {file.frames / rate:g} s, before {start:g} s"
+                raise AudioError(name, "empty", ends)
+            file.seek(first)
+        left = sys.maxsize if duration is None else round(duration * rate)
+        blocks: list[np.ndarray] = [np.zeros((0, file.channels), np.float32)]
+        while len(block := file.read(min(_READ_FRAMES, left), dtype="float32", always_2d=True)):
+            blocks.append(block)
+            left -= len(block)
     return np.concatenate(blocks), rate
 
 

@@ -2,7 +2,9 @@
 
 import pytest
 
+from data.common import recordings
 from data.common import tables as metadata_lib
+from data.common.audio_files import AudioFiles
 
 MALFORMED = {
     "no file column": ("csv", "name,caption\na,b\n", r":1: .*file, file_name, path, audio.*: name"),
@@ -40,7 +42,7 @@ MALFORMED = {
         '{"file": "a", "caption": "b", "split": "train"}\n{"file": "c", "caption": "d"}\n',
         r":2: has no split",
     ),
-    "another format": ("tsv", "file\tcaption\n", r"'\.tsv'; allowed: \.csv, \.jsonl"),
+    "another format": ("txt", "file\tcaption\n", r"'\.txt'; allowed: \.csv, \.jsonl"),
 }
 
 
@@ -121,10 +123,10 @@ def test_all_audio_below_a_folder_is_found_in_order(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "folder.wav").mkdir()
-    found = metadata_lib.find_audio(tmp_path)
+    found = recordings.find_audio(AudioFiles(tmp_path))
     assert [entry.file for entry in found] == ["a.mp3", "b.WAV", "sub/a.flac"]
     assert all(entry.split is None and not entry.captions for entry in found)
     with pytest.raises(FileNotFoundError, match=r"no audio found .* \.wav"):
-        metadata_lib.find_audio(tmp_path / "folder.wav")
+        recordings.find_audio(AudioFiles(tmp_path / "folder.wav"))
     with pytest.raises(FileNotFoundError, match="no such folder"):
-        metadata_lib.find_audio(tmp_path / "nowhere")
+        recordings.find_audio(AudioFiles(tmp_path / "nowhere"))
