@@ -3,7 +3,7 @@
 Real ones are read from an audio dataset, and cut or padded with silence to the length that the
 models generate. Generated ones have the captions and labels of the test clips they were made for.
 
-Dimensions: n clips, S samples.
+Dimensions: n clips, S samples, d features.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Int16, Num
+from jaxtyping import Float, Int16, Num
 from tqdm import tqdm
 
 from fasttta_jax.evaluation.embedders import Features
@@ -34,12 +34,14 @@ class Clips:
       prompts: the caption of each; "" where a clip has none.
       labels: as in the dataset.
       features: of the audio, where they were computed.
+      caption_embeddings: of the captions, in the space of the features, likewise.
     """
 
     audio: Num[np.ndarray, "n S"]
     prompts: tuple[str, ...]
     labels: tuple[Mapping[str, Any], ...]
     features: Features | None = None
+    caption_embeddings: Float[np.ndarray, "n d"] | None = None
 
     def __len__(self) -> int:
         return len(self.prompts)
@@ -56,6 +58,7 @@ class Clips:
             tuple(self.prompts[row] for row in rows),
             tuple(self.labels[row] for row in rows),
             None if self.features is None else self.features.take(rows),
+            None if self.caption_embeddings is None else self.caption_embeddings[list(rows)],
         )
 
     def with_audio(self, audio: Num[np.ndarray, "n S"]) -> Clips:

@@ -1,42 +1,20 @@
-"""The Fréchet distance between generated and real clips as a metric, for any embedder.
-
-Dimensions: n clips, d features.
-"""
+"""The Fréchet distance between generated and real clips as a metric, for any embedder."""
 
 from __future__ import annotations
 
-import dataclasses
-
-import numpy as np
-from jaxtyping import Float
-
 from fasttta_jax.evaluation.clips import Clips
-from fasttta_jax.evaluation.metric import Needs, NotMeasured, Quantity
-from fasttta_jax.metrics.frechet import frechet_distance
-from fasttta_jax.metrics.intervals import Measured
+from fasttta_jax.evaluation.estimating import Estimated, features_of
+from fasttta_jax.evaluation.metric import Needs, Quantity
+from fasttta_jax.metrics.frechet import frechet_estimate
+from fasttta_jax.metrics.intervals import Estimate
 
 
-@dataclasses.dataclass(frozen=True)
-class FrechetDistance:
-    """Distance between the embeddings of two sets of clips; embeddings of patches are pooled.
-
-    Attributes:
-      quantity: how it is called; by the embedder.
-      needs: the embedder and the reference.
-    """
-
-    quantity: Quantity
-    needs: Needs
-
-    def score(self, clips: Clips, reference: Clips | None, sample_rate: int) -> Measured:
-        """See `Metric`."""
-        if reference is None or len(clips) < 2 or len(reference) < 2:
-            number = min(len(clips), 0 if reference is None else len(reference))
-            raise NotMeasured(f"a covariance needs two clips on either side; there are {number}")
-        return Measured(frechet_distance(_vectors(clips), _vectors(reference)), count=len(clips))
+def frechet(clips: Clips, reference: Clips) -> Estimate:
+    """Distance between the embeddings of two sets of clips; embeddings of patches are pooled."""
+    return frechet_estimate(features_of(clips).embeddings, features_of(reference).embeddings)
 
 
-TAGGER_FRECHET = FrechetDistance(
+TAGGER_FRECHET = Estimated(
     Quantity(
         "frechet",
         "Fréchet (tagger)",
@@ -44,10 +22,5 @@ TAGGER_FRECHET = FrechetDistance(
         "lower",
     ),
     Needs(embedder="tagger", reference="training"),
+    frechet,
 )
-
-
-def _vectors(clips: Clips) -> Float[np.ndarray, "n d"]:
-    if clips.features is None:
-        raise ValueError("the clips have no features; this metric needs an embedder's")
-    return clips.features.embeddings.reshape(-1, clips.features.embeddings.shape[-1])

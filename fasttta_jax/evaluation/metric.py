@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import Literal, Protocol, runtime_checkable
 
 from fasttta_jax.evaluation.clips import Clips
-from fasttta_jax.metrics.intervals import Measured
+from fasttta_jax.metrics.intervals import Estimate, Measured
 
 
 class NotMeasured(ValueError):
@@ -47,12 +47,14 @@ class Needs:
         name them; None for nothing.
       paired: whether clip i is held against reference clip i, so that each needs its counterpart;
         otherwise the two are compared as sets.
+      captions: whether the embedder must put the captions into the space of its features, too.
     """
 
     embedder: str | None = None
     labels: bool = False
     reference: Literal["test", "training"] | None = None
     paired: bool = False
+    captions: bool = False
 
     def __post_init__(self) -> None:
         if self.reference not in (None, "test", "training"):
@@ -81,6 +83,23 @@ class Metric(Protocol):
         Raises:
           NotMeasured: there is nothing to compute it from.
         """
+        ...
+
+
+@runtime_checkable
+class EstimatingMetric(Metric, Protocol):
+    """A metric that tells how far each clip moves its figure, so that systems can be compared.
+
+    The difference of two systems on the same prompts in the same order, with its interval, is
+    `metrics.bootstrap.paired_difference` of their estimates.
+    """
+
+    def estimate(self, clips: Clips, reference: Clips | None) -> Estimate:
+        """The figure and its influences; arguments and errors are those of `score`."""
+        ...
+
+    def measured(self, estimate: Estimate) -> Measured:
+        """The figure with its interval."""
         ...
 
 

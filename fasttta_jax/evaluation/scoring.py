@@ -10,6 +10,7 @@ import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 
+from fasttta_jax.evaluation.captions import caption_embeddings
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
 from fasttta_jax.evaluation.metric import Metric, NotMeasured, check_metrics
@@ -88,18 +89,27 @@ class Scorer:
             raise NotMeasured(str(found))
         return found
 
-    def with_features(self, clips: Clips, embedder: str | None) -> Clips:
+    def with_features(self, clips: Clips, embedder: str | None, captions: bool = False) -> Clips:
         """The clips with the features of an embedder; with none for None.
 
+        Args:
+          clips: the clips.
+          embedder: name of the network.
+          captions: whether their captions are embedded, too.
+
         Raises:
-          NotMeasured: there is no such embedder.
+          NotMeasured: there is no such embedder, or it or the clips have no captions.
         """
+        clips = dataclasses.replace(clips, features=None, caption_embeddings=None)
         if embedder is None:
-            return dataclasses.replace(clips, features=None)
+            return clips
         network = self.embedder(embedder)
         audio = to_float(clips.audio)
         features = self._cache.features(network, audio, self.sample_rate)
-        return dataclasses.replace(clips, features=features)
+        embeddings = None
+        if captions:
+            embeddings = caption_embeddings(network, clips.prompts, self._cache.folder)
+        return dataclasses.replace(clips, features=features, caption_embeddings=embeddings)
 
     def score(self, clips: Clips, rows: Sequence[int] | None = None) -> Scores:
         """The figures of one set.
@@ -117,7 +127,9 @@ class Scorer:
             try:
                 if metric.needs.labels and not _names_events(clips):
                     raise NotMeasured('no label names an event (labels with "events")')
-                scored, reference = self._sides(metric, with_features(metric.needs.embedder), rows)
+                needs = metric.needs
+                embedded = with_features(needs.embedder, needs.captions)
+                scored, reference = self._sides(metric, embedded, rows)
                 value = metric.score(scored, reference, self.sample_rate)
                 if not isinstance(value, Measured):
                     raise TypeError(f"{name}: score returned {value!r}; expected a Measured")

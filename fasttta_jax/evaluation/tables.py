@@ -51,8 +51,9 @@ runs score the same masked clips, so energy scores of two runs differ more surel
 which are mostly the choice of clips, suggest.
 """
 ABOUT_ERRORS = """
-± is one standard error: sqrt(p (1 - p) / n) for shares, over clips for the energy score.
-Differences of shares of less than two of them mean little.
+± is one standard error: sqrt(p (1 - p) / n) for shares, over clips for all others. Differences of
+less than two of them mean little. For the same prompts the difference of two systems is known
+better than their errors suggest.
 """
 TAGGER_FIGURES = {
     metric.quantity.name for metric in (EventAccuracy, AttributeAccuracy, RecallAt2, TAGGER_FRECHET)

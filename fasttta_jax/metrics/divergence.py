@@ -1,6 +1,6 @@
 """How a classifier labels generated clips: unlike the real ones (KL), and how surely and variedly.
 
-KL, softmax:   mean over clips of sum_k r_k (log r_k - log(g_k + 1e-6)),
+KL, softmax:   mean over clips of sum_k r_k (log r_k - log(g_k + epsilon)), epsilon = 1e-6,
 KL, sigmoid:   the same sum over sigmoids instead of softmax probabilities,
 Inception Score: exp of the mean over clips of KL(g || mean g),
 
@@ -8,8 +8,11 @@ with r the probabilities of a real clip and g those of the clip generated for th
 sigmoids of a clip do not sum to 1 and the terms of 1 - r are left out: that "KL" is no divergence
 and may be negative. Equal flat logits of K classes give -log(1 + K 1e-6), not 0.
 
-Source: audioldm_eval, `calculate_kl` and `calculate_isc`, whose figures the literature reports
-(there the KL in float32, here all in float64); Salimans et al., 2016, arXiv:1606.03498 (Inception
+av-benchmark takes the same sum with epsilon = 0, the true divergence, which is larger where a real
+clip has a class that the generated one lacks.
+
+Source: audioldm_eval, `calculate_kl` and `calculate_isc` (its KL is in float32, ours in float64);
+av-benchmark, `compute_kl` (commit 050a5cd); Salimans et al., 2016, arXiv:1606.03498 (Inception
 Score).
 Dimensions: n clips, K classes.
 """
@@ -29,20 +32,28 @@ PERMUTATION_SEED = 2020
 
 
 def kl_softmax(
-    generated: Float[np.ndarray, "n K"], reference: Float[np.ndarray, "n K"]
+    generated: Float[np.ndarray, "n K"],
+    reference: Float[np.ndarray, "n K"],
+    *,
+    epsilon: float = EPSILON,
 ) -> Float64[np.ndarray, " n"]:
     """KL(reference || generated) of each pair of clips, in nats; the figure is the mean.
 
     Args:
       generated: logits of the generated clips.
       reference: logits of the real clips with the same captions.
+      epsilon: added to the generated clips' probabilities before their logarithm.
 
     Raises:
       ValueError: the shapes differ, there are no clips, or a logit is not finite.
     """
     generated, reference = _checked_pair(generated, reference)
-    return _divergence(
-        scipy.special.softmax(generated, axis=1), scipy.special.softmax(reference, axis=1)
+    probabilities = scipy.special.softmax(reference, axis=1)
+    log_generated = scipy.special.log_softmax(generated, axis=1)
+    if epsilon:
+        log_generated = np.log(np.exp(log_generated) + epsilon)
+    return np.sum(
+        scipy.special.xlogy(probabilities, probabilities) - probabilities * log_generated, axis=1
     )
 
 
@@ -51,10 +62,12 @@ def kl_sigmoid(
 ) -> Float64[np.ndarray, " n"]:
     """The sum over classes that goes by the name of KL with sigmoids; may be negative.
 
-    Arguments and errors are those of `kl_softmax`.
+    Its epsilon is 1e-6. Arguments and errors are those of `kl_softmax`.
     """
     generated, reference = _checked_pair(generated, reference)
-    return _divergence(scipy.special.expit(generated), scipy.special.expit(reference))
+    likely = scipy.special.expit(reference)
+    log_generated = np.log(scipy.special.expit(generated) + EPSILON)
+    return np.sum(scipy.special.xlogy(likely, likely) - likely * log_generated, axis=1)
 
 
 def inception_score(
@@ -100,13 +113,6 @@ def inception_score(
         share = num_clips / (num_splits * len(rows))
         influence[rows] = share * scores[split] * (divergence - divergence.mean())
     return Estimate(float(scores.mean()), influence), float(scores.std())
-
-
-def _divergence(
-    generated: Float64[np.ndarray, "n K"], reference: Float64[np.ndarray, "n K"]
-) -> Float64[np.ndarray, " n"]:
-    terms = scipy.special.xlogy(reference, reference) - reference * np.log(generated + EPSILON)
-    return terms.sum(axis=1)
 
 
 def _checked_pair(

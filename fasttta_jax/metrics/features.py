@@ -1,6 +1,6 @@
-"""What metrics on sets of feature vectors share: their checks, and distances block by block.
+"""What metrics on sets of feature vectors share: checks, patches, and distances block by block.
 
-Dimensions: n and m clips, d features, b rows of a block.
+Dimensions: n and m clips, N pooled rows, d features, b rows of a block.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import numpy as np
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 
 BLOCK_ROWS = 1024
 
@@ -49,6 +49,38 @@ def checked_pair(
             f"{reference.shape[1]}; both must come from the same network"
         )
     return generated, reference
+
+
+def pooled(
+    features: Float[np.ndarray, "n *patches d"],
+) -> tuple[Float[np.ndarray, "N d"], Int[np.ndarray, " N"]]:
+    """The vectors of all clips or patches as one set, and the clip of each.
+
+    Args:
+      features: one vector a clip, or one for each of its patches. A patch that is NaN throughout
+        is one that a shorter clip lacks.
+
+    Raises:
+      ValueError: a clip has no patch.
+    """
+    if features.ndim == 2:
+        return features, np.arange(len(features))
+    present = np.any(~np.isnan(features), axis=-1)
+    empty = ~np.any(present, axis=1)
+    if empty.any():
+        raise ValueError(
+            f"{int(empty.sum())} of {len(features)} clips have no patch, first clip "
+            f"{int(np.argmax(empty))}"
+        )
+    return features[present], np.nonzero(present)[0]
+
+
+def of_clips(
+    influence: Float64[np.ndarray, " N"], clips: Int[np.ndarray, " N"]
+) -> Float64[np.ndarray, " n"]:
+    """Influences of clips, from those of their vectors and the clip of each, as `pooled` gives."""
+    number = int(clips[-1]) + 1
+    return number / len(clips) * np.bincount(clips, influence, number)
 
 
 def squared_distances(

@@ -29,7 +29,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Float64
 
-from fasttta_jax.metrics.features import checked_features
+from fasttta_jax.metrics.features import checked_features, of_clips, pooled
 from fasttta_jax.metrics.intervals import Estimate
 from fasttta_jax.storage.files import write_atomically
 
@@ -175,29 +175,28 @@ def frechet_estimate(
     """The distance of `frechet_distance` with the influence of every clip, by one decomposition.
 
     Args:
-      generated: features of each generated clip, or of each of its patches: all are pooled.
+      generated: features of each generated clip, or of each of its patches: see `features.pooled`.
       reference: likewise of the real clips; or their statistics, which count as fixed.
 
     Raises:
       ValueError: as `frechet_distance`.
     """
-    rows = generated.reshape(-1, generated.shape[-1])
+    rows, clips = pooled(generated)
     a = _gaussian(rows, "generated", with_basis=True)
+    reference_clips = None
     if isinstance(reference, Statistics):
         b = _gaussian(reference, "reference")
     else:
-        b = _gaussian(reference.reshape(-1, reference.shape[-1]), "reference", with_basis=True)
+        reference_rows, reference_clips = pooled(reference)
+        b = _gaussian(reference_rows, "reference", with_basis=True)
     _check_same_features(a, b, "generated", "reference")
     left, cross, right = np.linalg.svd(a.factor @ b.factor.T, full_matrices=False)
     shift = a.mean - b.mean
     reference_influence = None
-    if not isinstance(reference, Statistics):
-        reference_influence = _influence(b, right.T, cross, -shift, len(reference))
-    return Estimate(
-        _distance(a, b, cross),
-        _influence(a, left, cross, shift, len(generated)),
-        reference_influence,
-    )
+    if reference_clips is not None:
+        reference_influence = of_clips(_influence(b, right.T, cross, -shift), reference_clips)
+    influence = of_clips(_influence(a, left, cross, shift), clips)
+    return Estimate(_distance(a, b, cross), influence, reference_influence)
 
 
 def frechet_limit(
@@ -237,8 +236,7 @@ def frechet_limit(
         subsets = []
         for features in (generated, reference):
             number = round(share * len(features))
-            subset = features[rng.choice(len(features), number, replace=False)]
-            subsets.append(subset.reshape(-1, features.shape[-1]))
+            subsets.append(pooled(features[rng.choice(len(features), number, replace=False)])[0])
         distances.append(frechet_distance(*subsets))
     slope, limit = np.polyfit(inverses, distances, 1)
     residual = np.sqrt(np.mean((np.array(distances) - slope * inverses - limit) ** 2))
@@ -306,14 +304,12 @@ def _influence(
     vectors: Float64[np.ndarray, "r s"],
     cross: Float64[np.ndarray, " s"],
     shift: Float64[np.ndarray, " d"],
-    num_clips: int,
-) -> Float64[np.ndarray, " n"]:
-    """Influence of the clips of one set: that of a clip is the mean of those of its patches."""
+) -> Float64[np.ndarray, " rows"]:
+    """Influence of the rows of one set."""
     assert gaussian.centred is not None
     if gaussian.basis is not None:
         vectors = gaussian.basis @ vectors
     centred, rows = gaussian.centred, len(gaussian.centred)
-    of_rows = rows * (np.sum(centred**2, axis=1) - vectors**2 @ cross)
-    of_rows += 2 * np.sqrt(rows - 1) * centred @ shift
-    of_clips = of_rows.reshape(num_clips, -1).mean(axis=1)
-    return of_clips - of_clips.mean()
+    influence = rows * (np.sum(centred**2, axis=1) - vectors**2 @ cross)
+    influence += 2 * np.sqrt(rows - 1) * centred @ shift
+    return influence - influence.mean()

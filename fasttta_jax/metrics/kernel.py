@@ -11,6 +11,8 @@ kadtk (kadtk/kad.py, commit 7ec65d7) takes for s the lower of the two middle dis
 number is even, for the exponent |u - v|^2 / (2 s^2 + 1e-8), for the factor 100, and computes in
 float32; an earlier version (1376c67) took the median of the evaluated set.
 
+Vectors of patches are one set, as in that package; an error still draws whole clips.
+
 Source: Chung et al., 2025, arXiv:2502.15602; Gretton et al., 2012, lemma 6 (the estimate).
 Dimensions: n and m clips, d features.
 """
@@ -22,13 +24,21 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float, Float64
 
-from fasttta_jax.metrics.features import checked_features, checked_pair, squared_distances
+from fasttta_jax.metrics.features import (
+    checked_features,
+    checked_pair,
+    of_clips,
+    pooled,
+    squared_distances,
+)
 from fasttta_jax.metrics.intervals import Estimate
 
 Bandwidth = Literal["median", "kadtk"] | float
 """A rule for the reference set, or s itself."""
 SCALE = 100.0
 KADTK_EPSILON = 1e-8
+MEDIAN_ROWS = 8192
+"""The median is that of so many rows at most, spread evenly: their distances fit in memory."""
 
 
 def median_distance(reference: Float[np.ndarray, "m d"]) -> float:
@@ -41,16 +51,16 @@ def median_distance(reference: Float[np.ndarray, "m d"]) -> float:
 
 
 def kernel_distance(
-    generated: Float[np.ndarray, "n d"],
-    reference: Float[np.ndarray, "m d"],
+    generated: Float[np.ndarray, "n *patches d"],
+    reference: Float[np.ndarray, "m *other _"],
     *,
     bandwidth: Bandwidth = "median",
 ) -> Estimate:
     """KAD, with the influence of the clips of both sets.
 
     Args:
-      generated: one row for each generated clip.
-      reference: one row for each real clip.
+      generated: features of each generated clip, or of each of its patches: see `features.pooled`.
+      reference: likewise of the real clips.
       bandwidth: "median" of the reference set's distances, "kadtk" for that package's rule, or the
         bandwidth in units of the features.
 
@@ -58,20 +68,21 @@ def kernel_distance(
       ValueError: a set has fewer than two rows or non-finite values, the numbers of features
         differ, or the bandwidth is not above 0.
     """
-    generated, reference = checked_pair(generated, reference)
-    exponent = _exponent(reference, bandwidth)
-    within = _mean_similarities(generated, exponent)
-    reference_within = _mean_similarities(reference, exponent)
-    across, reference_across = np.empty(len(generated)), np.zeros(len(reference))
-    for rows, squared in squared_distances(generated, reference):
+    rows, clips = pooled(generated)
+    reference_rows, reference_clips = pooled(reference)
+    x, y = checked_pair(rows, reference_rows)
+    exponent = _exponent(y, bandwidth)
+    within, reference_within = (_mean_similarities(side, exponent) for side in (x, y))
+    across, reference_across = np.empty(len(x)), np.zeros(len(y))
+    for part, squared in squared_distances(x, y):
         kernel = np.exp(-exponent * squared)
-        across[rows] = kernel.mean(axis=1)
-        reference_across += kernel.sum(axis=0) / len(generated)
+        across[part] = kernel.mean(axis=1)
+        reference_across += kernel.sum(axis=0) / len(x)
     value = within.mean() + reference_within.mean() - 2 * across.mean()
     return Estimate(
         SCALE * float(value),
-        _centred(2 * SCALE * (within - across)),
-        _centred(2 * SCALE * (reference_within - reference_across)),
+        of_clips(_centred(2 * SCALE * (within - across)), clips),
+        of_clips(_centred(2 * SCALE * (reference_within - reference_across)), reference_clips),
     )
 
 
@@ -99,6 +110,8 @@ def _positive(distance: float) -> float:
 
 def _distances(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " p"]:
     """Distances of all pairs of different rows."""
+    if len(x) > MEDIAN_ROWS:
+        x = x[np.linspace(0, len(x), MEDIAN_ROWS, endpoint=False).astype(int)]
     columns = np.arange(len(x))
     return np.concatenate(
         [

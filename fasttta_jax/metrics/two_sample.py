@@ -14,6 +14,7 @@ Dimensions: n clips of a set, d features.
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from typing import NamedTuple
 
@@ -24,7 +25,7 @@ import scipy.stats
 from jaxtyping import Bool, Float, Float64
 
 from fasttta_jax.metrics.features import checked_pair
-from fasttta_jax.metrics.intervals import Measured
+from fasttta_jax.metrics.intervals import Measured, proportion
 
 NUM_FOLDS = 5
 CONFIDENCE = 0.95
@@ -94,9 +95,17 @@ def classifier_test(
         logits = _fitted_logits(features, is_generated, ~held_out)[held_out]
         right[held_out] = (logits > 0) == is_generated[held_out]
     return TwoSampleTest(
-        _accuracy(right),
+        wilson(int(right.sum()), len(right)),
         float(scipy.stats.binomtest(int(right.sum()), len(right), alternative="greater").pvalue),
         right.reshape(2, number).mean(axis=0),
+    )
+
+
+def wilson(hits: int, count: int) -> Measured:
+    """A share of independent outcomes with Wilson's 95 % interval, which never has width 0."""
+    interval = scipy.stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
+    return dataclasses.replace(
+        proportion(hits, count), interval=(float(interval.low), float(interval.high))
     )
 
 
@@ -121,11 +130,3 @@ def _fitted_logits(
     start = np.zeros(x.shape[1] + 1)
     weights = scipy.optimize.minimize(loss, start, jac=True, method="L-BFGS-B").x
     return inputs @ weights[:-1] + weights[-1]
-
-
-def _accuracy(right: Bool[np.ndarray, " N"]) -> Measured:
-    hits, count = int(right.sum()), len(right)
-    interval = scipy.stats.binomtest(hits, count).proportion_ci(CONFIDENCE, method="wilson")
-    share = hits / count
-    error = math.sqrt(share * (1 - share) / count)
-    return Measured(share, error, count, (float(interval.low), float(interval.high)))

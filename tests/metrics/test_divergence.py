@@ -50,6 +50,19 @@ def test_equal_flat_logits_are_slightly_below_zero():
     np.testing.assert_allclose(kl_sigmoid(flat, flat), -527 / 2 * math.log1p(2e-6), rtol=1e-6)
 
 
+def test_without_epsilon_it_is_the_divergence_and_0_for_equal_logits():
+    flat = np.zeros((5, 527))
+    np.testing.assert_allclose(kl_softmax(flat, flat, epsilon=0.0), 0, atol=EXACT)
+    generated, reference = draw(2), draw(3)
+    expected = [
+        sum(r * math.log(r / g) for g, r in zip(softmax(x), softmax(y), strict=True))
+        for x, y in zip(generated, reference, strict=True)
+    ]
+    np.testing.assert_allclose(kl_softmax(generated, reference, epsilon=0.0), expected, rtol=EXACT)
+    missing, certain = np.array([[0.0, 800.0]]), np.array([[800.0, 0.0]])
+    assert kl_softmax(missing, certain, epsilon=0.0)[0] == pytest.approx(800)
+
+
 def test_a_missing_class_costs_the_log_of_epsilon():
     generated, reference = np.array([[0.0, 800.0]]), np.array([[800.0, 0.0]])
     assert kl_softmax(generated, reference)[0] == pytest.approx(-math.log(1e-6))

@@ -198,6 +198,17 @@ def test_patches_are_pooled_and_stay_with_their_clip() -> None:
     assert estimate.value == pytest.approx(frechet_distance(a.reshape(60, 5), b.reshape(45, 5)))
     rows = frechet_estimate(a.reshape(60, 5), b.reshape(45, 5))
     np.testing.assert_allclose(estimate.influence, rows.influence.reshape(20, 3).mean(axis=1))
+    padded = np.concatenate([a, np.full((20, 1, 5), np.nan)], axis=1)
+    np.testing.assert_allclose(frechet_estimate(padded, b).influence, estimate.influence)
+    padded[0, 1:] = np.nan
+    shorter = frechet_estimate(padded, b)
+    assert shorter.value == pytest.approx(
+        frechet_distance(a.reshape(60, 5)[[0, *range(3, 60)]], b.reshape(45, 5))
+    )
+    assert shorter.influence.mean() == pytest.approx(0, abs=1e-9)
+    padded[3] = np.nan
+    with pytest.raises(ValueError, match="1 of 20 clips have no patch, first clip 3"):
+        frechet_estimate(padded, b)
     copies = np.repeat(draw(22, 40, 5)[:, None], 4, axis=1)
     single = frechet_estimate(copies[:, 0], b[:, 0])
     repeated = frechet_estimate(copies, b[:, 0])

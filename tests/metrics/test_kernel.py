@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from fasttta_jax.metrics import features
+from fasttta_jax.metrics import features, kernel
 from fasttta_jax.metrics.bootstrap import measured
 from fasttta_jax.metrics.kernel import kernel_distance, median_distance
 
@@ -56,6 +56,24 @@ def test_kadtk_takes_the_lower_of_two_middle_distances():
     found = kernel_distance(draw(3, 9), y, bandwidth="kadtk").value
     assert found == pytest.approx(expected, rel=EXACT)
     assert found != pytest.approx(kernel_distance(draw(3, 9), y).value, rel=1e-6)
+
+
+def test_patches_are_pooled_and_stay_with_their_clip():
+    x, y = draw(10, 24).reshape(8, 3, 8), draw(11, 20).reshape(10, 2, 8)
+    estimate = kernel_distance(x, y)
+    rows = kernel_distance(x.reshape(24, 8), y.reshape(20, 8))
+    assert estimate.value == rows.value
+    np.testing.assert_allclose(estimate.influence, rows.influence.reshape(8, 3).mean(axis=1))
+    padded = np.concatenate([x, np.full((8, 2, 8), np.nan)], axis=1)
+    np.testing.assert_allclose(kernel_distance(padded, y).influence, estimate.influence)
+
+
+def test_the_median_of_many_rows_is_that_of_some(monkeypatch):
+    y = draw(12, 400)
+    exact = median_distance(y)
+    monkeypatch.setattr(kernel, "MEDIAN_ROWS", 200)
+    assert median_distance(y) == median_distance(y[::2])
+    assert median_distance(y) == pytest.approx(exact, rel=0.03)
 
 
 def test_is_blind_to_order_rotation_and_place():
