@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import librosa
 import numpy as np
-from jaxtyping import Array, Complex, Float, Float32
+from jaxtyping import Array, Complex, Float, Float32, Int
 
 from fasttta_jax.typing import AnyArray
 
@@ -126,8 +126,37 @@ def overlap_add(frames: Float[AnyArray, "B T n_fft"], config: MelConfig) -> Floa
     return jnp.asarray(total).reshape(batch_size, -1)[:, :length]
 
 
-def stft(audio: Float[AnyArray, "B S"], config: MelConfig) -> Complex[Array, "B T R"]:
+def reflected(
+    audio: Float[AnyArray, "B S"], padding: int, lengths: Int[AnyArray, " B"] | None = None
+) -> Float[Array, "B P"]:
+    """Waveforms with `padding` more samples on either side, mirrored at their ends.
+
+    Args:
+      audio: waveforms, each longer than the padding.
+      padding: samples on either side.
+      lengths: samples of each clip, at whose last one it is mirrored; all of them by default.
+
+    Returns:
+      [B, S + 2 padding]; what is behind a clip's reflection means nothing.
+    """
+    if lengths is None:
+        return jnp.pad(audio, ((0, 0), (padding, padding)), mode="reflect")
+    total, last = audio.shape[-1], jnp.asarray(lengths)[:, None] - 1
+    index = jnp.abs(jnp.arange(-padding, total + padding))[None]
+    index = jnp.clip(jnp.where(index > last, 2 * last - index, index), 0, total - 1)
+    return jnp.take_along_axis(jnp.asarray(audio), index, axis=1)
+
+
+def stft(
+    audio: Float[AnyArray, "B S"], config: MelConfig, lengths: Int[AnyArray, " B"] | None = None
+) -> Complex[Array, "B T R"]:
     """Short-time Fourier transform on the grid of `config`, with reflected ends.
+
+    Args:
+      audio: waveforms.
+      config: the analysis grid.
+      lengths: samples of each clip, where they are padded to one length; frames behind the
+        `config.num_frames` of a clip mean nothing.
 
     Raises:
       ValueError: the waveform is shorter than the reflection needs.
@@ -137,7 +166,7 @@ def stft(audio: Float[AnyArray, "B S"], config: MelConfig) -> Complex[Array, "B 
             f"a waveform of {audio.shape[-1]} samples is too short: the STFT reflects "
             f"{config.padding} samples at either end and needs more than that"
         )
-    padded = jnp.pad(audio, ((0, 0), (config.padding, config.padding)), mode="reflect")
+    padded = reflected(audio, config.padding, lengths)
     return jnp.fft.rfft(frame(padded, config) * hann_window(config.n_fft)[None, None], axis=-1)
 
 

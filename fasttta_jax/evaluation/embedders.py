@@ -1,8 +1,8 @@
 """Embedders: networks that turn waveforms into the features that metrics compare.
 
-Features are cached by content, so a second evaluation of unchanged sounds computes none: the name
-of a cached file is a hash of the waveforms and of the embedder. The folder may be deleted at any
-time.
+Features are cached clip by clip and by content: the key is a hash of the waveform and of the
+embedder. A second evaluation of unchanged sounds computes none, and one that was killed goes on at
+the block of clips where it was. The folder may be deleted at any time.
 
 Dimensions: n clips, S samples, d features, K classes.
 """
@@ -16,11 +16,12 @@ import logging
 import pathlib
 import zipfile
 from collections.abc import Mapping, Sequence
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import librosa
 import numpy as np
 from jaxtyping import Float
+from tqdm import tqdm
 
 from fasttta_jax.storage.files import write_atomically
 
@@ -28,6 +29,10 @@ logger = logging.getLogger(__name__)
 
 ARRAYS = ("probabilities", "classes", "logits")
 """Fields of `Features` that hold an array for each classification."""
+KEYS = "keys"
+"""In a file of the cache, the keys of its clips."""
+BLOCK = 64
+"""Clips that are computed and put on disk together; what a kill loses at most."""
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -55,6 +60,35 @@ class Features:
             for arrays in (self.probabilities, self.logits)
         )
         return Features(self.embeddings[index], probabilities, self.classes, logits)
+
+    def each(self) -> list[Features]:
+        """The features of each clip by itself."""
+        return [self.take([row]) for row in range(len(self.embeddings))]
+
+
+def stacked(features: Sequence[Features]) -> Features:
+    """The features of several sets of clips of one network as those of one set, in order.
+
+    Raises:
+      ValueError: there are none, or they have embeddings of different shapes, as clips of different
+        lengths have where there is one for each patch.
+    """
+    shapes = sorted({one.embeddings.shape[1:] for one in features})
+    if len(shapes) != 1:
+        raise ValueError(
+            f"a clip's embeddings have the shapes {shapes}; allowed: one shape, so that they fit "
+            "into one array"
+        )
+    first = features[0]
+
+    def joined(kind: str) -> dict[str, np.ndarray]:
+        names = getattr(first, kind)
+        return {
+            name: np.concatenate([getattr(one, kind)[name] for one in features]) for name in names
+        }
+
+    embeddings = np.concatenate([one.embeddings for one in features])
+    return Features(embeddings, joined("probabilities"), first.classes, joined("logits"))
 
 
 @runtime_checkable
@@ -90,8 +124,37 @@ class TextEmbedder(Embedder, Protocol):
         ...
 
 
+@runtime_checkable
+class EachEmbedder(Embedder, Protocol):
+    """An embedder that takes clips of different lengths without a program for each length."""
+
+    def embed_each(self, waveforms: Sequence[Float[np.ndarray, " _"]]) -> list[Features]:
+        """Features of each waveform, as `embed` computes them, up to rounding."""
+        ...
+
+
+def embed_each(embedder: Embedder, waveforms: Sequence[Float[np.ndarray, " _"]]) -> list[Features]:
+    """Features of waveforms of any lengths, each clip by itself, in their order.
+
+    An embedder that does not take different lengths is asked for one after the other.
+    """
+    if isinstance(embedder, EachEmbedder):
+        return embedder.embed_each(waveforms)
+    rows: dict[int, list[int]] = {}
+    for row, waveform in enumerate(waveforms):
+        rows.setdefault(len(waveform), []).append(row)
+    found: dict[int, Features] = {}
+    for group in rows.values():
+        features = embedder.embed(np.stack([waveforms[row] for row in group]))
+        found |= zip(group, features.each(), strict=True)
+    return [found[row] for row in range(len(waveforms))]
+
+
 class FeatureCache:
-    """Features on disk, by the content of the waveforms and of the embedder.
+    """Features on disk, by the content of each waveform and of the embedder.
+
+    A file holds a block of clips; it is whole or absent, and never changes. Several processes may
+    use one folder.
 
     Args:
       folder: where they are kept; made when it is first needed.
@@ -107,49 +170,106 @@ class FeatureCache:
 
         Args:
           embedder: the network.
-          audio: waveforms in [-1, 1].
+          audio: waveforms in [-1, 1], at least one.
           sample_rate: of the waveforms; they are resampled to the embedder's.
         """
-        audio = np.ascontiguousarray(audio, np.float32)
-        digest = hashlib.sha256(f"{audio.shape} {sample_rate} {embedder.hash}".encode())
-        digest.update(audio.data)
-        path = self.folder / f"{embedder.name}_{digest.hexdigest()[:32]}.npz"
-        if path.is_file():
-            try:
-                return _read(path)
-            except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-                logger.warning("%s is damaged (%s); its features are computed anew", path, error)
-        features = embedder.embed(_resampled(audio, sample_rate, embedder.sample_rate))
-        write_atomically(path, _to_bytes(features))
-        return features
+        return stacked(self.each(embedder, list(audio), sample_rate))
+
+    def each(
+        self, embedder: Embedder, waveforms: Sequence[Float[np.ndarray, " _"]], sample_rate: int
+    ) -> list[Features]:
+        """The features of each waveform, of whatever length; otherwise as `features`."""
+        settings = f"{sample_rate} {embedder.hash}"
+        keys = [_key(waveform, settings) for waveform in waveforms]
+        folder = self.folder / f"{embedder.name}_{_sha256(embedder.hash)[:16]}"
+        known = _read(folder, set(keys))
+        # By length, so that the clips of a block are alike; equal clips once.
+        missing = {
+            key: waveform
+            for key, waveform in sorted(
+                zip(keys, waveforms, strict=True), key=lambda pair: (len(pair[1]), pair[0])
+            )
+            if key not in known
+        }
+        todo = list(missing.items())
+        with tqdm(
+            total=len(todo), desc=f"{embedder.name} features", unit="clip", disable=None
+        ) as bar:
+            for start in range(0, len(todo), BLOCK):
+                block = dict(todo[start : start + BLOCK])
+                audio = [
+                    _resampled(waveform, sample_rate, embedder.sample_rate)
+                    for waveform in block.values()
+                ]
+                found = dict(zip(block, embed_each(embedder, audio), strict=True))
+                _write(folder, found)
+                known |= found
+                bar.update(len(block))
+        return [known[key] for key in keys]
+
+
+def _sha256(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _key(waveform: Float[np.ndarray, " S"], settings: str) -> str:
+    digest = hashlib.sha256(f"{len(waveform)} {settings}".encode())
+    digest.update(np.ascontiguousarray(waveform, np.float32).data)
+    return digest.hexdigest()[:32]
 
 
 def _resampled(
-    audio: Float[np.ndarray, "n S"], source_rate: int, sample_rate: int
-) -> Float[np.ndarray, "n T"]:
+    waveform: Float[np.ndarray, " S"], source_rate: int, sample_rate: int
+) -> Float[np.ndarray, " T"]:
+    waveform = np.asarray(waveform, np.float32)
     if source_rate == sample_rate:
-        return audio
+        return waveform
     return librosa.resample(
-        audio, orig_sr=source_rate, target_sr=sample_rate, res_type="soxr_hq", axis=-1
+        waveform, orig_sr=source_rate, target_sr=sample_rate, res_type="soxr_hq"
     ).astype(np.float32)
 
 
-def _to_bytes(features: Features) -> bytes:
-    arrays = {"embeddings": features.embeddings}
-    for kind in ARRAYS:
-        for name, values in getattr(features, kind).items():
-            arrays[f"{kind}:{name}"] = np.asarray(values)
-    file = io.BytesIO()
-    np.savez(file, **arrays)  # type: ignore[arg-type]
-    return file.getvalue()
+def _write(folder: pathlib.Path, found: Mapping[str, Features]) -> None:
+    """One file for all clips whose features have the same shape."""
+    groups: dict[tuple[int, ...], list[str]] = {}
+    for key, features in found.items():
+        groups.setdefault(features.embeddings.shape[1:], []).append(key)
+    for keys in groups.values():
+        features = stacked([found[key] for key in keys])
+        arrays = {KEYS: np.asarray(keys), "embeddings": features.embeddings}
+        for kind in ARRAYS:
+            for name, values in getattr(features, kind).items():
+                arrays[f"{kind}:{name}"] = np.asarray(values)
+        file = io.BytesIO()
+        np.savez(file, **arrays)  # type: ignore[arg-type]
+        write_atomically(folder / f"{_sha256(' '.join(keys))[:32]}.npz", file.getvalue())
 
 
-def _read(path: pathlib.Path) -> Features:
-    with np.load(path, allow_pickle=False) as arrays:
-        found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
-        for key in arrays.files:
-            kind, colon, name = key.partition(":")
-            if colon:
-                found[kind][name] = arrays[key]
-        classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
-        return Features(arrays["embeddings"], found["probabilities"], classes, found["logits"])
+def _read(folder: pathlib.Path, wanted: set[str]) -> dict[str, Features]:
+    """The features of the wanted clips, as far as they are there; damaged files are deleted."""
+    found: dict[str, Features] = {}
+    for path in sorted(folder.glob("*.npz")):
+        try:
+            with np.load(path, allow_pickle=False) as arrays:
+                keys = arrays[KEYS].tolist()
+                if wanted.isdisjoint(keys):
+                    continue
+                found |= {
+                    key: one
+                    for key, one in zip(keys, _features_in(arrays).each(), strict=True)
+                    if key in wanted
+                }
+        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            logger.warning("%s is damaged (%s); its features are computed anew", path, error)
+            path.unlink(missing_ok=True)
+    return found
+
+
+def _features_in(arrays: Any) -> Features:
+    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
+    for key in arrays.files:
+        kind, colon, name = key.partition(":")
+        if colon:
+            found[kind][name] = arrays[key]
+    classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
+    return Features(arrays["embeddings"], found["probabilities"], classes, found["logits"])

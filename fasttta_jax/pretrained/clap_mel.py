@@ -25,11 +25,7 @@ import librosa
 import numpy as np
 from jaxtyping import Array, Bool, Float, Float32, Int, Int32
 
-from fasttta_jax.audio.mel import (
-    MelConfig,
-    frame,
-    hann_window,
-)
+from fasttta_jax.audio.mel import MelConfig, frame, hann_window, reflected
 
 Truncation = Literal["rand_trunc", "fusion"]
 Padding = Literal["repeatpad", "repeat", "pad"]
@@ -191,7 +187,10 @@ def clap_mel(
             f"the clips have {total} samples; allowed: {NUM_SAMPLES} {more}; "
             "batch_waveforms makes them so"
         )
-    mel = _decibels(_reflected(audio.astype(jnp.float32), lengths), config.truncation)
+    # where all have the length of a spectrogram, no clip can be shorter
+    ends = None if total == NUM_SAMPLES else lengths
+    padded = reflected(audio.astype(jnp.float32), GRID.padding, ends)
+    mel = _decibels(padded, config.truncation)
     if not fusion:
         return ClapFeatures(mel[:, None], jnp.zeros(audio.shape[0], bool))
     num_frames = 1 + lengths // GRID.hop_length
@@ -215,18 +214,6 @@ def excerpt_starts(num_frames: Int[Array, " B"]) -> list[Int[Array, " B"]]:
         starts.append(jnp.where(length > 0, first + (length - 1) // 2, 0))
         first = first + length
     return starts
-
-
-def _reflected(audio: Float[Array, "B S"], lengths: Int[Array, " B"]) -> Float[Array, "B P"]:
-    """Half a window more on either side, mirrored at the first sample and at the clip's last."""
-    padding = GRID.n_fft // 2
-    total = audio.shape[-1]
-    if total == NUM_SAMPLES:  # no clip can be shorter
-        return jnp.pad(audio, ((0, 0), (padding, padding)), mode="reflect")
-    index = jnp.abs(jnp.arange(-padding, total + padding))[None]
-    last = lengths[:, None] - 1
-    index = jnp.clip(jnp.where(index > last, 2 * last - index, index), 0, total - 1)
-    return jnp.take_along_axis(audio, index, axis=1)
 
 
 def _decibels(padded: Float[Array, "B P"], truncation: Truncation) -> Float[Array, "B T F"]:

@@ -23,7 +23,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fasttta_jax.audio.mel import MelConfig, mel_matrix, stft
 from fasttta_jax.pretrained.batch_norm import BatchNorm
@@ -133,13 +133,22 @@ class PannsOutput(NamedTuple):
 
 
 @functools.partial(jax.jit, static_argnames="config")
-def panns_mel(audio: Float[AnyArray, "B S"], config: PannsConfig) -> Float[Array, "B T F"]:
+def panns_mel(
+    audio: Float[AnyArray, "B S"],
+    config: PannsConfig,
+    lengths: Int[AnyArray, " B"] | None = None,
+) -> Float[Array, "B T F"]:
     """10 log10 of the mel power, float32; silence is -100 dB.
+
+    Args:
+      audio: waveforms.
+      config: the front end.
+      lengths: samples of each clip; all by default. Frames behind its last mean nothing.
 
     Raises:
       ValueError: the clips are too short to be reflected.
     """
-    spectrum = stft(jnp.asarray(audio, jnp.float32), config.grid)
+    spectrum = stft(jnp.asarray(audio, jnp.float32), config.grid, lengths)
     power = jnp.square(spectrum.real) + jnp.square(spectrum.imag)
     mel = jnp.matmul(power, mel_matrix(config.grid).T, precision=jax.lax.Precision.HIGHEST)
     return 10.0 * jnp.log10(jnp.maximum(mel, POWER_FLOOR))
@@ -159,7 +168,10 @@ class Block(nn.Module):
     dtype: DTypeLike
 
     @nn.compact
-    def __call__(self, x: Float[Array, "B Y X C"]) -> Float[Array, "B Y2 X2 C2"]:
+    def __call__(
+        self, x: Float[Array, "B Y X C"], rows: Int[Array, " B"] | None
+    ) -> Float[Array, "B Y2 X2 C2"]:
+        """`rows` are those of each clip, behind which x is zero; None where all are."""
         for index in range(2):
             x = nn.Conv(
                 self.width,
@@ -169,13 +181,20 @@ class Block(nn.Module):
                 precision=jax.lax.Precision.HIGHEST,
                 name=f"conv_{index}",
             )(x)
-            x = jax.nn.relu(BatchNorm(name=f"norm_{index}")(x))
+            x = zero_behind(jax.nn.relu(BatchNorm(name=f"norm_{index}")(x)), rows)
         if not self.halve:
             return x
-        batch_size, rows, columns, width = x.shape
-        rows, columns = rows // 2, columns // 2
-        x = x[:, : 2 * rows, : 2 * columns].reshape(batch_size, rows, 2, columns, 2, width)
-        return jnp.mean(x, axis=(2, 4))
+        batch_size, height, columns, width = x.shape
+        height, columns = height // 2, columns // 2
+        x = x[:, : 2 * height, : 2 * columns].reshape(batch_size, height, 2, columns, 2, width)
+        return zero_behind(jnp.mean(x, axis=(2, 4)), None if rows is None else rows // 2)
+
+
+def zero_behind(x: Float[Array, "B Y X C"], rows: Int[Array, " B"] | None) -> jax.Array:
+    """x with zeros behind the rows of each clip, as convolutions see what is behind a map's end."""
+    if rows is None:
+        return x
+    return jnp.where(jnp.arange(x.shape[1])[None, :, None, None] < rows[:, None, None, None], x, 0)
 
 
 class Panns(nn.Module):
@@ -191,11 +210,15 @@ class Panns(nn.Module):
     dtype: DTypeLike = jnp.float32
 
     @nn.compact
-    def __call__(self, audio: Float[AnyArray, "B S"]) -> PannsOutput:
+    def __call__(
+        self, audio: Float[AnyArray, "B S"], lengths: Int[AnyArray, " B"] | None = None
+    ) -> PannsOutput:
         """Embeddings and logits of each clip by itself.
 
         Args:
           audio: mono waveforms in [-1, 1] at the config's sample rate, all of one length.
+          lengths: samples of each clip, from `config.min_samples`, where shorter ones are padded;
+            what is behind them changes nothing. All by default.
 
         Raises:
           ValueError: the clips are shorter than `config.min_samples`.
@@ -207,11 +230,17 @@ class Panns(nn.Module):
                 f"{config.min_samples}, which leave one row in the last block. Fill shorter clips "
                 "up with zeros"
             )
-        x = BatchNorm(name="norm")(panns_mel(audio, config))[..., None]
+        x = BatchNorm(name="norm")(panns_mel(audio, config, lengths))[..., None]
+        rows = None if lengths is None else 1 + jnp.asarray(lengths) // config.hop_length
+        x = zero_behind(x, rows)
         for index, width in enumerate(config.widths):
-            x = Block(width, index < HALVINGS, self.dtype, name=f"block_{index}")(x)
+            halve = index < HALVINGS
+            x = Block(width, halve, self.dtype, name=f"block_{index}")(x, rows)
+            rows = rows // 2 if halve and rows is not None else rows
         over_time = jnp.mean(x, axis=2)
-        pooled = jnp.max(over_time, axis=1) + jnp.mean(over_time, axis=1)
+        count = over_time.shape[1] if rows is None else rows[:, None]
+        # behind the ReLU no row is below the zeros behind a clip's last
+        pooled = jnp.max(over_time, axis=1) + jnp.sum(over_time, axis=1) / count
         embeddings = jax.nn.relu(self._linear(config.embedding_size, "embedding", pooled))
         return PannsOutput(embeddings, self._linear(config.num_classes, "classes", embeddings))
 

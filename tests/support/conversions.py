@@ -14,7 +14,8 @@ import tokenizers
 
 from fasttta_jax.convert.source import open_source
 from fasttta_jax.convert.write import Conversion, write_conversion
-from fasttta_jax.pretrained import vae
+from fasttta_jax.pretrained import panns, vae
+from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
 from fasttta_jax.pretrained.clap_text import ClapText, ClapTextConfig
 from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
 from fasttta_jax.pretrained.t5 import T5Config, T5Encoder
@@ -39,6 +40,10 @@ CLAP = ClapTextConfig(
     max_position_embeddings=90,
     projection_dim=6,
 )
+CLAP_AUDIO = ClapAudioConfig(
+    patch_embeds_hidden_size=8, depths=(2, 1), num_attention_heads=(1, 2), projection_dim=6
+)
+PANNS: dict[str, Any] = {"widths": (4, 4, 6, 6, 8, 8), "embedding_size": 8, "num_classes": 5}
 
 
 def convert(kind: ModuleType, path: pathlib.Path, **options: Any) -> Conversion:
@@ -69,7 +74,7 @@ def _draw(path: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.nda
     if len(shape) > 1:
         values /= np.sqrt(np.prod(shape[:-1]))
     else:
-        values = 0.1 * values + path.endswith("scale")
+        values = 0.1 * values + path.endswith(("scale", "variance"))
     return values.astype(np.float32)
 
 
@@ -101,6 +106,29 @@ def random_clap(folder: pathlib.Path) -> pathlib.Path:
     params = {"text": jax.eval_shape(module.init, jax.random.key(0), ids, ids > 0)["params"]}
     metadata = {"kind": "clap", "config": {"text": dataclasses.asdict(CLAP), "audio": None}}
     return _write(folder, params, metadata, byte_tokenizer("<pad>", "<s>", "</s>"))
+
+
+def random_clap_towers(folder: pathlib.Path, *, fusion: bool = False) -> pathlib.Path:
+    """A converted CLAP of two narrow towers."""
+    audio = dataclasses.replace(CLAP_AUDIO, enable_fusion=fusion)
+    features = np.zeros((1, audio.num_spectrograms, 8, audio.num_mel_bins), np.float32)
+    ids = np.zeros((1, 3), np.int32)
+    key = jax.random.key(0)
+    params = {
+        "text": jax.eval_shape(ClapText(CLAP).init, key, ids, ids > 0)["params"],
+        "audio": jax.eval_shape(ClapAudio(audio).init, key, features, ids[:, 0] > 0)["params"],
+    }
+    towers = {"text": dataclasses.asdict(CLAP), "audio": dataclasses.asdict(audio)}
+    metadata = {"kind": "clap", "config": towers}
+    return _write(folder, params, metadata, byte_tokenizer("<pad>", "<s>", "</s>"))
+
+
+def random_panns(folder: pathlib.Path, config: panns.PannsConfig) -> pathlib.Path:
+    """A converted Cnn14 with few channels."""
+    config = dataclasses.replace(config, **PANNS)
+    audio = np.zeros((1, config.min_samples), np.float32)
+    params = jax.eval_shape(panns.Panns(config).init, jax.random.key(0), audio)["params"]
+    return _write(folder, params, {"kind": "panns", "config": dataclasses.asdict(config)})
 
 
 def random_vae(folder: pathlib.Path) -> pathlib.Path:
