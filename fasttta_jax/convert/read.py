@@ -1,7 +1,7 @@
 """Opens a checkpoint, whatever its format, as a tree of names with tensors that are still on disk.
 
-Formats: torch's zip files (.pth .pt .bin .ckpt) and safetensors. Torch itself is not needed, and
-nothing in a file is executed.
+Formats: torch's files (.pth .pt .bin .ckpt), of before version 1.6 and since, and safetensors.
+Torch itself is not needed, and nothing in a file is executed.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from safetensors import SafetensorError, safe_open
 from tqdm import tqdm
 
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
-from fasttta_jax.convert.torch_files import TorchFile
+from fasttta_jax.convert.torch_files import OldTorchFile, TorchFile
 
 HASH_BLOCK = 1 << 22
 _SAFETENSORS_DTYPES = {
@@ -55,7 +55,7 @@ def open_checkpoint(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
     """The content of a checkpoint, for the time of a `with` block.
 
     Args:
-      path: a file in torch's zip format, or *.safetensors.
+      path: a file of torch, or *.safetensors.
 
     Yields:
       Names to StoredTensor, nested as the file has them; other values as they are.
@@ -72,17 +72,13 @@ def open_checkpoint(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
         return
     with path.open("rb") as file:
         start = file.read(2)
-    if start == b"\x80\x02":
+    formats = {b"PK": TorchFile, b"\x80\x02": OldTorchFile}
+    if start not in formats:
         raise ConversionError(
-            f"{path} has torch's format of before 1.6, which is not a zip file. Re-save it with a "
-            f"newer torch: torch.save(torch.load({path.name!r}, map_location='cpu'), 'new.pth')"
-        )
-    if start != b"PK":
-        raise ConversionError(
-            f"{path} is no checkpoint that can be read; allowed: torch's zip format (.pth, .pt, "
+            f"{path} is no checkpoint that can be read; allowed: torch's formats (.pth, .pt, "
             ".bin, .ckpt) and .safetensors"
         )
-    with TorchFile(path) as file:
+    with formats[start](path) as file:
         tree = file.tree()
         if not isinstance(tree, Mapping):
             raise ConversionError(f"{path} holds a {type(tree).__name__}; expected a dict")

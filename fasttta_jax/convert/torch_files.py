@@ -1,199 +1,55 @@
-"""Torch's zip format without torch: a restricted unpickler, and tensors that are read on demand.
+"""Torch's files without torch: trees of names with tensors that are read on demand.
 
-A file holds one pickle, `NAME/data.pkl`, and the bytes of every storage, `NAME/data/KEY`. A pickle
-names the functions that rebuild it, and a plain unpickler would call whatever it names. This one
-knows the few names that a checkpoint of tensors needs and gives its own stand-ins for them;
-every other name is an error. The stand-ins are immutable, so that a pickle cannot change them
-either.
+Since torch 1.6 a file is a zip archive with one pickle, `NAME/data.pkl`, and the bytes of every
+storage, `NAME/data/KEY`. Before, it was five things in a row: a magic number, the version of the
+format, the sizes of types, the pickle, and the keys of the storages, each a pickle itself, and then
+the storages, each with its number of values before it.
 """
 
 from __future__ import annotations
 
-import collections
-import functools
 import io
-import math
 import pathlib
-import pickle
-import types
+import struct
 import zipfile
 import zlib
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Any
 
-import ml_dtypes
 import numpy as np
 
-from fasttta_jax.convert.stored import ConversionError, StoredTensor
+from fasttta_jax.convert.stored import ConversionError
+from fasttta_jax.convert.unpickler import NumpyArray, RestrictedUnpickler, Storage
+
+MAGIC = 0x1950A86A20F9469CFC6C
+VERSION = 1001
+"""What the old format begins with."""
+NUMEL = struct.Struct("<q")
 
 
-class _StorageType(NamedTuple):
-    """Stands for torch.FloatStorage and its like."""
+def _load(
+    file: io.BufferedIOBase, read: Callable[[Storage], np.ndarray], path: pathlib.Path
+) -> tuple[Any, dict[str, Storage]]:
+    """One pickle, and the storages that it refers to.
 
-    dtype: np.dtype
-
-
-class _Storage(NamedTuple):
-    """The bytes of one or more tensors: `numel` values below the key."""
-
-    dtype: np.dtype
-    key: str
-    numel: int
-
-
-class _RebuildTensor(NamedTuple):
-    """Stands for torch._utils._rebuild_tensor_v2."""
-
-    read: Callable[[_Storage], np.ndarray]
-
-    def __call__(
-        self,
-        storage: _Storage,
-        offset: int,
-        shape: tuple[int, ...],
-        strides: tuple[int, ...],
-        *ignored: Any,
-    ) -> StoredTensor:
-        """A tensor as a strided view of a storage; gradients and hooks are ignored."""
-        if not isinstance(storage, _Storage) or len(shape) != len(strides):
-            raise ConversionError("a tensor is not a view of a storage")
-        if min((offset, *shape, *strides)) < 0:
-            raise ConversionError("a tensor has a negative offset, size or stride")
-        last = offset + sum(
-            (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
-        )
-        if math.prod(shape) > 0 and last >= storage.numel:
-            raise ConversionError(
-                f"a tensor of shape {shape} reaches value {last} of storage {storage.key!r}, "
-                f"which has {storage.numel}"
-            )
-        read = functools.partial(_view, self.read, storage, offset, shape, strides)
-        return StoredTensor(tuple(shape), storage.dtype.name, read)
-
-
-class _RebuildParameter:
-    """Stands for torch._utils._rebuild_parameter: the tensor itself."""
-
-    __slots__ = ()
-
-    def __call__(self, data: StoredTensor, *ignored: Any) -> StoredTensor:
-        return data
-
-
-class _NumpyType:
-    """Stands for a numpy dtype; its details are not kept."""
-
-    __slots__ = ()
-
-    def __setstate__(self, ignored: Any) -> None:
-        """A pickled dtype comes with a state of byte order and alignment."""
-
-
-class _MakeNumpyType:
-    """Stands for numpy.dtype."""
-
-    __slots__ = ()
-
-    def __call__(self, *ignored: Any) -> _NumpyType:
-        return _NumpyType()
-
-
-class _NumpyScalar:
-    """Stands for a number of numpy, such as an optimizer's learning rate: not its value."""
-
-    __slots__ = ()
-
-
-class _MakeNumpyScalar:
-    """Stands for numpy.core.multiarray.scalar."""
-
-    __slots__ = ()
-
-    def __call__(self, *ignored: Any) -> _NumpyScalar:
-        return _NumpyScalar()
-
-
-class _Encode:
-    """Stands for _codecs.encode, by which pickles of protocol 2 write bytes."""
-
-    __slots__ = ()
-
-    def __call__(self, text: str, encoding: str) -> bytes:
-        if encoding != "latin1":
-            raise ConversionError(f"bytes are written in {encoding!r}; allowed: 'latin1'")
-        return text.encode("latin1")
-
-
-def _view(
-    read: Callable[[_Storage], np.ndarray],
-    storage: _Storage,
-    offset: int,
-    shape: tuple[int, ...],
-    strides: tuple[int, ...],
-) -> np.ndarray:
-    values = read(storage)
-    if math.prod(shape) == 0:
-        return np.zeros(shape, storage.dtype)
-    steps = tuple(stride * storage.dtype.itemsize for stride in strides)
-    return np.lib.stride_tricks.as_strided(values[offset:], shape, steps, writeable=False).copy()
-
-
-_STORAGES = {
-    "DoubleStorage": np.dtype("<f8"),
-    "FloatStorage": np.dtype("<f4"),
-    "HalfStorage": np.dtype("<f2"),
-    "BFloat16Storage": np.dtype(ml_dtypes.bfloat16),
-    "LongStorage": np.dtype("<i8"),
-    "IntStorage": np.dtype("<i4"),
-    "ShortStorage": np.dtype("<i2"),
-    "CharStorage": np.dtype("i1"),
-    "ByteStorage": np.dtype("u1"),
-    "BoolStorage": np.dtype("?"),
-}
-
-
-class _RestrictedUnpickler(pickle.Unpickler):
-    """Rebuilds dicts, lists, numbers, text, tensors and argparse.Namespace; refuses all else.
-
-    A number of numpy is let pass, and its value left out: CLAP's checkpoints have some beside their
-    tensors.
+    Raises:
+      ConversionError: it is damaged, or asks for anything that is not allowed.
     """
+    unpickler = RestrictedUnpickler(file, read)
+    try:
+        return unpickler.load(), unpickler.storages
+    except ConversionError as error:
+        raise ConversionError(f"{path} cannot be read: {error}") from error
+    except Exception as error:  # a damaged pickle can fail in any way
+        raise ConversionError(f"{path} cannot be read: its pickle is damaged ({error})") from error
 
-    def __init__(self, data: bytes, read: Callable[[_Storage], np.ndarray]) -> None:
-        super().__init__(io.BytesIO(data))
-        self._allowed: dict[tuple[str, str], Any] = {
-            ("torch._utils", "_rebuild_tensor_v2"): _RebuildTensor(read),
-            ("torch._utils", "_rebuild_parameter"): _RebuildParameter(),
-            ("torch", "Size"): tuple,
-            ("collections", "OrderedDict"): collections.OrderedDict,
-            ("argparse", "Namespace"): types.SimpleNamespace,
-            ("numpy", "dtype"): _MakeNumpyType(),
-            ("numpy.core.multiarray", "scalar"): _MakeNumpyScalar(),
-            ("numpy._core.multiarray", "scalar"): _MakeNumpyScalar(),
-            ("_codecs", "encode"): _Encode(),
-        } | {("torch", name): _StorageType(dtype) for name, dtype in _STORAGES.items()}
 
-    def find_class(self, module_name: str, global_name: str, /) -> Any:
-        """The stand-in for a name.
-
-        Raises:
-          ConversionError: the name is none of the few that are allowed.
-        """
-        stand_in = self._allowed.get((module_name, global_name))
-        if stand_in is None:
-            raise ConversionError(
-                f"its pickle asks for {module_name}.{global_name}, which was refused and not run; "
-                "allowed: tensors, plain containers, argparse.Namespace and numpy's numbers. If "
-                "you trust the file, save its state dict alone with torch and convert that"
-            )
-        return stand_in
-
-    def persistent_load(self, pid: Any) -> _Storage:
-        """The storage that an id of torch's format names."""
-        match pid:
-            case ("storage", _StorageType(dtype), str(key), _, int(numel)):
-                return _Storage(dtype, key, numel)
-        raise ConversionError(f"its pickle refers to {pid!r}, which is no storage of tensors")
+def _with_arrays(tree: Any) -> Any:
+    """The tree with its own arrays of numpy as tensors; those inside its entries stay opaque."""
+    if not isinstance(tree, Mapping):
+        return tree
+    stored = {key: value.stored() for key, value in tree.items() if isinstance(value, NumpyArray)}
+    return {**tree, **{key: value for key, value in stored.items() if value is not None}}
 
 
 class TorchFile:
@@ -240,14 +96,8 @@ class TorchFile:
         if order in self._archive.namelist() and self._entry(order) != b"little":
             raise ConversionError(f"{self.path} was saved on a big-endian machine; re-save it")
         data = self._entry(f"{self._root}data.pkl")
-        try:
-            return _RestrictedUnpickler(data, self._read_storage).load()
-        except ConversionError as error:
-            raise ConversionError(f"{self.path} cannot be read: {error}") from error
-        except Exception as error:  # a damaged pickle can fail in any way
-            raise ConversionError(
-                f"{self.path} cannot be read: its pickle is damaged ({error})"
-            ) from error
+        tree, _ = _load(io.BytesIO(data), self._read_storage, self.path)
+        return _with_arrays(tree)
 
     def _entry(self, name: str) -> bytes:
         try:
@@ -258,7 +108,7 @@ class TorchFile:
                 "download it again"
             ) from error
 
-    def _read_storage(self, storage: _Storage) -> np.ndarray:
+    def _read_storage(self, storage: Storage) -> np.ndarray:
         name = f"{self._root}data/{storage.key}"
         data = self._entry(name)
         expected = storage.numel * storage.dtype.itemsize
@@ -267,4 +117,79 @@ class TorchFile:
                 f"{self.path} is damaged: {name} inside it has {len(data)} bytes; expected "
                 f"{expected}"
             )
+        return np.frombuffer(data, storage.dtype)
+
+
+class OldTorchFile:
+    """An open checkpoint of the format before torch 1.6; a context manager.
+
+    Args:
+      path: the file.
+    """
+
+    def __init__(self, path: pathlib.Path) -> None:
+        self.path = path
+        self._file = path.open("rb")
+        self._size = path.stat().st_size
+        self._offsets: dict[str, int] = {}
+
+    def __enter__(self) -> OldTorchFile:
+        return self
+
+    def __exit__(self, *unused: object) -> None:
+        self._file.close()
+
+    def tree(self) -> Any:
+        """The whole checkpoint with a StoredTensor for every tensor; no tensor is read.
+
+        Raises:
+          ConversionError: the file is none of torch's or cut short, or a pickle in it is damaged or
+            asks for anything that is not allowed.
+        """
+        if self._pickle() != MAGIC:
+            raise ConversionError(
+                f"{self.path} is a pickle, and no checkpoint of torch: it does not begin with "
+                "torch's number"
+            )
+        version, system = self._pickle(), self._pickle()
+        if version != VERSION or not isinstance(system, Mapping):
+            raise ConversionError(
+                f"{self.path} has version {version!r} of torch's old format; allowed: {VERSION}"
+            )
+        if system.get("little_endian") is not True:
+            raise ConversionError(f"{self.path} was saved on a big-endian machine; re-save it")
+        tree, storages = _load(self._file, self._read_storage, self.path)
+        keys = self._pickle()
+        if not isinstance(keys, list) or set(keys) != set(storages):
+            raise ConversionError(f"{self.path} does not hold the tensors that it names")
+        for key in keys:
+            self._find(storages[key])
+        return _with_arrays(tree)
+
+    def _pickle(self) -> Any:
+        tree, _ = _load(self._file, self._read_storage, self.path)
+        return tree
+
+    def _find(self, storage: Storage) -> None:
+        """Notes where a storage begins, and goes on to the next."""
+        header = self._file.read(NUMEL.size)
+        begin = self._file.tell()
+        end = begin + storage.numel * storage.dtype.itemsize
+        if len(header) < NUMEL.size or end > self._size:
+            raise ConversionError(
+                f"{self.path} is cut short: storage {storage.key!r} ends at byte {end}, and the "
+                f"file has {self._size}; copy or download it again"
+            )
+        (numel,) = NUMEL.unpack(header)
+        if numel != storage.numel:
+            raise ConversionError(
+                f"{self.path} is damaged: storage {storage.key!r} has {numel} values; expected "
+                f"{storage.numel}"
+            )
+        self._offsets[storage.key] = begin
+        self._file.seek(end)
+
+    def _read_storage(self, storage: Storage) -> np.ndarray:
+        self._file.seek(self._offsets[storage.key])
+        data = self._file.read(storage.numel * storage.dtype.itemsize)
         return np.frombuffer(data, storage.dtype)

@@ -7,6 +7,7 @@ import collections
 import os
 import pathlib
 import pickle
+import struct
 import zipfile
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ def touch(path: str) -> None:
         (f"{__name__}.touch", lambda mark: Stand(touch, str(mark))),
         ("builtins.getattr", lambda mark: Stand(getattr, "", "join")),
         ("pathlib", lambda mark: pathlib.PurePosixPath("out")),
-        ("numpy", lambda mark: np.zeros(1)),
+        ("numpy", lambda mark: np.random.RandomState(0)),
     ],
 )
 def test_unknown_names_are_refused_and_never_run(
@@ -83,6 +84,9 @@ def test_stand_ins_cannot_be_changed(tmp_path: pathlib.Path) -> None:
         ("collections", "OrderedDict"),
         ("argparse", "Namespace"),
         ("numpy", "dtype"),
+        ("numpy", "ndarray"),
+        ("numpy.core.multiarray", "_reconstruct"),
+        ("numpy._core.multiarray", "_reconstruct"),
         ("numpy.core.multiarray", "scalar"),
         ("numpy._core.multiarray", "scalar"),
         ("_codecs", "encode"),
@@ -126,6 +130,28 @@ def test_numbers_of_numpy_pass_without_their_values(
             assert not hasattr(number, "__dict__")
 
 
+@pytest.mark.parametrize("home", ["numpy.core.multiarray", "numpy._core.multiarray"])
+def test_arrays_of_numpy_are_tensors_at_the_top(home: str, tmp_path: pathlib.Path) -> None:
+    """Elsewhere, as in a sampler's state, they pass unread; arrays of objects are no tensors."""
+    arrays = {
+        "wide": np.arange(6, dtype=">f4").reshape(2, 3),
+        "turned": np.asfortranarray(np.arange(6, dtype=np.float64).reshape(2, 3)),
+        "number": np.array(3, np.int16),
+    }
+    content = arrays | {"texts": np.array(["a", None]), "sampler": [np.arange(3)]}
+    data = pickle.dumps(content, protocol=2)
+    present = np.zeros(1).__reduce__()[0].__module__
+    assert present.encode() in data
+    data = data.replace(present.encode(), home.encode())
+    with open_checkpoint(torch_zip(tmp_path / "x.pth", data)) as tree:
+        for name, values in arrays.items():
+            assert isinstance(tree[name], StoredTensor)
+            assert (tree[name].shape, tree[name].dtype) == (values.shape, values.dtype.name)
+            np.testing.assert_array_equal(tree[name].read(), values)
+        for opaque in (tree["texts"], *tree["sampler"]):
+            assert not isinstance(opaque, StoredTensor | np.ndarray)
+
+
 def test_bytes_have_one_encoding(tmp_path: pathlib.Path) -> None:
     """Other codecs of the standard library unpack archives."""
     path = torch_zip(tmp_path / "x.pth", {"kept": b"\x00\xff"})
@@ -156,6 +182,7 @@ def tensor_pickle(
 
 
 VALUES = np.arange(6, dtype="<f4")
+OLD = VALUES.tobytes()
 
 
 def test_tensors_without_torch(tmp_path: pathlib.Path) -> None:
@@ -201,8 +228,8 @@ def test_damaged_torch_files_are_explained(tmp_path: pathlib.Path) -> None:
     pickled = tensor_pickle((6,), (1,))
     cases = {
         "its end is missing or damaged": content[: len(content) // 2],
-        "is no checkpoint that can be read; allowed: torch's zip": b"",
-        r"format of before 1.6.*torch.save\(torch.load\('bad.pth'": pickle.dumps({}, protocol=2),
+        "is no checkpoint that can be read; allowed: torch's formats": b"",
+        "is a pickle, and no checkpoint of torch": pickle.dumps({}, protocol=2),
         "archive/data/0 inside it cannot be read .Bad CRC": bytes(flipped),
     }
     for number, (kept, entries, message) in enumerate(
@@ -220,6 +247,71 @@ def test_damaged_torch_files_are_explained(tmp_path: pathlib.Path) -> None:
         path.write_bytes(data)
         with pytest.raises(ConversionError, match=message), open_checkpoint(path) as tree:
             tree["x"].read()
+
+
+def old_file(path: pathlib.Path, content: bytes, storages: dict[str, bytes], **changes: Any) -> Any:
+    """A file with the layout of torch before 1.6 around a pickle of tensors."""
+    parts = {
+        "magic": 0x1950A86A20F9469CFC6C,
+        "version": 1001,
+        "system": {"protocol_version": 1001, "little_endian": True, "type_sizes": {"int": 4}},
+    } | changes
+    keys = parts.pop("keys", list(storages))
+    numel = parts.pop("numel", None)
+    data = b"".join(pickle.dumps(value, protocol=2) for value in parts.values()) + content
+    data += pickle.dumps(keys, protocol=2)
+    for values in storages.values():
+        data += struct.pack("<q", numel or len(values) // 4) + values
+    path.write_bytes(data)
+    return path
+
+
+def test_old_files_are_read(tmp_path: pathlib.Path) -> None:
+    """One value after the other, whatever order they are asked for in."""
+    path = old_file(tmp_path / "x.pth", tensor_pickle((2, 2), (1, 2), offset=1), {"0": OLD})
+    with open_checkpoint(path) as tree:
+        for _ in range(2):
+            np.testing.assert_array_equal(tree["x"].read(), [[1, 3], [2, 4]])
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"magic": 7}, "is a pickle, and no checkpoint of torch"),
+        ({"version": 1000}, "has version 1000 of torch's old format; allowed: 1001"),
+        ({"system": {"little_endian": False}}, "saved on a big-endian machine"),
+        ({"keys": ["1"]}, "does not hold the tensors that it names"),
+        ({"numel": 5}, "storage '0' has 5 values; expected 6"),
+        ({"storages": {"0": OLD[:-1]}}, "is cut short: storage '0' ends at byte"),
+        ({"content": tensor_pickle((6,), (1,))[:-9]}, "its pickle is damaged"),
+    ],
+)
+def test_damaged_old_files_are_explained(
+    changes: dict[str, Any], message: str, tmp_path: pathlib.Path
+) -> None:
+    arguments = {"content": tensor_pickle((6,), (1,)), "storages": {"0": OLD}} | changes
+    path = old_file(tmp_path / "x.pth", **arguments)
+    with pytest.raises(ConversionError, match=message), open_checkpoint(path):
+        pass
+
+
+@pytest.mark.parametrize("old", [True, False])
+def test_files_of_torch_are_read(old: bool, tmp_path: pathlib.Path) -> None:
+    """Both formats as torch itself writes them: views, types, shared storages, arrays beside."""
+    torch = pytest.importorskip("torch")
+    base = torch.arange(12, dtype=torch.float32).reshape(3, 4)
+    content = {
+        "model": collections.OrderedDict(
+            base=base, part=base[1:, ::2].T, half=base.to(torch.bfloat16), count=torch.tensor(3)
+        ),
+        "sampler": [np.arange(3)],
+    }
+    torch.save(content, tmp_path / "x.pth", _use_new_zipfile_serialization=not old)
+    with open_checkpoint(tmp_path / "x.pth") as tree:
+        for name, values in content["model"].items():
+            found = tree["model"][name].read()
+            assert found.dtype.name == str(values.dtype).removeprefix("torch.")
+            np.testing.assert_array_equal(np.float32(found), values.float().numpy())
 
 
 def test_damaged_safetensors_are_explained(tmp_path: pathlib.Path) -> None:
