@@ -8,6 +8,7 @@
     python -m fasttta_jax.convert clap laion/clap-htsat-fused converted/clap
     python -m fasttta_jax.convert clap 630k-audioset-best.pt converted/clap --tokenizer=roberta-base
     python -m fasttta_jax.convert panns Cnn14_16k_mAP=0.438.pth converted/panns_16k
+    python -m fasttta_jax.convert vggish vggish-10086976.pth converted/vggish
 
 The arguments are a kind, a source and the folder to write. Kinds:
 
@@ -17,10 +18,12 @@ The arguments are a kind, a source and the folder to write. Kinds:
     t5        the encoder of Flan-T5 of any size, with its tokenizer
     clap      CLAP's text tower with its tokenizer, and its audio tower where the source has one
     panns     PANNs' Cnn14 at 16 or 32 kHz, as its project saves it
+    vggish    VGGish as torchvggish saves it; with its principal components, where their file is
+              beside it (vggish_pca_params*.pth, .npz) or given by --pca
 
 SOURCE is a folder in the layout of transformers or diffusers (config.json beside .safetensors or
 .bin, whole or in shards; of a pipeline, the part that is needed), a single file of an original
-project (torch's zip format .pth .pt .bin .ckpt, or .safetensors), or the Hub's owner/name, which is
+project (torch's .pth .pt .bin .ckpt of any age, or .safetensors), or the Hub's owner/name, which is
 fetched. Without a network, download the files elsewhere and give their folder. Nothing in a file is
 executed: a pickle that asks for more than tensors and plain containers is refused. Every key must
 be known; what is missing, unexpected or misshapen is listed. OUT gets weights.safetensors
@@ -38,7 +41,7 @@ from typing import NamedTuple
 from absl import flags
 
 from fasttta_jax import cli
-from fasttta_jax.convert import clap, hifigan, mar, panns, t5, vae
+from fasttta_jax.convert import clap, hifigan, mar, panns, t5, vae, vggish
 from fasttta_jax.convert.source import Source, open_source
 from fasttta_jax.convert.write import Conversion, check_target, describe, write_conversion
 
@@ -83,6 +86,11 @@ def _define_flags() -> None:
         "clap: folder with the files of RoBERTa's tokenizer, for an original checkpoint, which "
         "has none.",
     )
+    flags.DEFINE_string(
+        "pca",
+        None,
+        "vggish: the file of its principal components, where it is not beside the network.",
+    )
 
 
 def _mar(source: Source) -> Conversion:
@@ -99,6 +107,11 @@ def _clap(source: Source) -> Conversion:
     return clap.convert(source, tokenizer=None if folder is None else pathlib.Path(folder))
 
 
+def _vggish(source: Source) -> Conversion:
+    file = flags.FLAGS.pca
+    return vggish.convert(source, pca=None if file is None else pathlib.Path(file))
+
+
 KINDS: Mapping[str, Kind] = {
     "mar": Kind(_mar, flags=("weights", "num_heads")),
     "vae": Kind(_vae, parts=("vae",), flags=("scaling_factor",)),
@@ -106,6 +119,7 @@ KINDS: Mapping[str, Kind] = {
     "t5": Kind(t5.convert, parts=("text_encoder", "text_encoder_2")),
     "clap": Kind(_clap, parts=("text_encoder",), flags=("tokenizer",)),
     "panns": Kind(panns.convert),
+    "vggish": Kind(_vggish, flags=("pca",)),
 }
 
 

@@ -55,6 +55,7 @@ class Source:
       sha256: of the weights file; of several shards, over their names and hashes.
       config: the config.json beside the weights; None for the checkpoint of an original project.
       tokenizer: folder with the tokenizer's files, where there is one.
+      folder: where the weights lie, for what may lie beside them.
     """
 
     name: str
@@ -62,6 +63,7 @@ class Source:
     sha256: str
     config: Mapping[str, Any] | None = None
     tokenizer: pathlib.Path | None = None
+    folder: pathlib.Path | None = None
 
     def describe(
         self, kind: str, weights: str, dropped: Mapping[str, str], **sizes: Any
@@ -105,7 +107,7 @@ def open_source(source: str, *, parts: Sequence[str] = ()) -> Iterator[Source]:
         with open_checkpoint(path) as tree:
             inner = tree.get(STATE_DICT)
             flat = inner if isinstance(inner, Mapping) else tree
-            yield Source(name, flat, file_sha256(path))
+            yield Source(name, flat, file_sha256(path), folder=path.parent)
         return
     root, folder = path, _part(path, parts)
     if folder != root:
@@ -117,7 +119,7 @@ def open_source(source: str, *, parts: Sequence[str] = ()) -> Iterator[Source]:
         for file in files:
             state |= stack.enter_context(open_checkpoint(file))
         tokenizer = _tokenizer(root, folder)
-        yield Source(name, state, _hash(files), config, tokenizer)
+        yield Source(name, state, _hash(files), config, tokenizer, folder)
 
 
 def _part(folder: pathlib.Path, parts: Sequence[str]) -> pathlib.Path:

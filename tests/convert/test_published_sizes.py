@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 from flax.traverse_util import flatten_dict
 
-from fasttta_jax.convert import clap, hifigan, names, panns, t5, vae
+from fasttta_jax.convert import clap, hifigan, names, panns, t5, vae, vggish
 from fasttta_jax.convert.names import Table
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import StoredTensor
@@ -29,11 +29,12 @@ from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
 from fasttta_jax.pretrained.panns import CNN14_16K, CNN14_32K, Panns, PannsConfig
 from fasttta_jax.pretrained.t5 import T5Config, T5Encoder
 from fasttta_jax.pretrained.vae import Vae, VaeConfig
+from fasttta_jax.pretrained.vggish import Vggish, VggishConfig
 
 torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 diffusers = pytest.importorskip("diffusers")
-from tests.support import clap_models, panns_models, t5_models  # noqa: E402
+from tests.support import clap_models, panns_models, t5_models, vggish_models  # noqa: E402
 
 Shapes = dict[str, tuple[int, ...]]
 T5_LARGE = {
@@ -187,3 +188,12 @@ def test_cnn14(config: PannsConfig) -> None:
     assert found == initialised(Panns(config), floats(1, config.sample_rate))
     assert sum(value.numel() for value in model.parameters() if value.is_meta) == 80_753_615
     assert size(found) == 80_753_615 + 2 * (64 + 2 * sum(config.widths))  # and statistics
+
+
+def test_vggish() -> None:
+    with torch.device("meta"):
+        model = vggish_models.Vggish(VggishConfig())
+    conversion = vggish.convert(source_of("vggish.pth", model))
+    found = shapes_of(conversion.params)
+    assert found == initialised(Vggish(VggishConfig(), pca=True), floats(1, 16_000))
+    assert size(found) == count(model) == 72_141_184 + 128 * 128 + 128
