@@ -28,15 +28,15 @@ the end of its file is cut there and counted.
 from __future__ import annotations
 
 import dataclasses
-import glob
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from absl import flags
 
 from data.common import tables
+from data.common.arguments import split_files
 from data.common.audio_files import SUFFIXES, AudioFiles
 from data.common.making import (
     define_caption_flag,
@@ -114,30 +114,6 @@ def _with_suffix(entry: Entry, audio: AudioFiles) -> Entry:
     return dataclasses.replace(entry, file=audio.find(stem) or entry.file, name=entry.id)
 
 
-def parse_manifests(given: Sequence[str]) -> dict[pathlib.Path, str | None]:
-    """The files of "FILE" or "SPLIT=FILE", where FILE may be a pattern such as "train-*.parquet".
-
-    Raises:
-      ValueError: no file has such a name, or one is given twice.
-    """
-    found: dict[pathlib.Path, str | None] = {}
-    for text in given:
-        name, equals, pattern = text.partition("=")
-        split = tables.SPLIT_NAMES.get(name) if equals else None
-        pattern = pattern if split else text
-        paths = [pattern] if os.path.exists(pattern) else sorted(glob.glob(pattern))
-        if not paths:
-            raise ValueError(
-                f"--manifest is {text!r}, and there is no such file; allowed: FILE or SPLIT=FILE, "
-                f"SPLIT one of {', '.join(tables.SPLIT_NAMES)}"
-            )
-        for path in map(pathlib.Path, paths):
-            if path in found:
-                raise ValueError(f"--manifest names {path} twice; allowed: each file once")
-            found[path] = split
-    return found
-
-
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command line; not done at import, where tests would define it a second time."""
 
@@ -176,7 +152,7 @@ def main() -> None:
         duration=values.duration_column,
     )
     build(
-        parse_manifests(values.manifest),
+        split_files("manifest", values.manifest),
         values.audio_dir,
         values.out,
         columns=columns,

@@ -73,19 +73,32 @@ class AudioFiles:
             found.setdefault(stem(name), []).append(name)
         return found
 
-    def find(self, *stems: str) -> str | None:
+    def find(self, *stems: str, within: str = "") -> str | None:
         """The one file whose name without folder and suffix is among `stems`; None without one.
+
+        Args:
+          stems: names that it may have.
+          within: what its folders must name.
 
         Raises:
           ValueError: there are several.
         """
-        found = [name for each in dict.fromkeys(stems) for name in self._by_stem.get(each, ())]
+        found = [
+            name
+            for each in dict.fromkeys(stems)
+            for name in self._by_stem.get(each, ())
+            if within in name
+        ]
         if len(found) > 1:
             raise ValueError(
                 f"{self.folder} has more than one file for {stems[0]!r}: {', '.join(found)}; give "
                 "a folder that holds one of them"
             )
         return found[0] if found else None
+
+    def relative(self, path: str) -> str:
+        """The name of a path, that of a row of parquet among them."""
+        return pathlib.Path(os.path.relpath(path, self.folder)).as_posix()
 
     def size(self, name: str) -> int | None:
         """Bytes of a file; of all of a parquet file for a row of it. None where it is missing."""

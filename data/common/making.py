@@ -151,6 +151,11 @@ def make_dataset(
     if summary is not None:
         skipped, left_out = parted(summary.skipped)
         print(f"{dataset.path}: made from {len(names) - len(skipped)} of {len(names)} files")
+        if is_published:
+            for split, said in provenance.describe(origin, files.members, skipped)[
+                "listed"
+            ].items():
+                print("{}: {clips} listed, {found} found, {made} made".format(split, **said))
         print(report(skipped, left_out), end="")
     return dataset.path
 

@@ -50,6 +50,7 @@ class Columns:
       split: the split.
       start: seconds into the file where the clip begins; None where clips are whole files.
       duration: seconds of the clip, where the row has a start; without one it is said of a file.
+      required: further columns that must be there.
       formats: suffixes of tables that may be.
     """
 
@@ -58,6 +59,7 @@ class Columns:
     split: str = "split"
     start: str | None = None
     duration: str | None = None
+    required: tuple[str, ...] = ()
     formats: tuple[str, ...] = (".csv", ".jsonl")
 
 
@@ -221,10 +223,13 @@ class _Gathered:
         _pick(where, header, self._columns.file)
         if self._with_captions:
             self._caption_columns(where, header)
+        for column in self._columns.required:
+            _pick(where, header, ((column,),))
 
     def add(self, where: str, line: int, record: Mapping[str, Any], split: str | None) -> None:
         """Puts one row into `entries`, and what it has of no use into `left_out`."""
         self.num_rows += 1
+        self.check(where, list(record))
         columns = self._columns
         file_column = _pick(where, record, columns.file)
         caption_columns = self._caption_columns(where, record) if self._with_captions else []

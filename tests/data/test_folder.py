@@ -15,6 +15,7 @@ import tensorflow_datasets as tfds
 from data import folder
 from data.common import recordings
 from tests.support import commands
+from tests.support.sound_files import contents, kept_metadata, skipped_items, tone
 
 RATE = 16_000
 REPOSITORY = pathlib.Path(__file__).parents[2]
@@ -23,10 +24,6 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 @pytest.fixture(autouse=True, scope="module")
 def _quiet_tfds():
     tfds.disable_progress_bar()
-
-
-def tone(frequency: float = 440, seconds: float = 0.2, rate: int = RATE) -> np.ndarray:
-    return 0.3 * np.sin(2 * np.pi * frequency * np.arange(round(rate * seconds)) / rate)
 
 
 def make(audio_dir: pathlib.Path, *files: str) -> pathlib.Path:
@@ -39,29 +36,6 @@ def make(audio_dir: pathlib.Path, *files: str) -> pathlib.Path:
 def write_jsonl(path: pathlib.Path, *records: dict) -> pathlib.Path:
     path.write_text("".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records))
     return path
-
-
-def contents(dataset: pathlib.Path) -> dict[str, dict[str, dict]]:
-    source = tfds.builder_from_directory(str(dataset)).as_data_source()
-    return {
-        split: {
-            example["id"].decode(): {
-                "audio": example["audio"],
-                "captions": [caption.decode() for caption in example["captions"]],
-                "labels": json.loads(example["labels"]),
-            }
-            for example in examples
-        }
-        for split, examples in source.items()
-    }
-
-
-def skipped_items(dataset: pathlib.Path) -> list[dict[str, str]]:
-    return [json.loads(line) for line in (dataset / "skipped.jsonl").read_text().splitlines()]
-
-
-def kept_metadata(dataset: pathlib.Path) -> dict:
-    return tfds.builder_from_directory(str(dataset)).info.metadata
 
 
 CSV = """file,caption,split,events,place

@@ -2,63 +2,41 @@
 
 from __future__ import annotations
 
-import csv
 import dataclasses
+import functools
 import hashlib
-import io
 import json
 import pathlib
 import zipfile
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import pyarrow
-import pyarrow.parquet
 import pytest
 import soundfile
 
 from data import manifest
 from data.common import provenance
+from data.common.arguments import split_files
 from data.common.audio_files import AudioFiles
 from data.common.recordings import Files, Settings, read_clips
 from data.common.records import Clip
 from data.common.tables import MANIFEST, Entry, Skipped
 from fasttta_jax.audio.files import AudioError, read_audio
-from tests.data.test_folder import contents, kept_metadata, skipped_items, tone
+from tests.support.sound_files import (
+    contents,
+    delimited,
+    encoded,
+    hub_rows,
+    json_lines,
+    kept_metadata,
+    skipped_items,
+    sounds,
+    tone,
+)
 
 RATE = 16_000
 SETTINGS = Settings(level=False)
 TWO = ("a dog barks", 'he says "no", twice')
-
-
-def sounds(folder: pathlib.Path, *names: str, rate: int = RATE, seconds: float = 0.2) -> None:
-    for index, name in enumerate(names):
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        soundfile.write(folder / name, tone(300 + 50 * index, seconds, rate), rate)
-
-
-def encoded(audio: np.ndarray, rate: int = RATE) -> bytes:
-    file = io.BytesIO()
-    soundfile.write(file, audio, rate, format="FLAC")
-    return file.getvalue()
-
-
-def delimited(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], delimiter: str = ",") -> None:
-    """A table with a byte order mark and the line ends of another system."""
-    with open(path, "w", encoding="utf-8-sig", newline="") as file:
-        writer = csv.DictWriter(file, list(rows[0]), delimiter=delimiter, lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
-
-
-def json_lines(path: pathlib.Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-
-def hub_rows(path: pathlib.Path, rows: Sequence[Mapping[str, Any]], group: int = 2) -> None:
-    """A parquet file as the Hub keeps audio, in groups of a few rows."""
-    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path, row_group_size=group)
 
 
 def listed(table: pathlib.Path, audio_dir: pathlib.Path, **changes: Any) -> list[Entry]:
@@ -248,7 +226,7 @@ def test_files_embedded_in_parquet_are_read_by_row(tmp_path: pathlib.Path) -> No
     ]
     hub_rows(tmp_path / "train-0.parquet", rows)
     hub_rows(tmp_path / "train-1.parquet", [{**rows[0], "audio": {"bytes": None, "path": "x"}}])
-    tables = manifest.parse_manifests([f"train={tmp_path}/train-*.parquet"])
+    tables = split_files("manifest", [f"train={tmp_path}/train-*.parquet"])
     assert list(tables.values()) == ["train", "train"]
     files = manifest.list_files(tables, tmp_path, SETTINGS)
     entries = files.members["train"]
@@ -332,7 +310,7 @@ def test_malformed_files_are_named(
 def test_manifests_are_files_of_a_split(tmp_path: pathlib.Path) -> None:
     for name in ("b.csv", "a.csv", "c=d.csv"):
         (tmp_path / name).touch()
-    parse = manifest.parse_manifests
+    parse = functools.partial(split_files, "manifest")
     a, b, c = tmp_path / "a.csv", tmp_path / "b.csv", tmp_path / "c=d.csv"
     assert parse([f"val={a}", str(b), str(c)]) == {a: "validation", b: None, c: None}
     assert list(parse([f"{tmp_path}/[ab].csv"])) == [a, b]
