@@ -10,7 +10,8 @@ from collections.abc import Iterator
 import numpy as np
 from jaxtyping import Float, Float64, Int
 
-BLOCK_ROWS = 1024
+BLOCK_ROWS = 128
+"""Distances of so many rows to all others are in memory at once."""
 
 
 def checked_features(features: Float[np.ndarray, "n d"], name: str) -> Float64[np.ndarray, "n d"]:
@@ -88,16 +89,18 @@ def squared_distances(
 ) -> Iterator[tuple[slice, Float64[np.ndarray, "b m"]]]:
     """Squared Euclidean distances of some rows of x to all of y, with the place of these rows.
 
-    They come from inner products of the rows around their common mean; what is below the rounding
-    of those is 0, so that copies are at distance 0.
+    They come from inner products of the rows around a common mean; what is below the rounding of
+    those is 0, so that copies are at distance 0.
     """
     centre = y.mean(axis=0)
     x, y = x - centre, y - centre
     norms, other_norms = np.sum(x**2, axis=1), np.sum(y**2, axis=1)
-    rounding = 4 * x.shape[1] * np.finfo(np.float64).eps
+    rounding = 4 * x.shape[1] * np.finfo(np.float64).eps * (norms.max() + other_norms.max())
+    twice = -2 * y.T
     for start in range(0, len(x), BLOCK_ROWS):
         rows = slice(start, min(start + BLOCK_ROWS, len(x)))
-        sums = norms[rows, None] + other_norms
-        squared = sums - 2 * x[rows] @ y.T
-        squared[squared < rounding * sums] = 0.0
+        squared = x[rows] @ twice
+        squared += norms[rows, None]
+        squared += other_norms
+        squared[squared < rounding] = 0.0
         yield rows, squared

@@ -236,7 +236,8 @@ def frechet_limit(
         subsets = []
         for features in (generated, reference):
             number = round(share * len(features))
-            subsets.append(pooled(features[rng.choice(len(features), number, replace=False)])[0])
+            rows = np.sort(rng.choice(len(features), number, replace=False))
+            subsets.append(pooled(features[rows])[0])
         distances.append(frechet_distance(*subsets))
     slope, limit = np.polyfit(inverses, distances, 1)
     residual = np.sqrt(np.mean((np.array(distances) - slope * inverses - limit) ** 2))

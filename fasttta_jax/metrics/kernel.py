@@ -75,7 +75,7 @@ def kernel_distance(
     within, reference_within = (_mean_similarities(side, exponent) for side in (x, y))
     across, reference_across = np.empty(len(x)), np.zeros(len(y))
     for part, squared in squared_distances(x, y):
-        kernel = np.exp(-exponent * squared)
+        kernel = _kernel(squared, exponent)
         across[part] = kernel.mean(axis=1)
         reference_across += kernel.sum(axis=0) / len(x)
     value = within.mean() + reference_within.mean() - 2 * across.mean()
@@ -121,11 +121,17 @@ def _distances(x: Float64[np.ndarray, "n d"]) -> Float64[np.ndarray, " p"]:
     )
 
 
+def _kernel(squared: Float64[np.ndarray, "b m"], exponent: float) -> Float64[np.ndarray, "b m"]:
+    """Similarities, in the place of the squared distances."""
+    squared *= -exponent
+    return np.exp(squared, out=squared)
+
+
 def _mean_similarities(x: Float64[np.ndarray, "n d"], exponent: float) -> Float64[np.ndarray, " n"]:
     """Mean similarity of each clip to the other ones."""
     sums = np.empty(len(x))
     for rows, squared in squared_distances(x, x):
-        sums[rows] = np.exp(-exponent * squared).sum(axis=1) - 1.0  # without itself
+        sums[rows] = _kernel(squared, exponent).sum(axis=1) - 1.0  # without itself
     return sums / (len(x) - 1)
 
 

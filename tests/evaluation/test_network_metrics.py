@@ -15,6 +15,7 @@ from fasttta_jax.metrics import divergence, neighbours
 from fasttta_jax.metrics.bootstrap import paired_difference
 from fasttta_jax.metrics.frechet import frechet_distance
 from fasttta_jax.metrics.kernel import kernel_distance
+from fasttta_jax.metrics.two_sample import wilson
 
 NUM_CLIPS, NUM_SAMPLES = 24, 12
 
@@ -100,6 +101,7 @@ def test_figures_are_those_of_the_functions_on_the_embedders_features(tmp_path):
     recall = neighbours.recall(x.embeddings, y.embeddings)
     assert found["recall"].value == recall.mean()
     assert found["recall"].standard_error == pytest.approx(recall.std(ddof=1) / NUM_CLIPS**0.5)
+    assert found["c2st"] == wilson(round(2 * NUM_CLIPS * found["c2st"].value), 2 * NUM_CLIPS)
     clap = NETWORKS["clap"]().embed(generated).embeddings.astype(np.float64)
     cosines = clap.sum(axis=1) / np.linalg.norm(clap, axis=1) / 2
     assert found["clap_score"].value == pytest.approx(cosines.mean())
