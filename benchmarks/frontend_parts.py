@@ -8,7 +8,6 @@ Dimensions: B clips, S samples, T frames, F mel bands, L text positions.
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -17,10 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import DTypeLike
 
-from benchmarks import measure
+from benchmarks import beside_torch
 from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.vae_codec import from_tokens, to_tokens
-from fasttta_jax.parallel.compile import Compiled, Program
 from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
 from fasttta_jax.pretrained.clap_mel import (
     GRID,
@@ -214,8 +212,8 @@ def build(name: str, sizes: Sizes, dtype: str) -> Built:
     return _FUNCTIONS[name](sizes, jnp.dtype(dtype))
 
 
-class Part:
-    """One part on one batch; compiled when it first runs.
+class Part(beside_torch.OurProgram):
+    """One part on one batch.
 
     Args:
       name: of `PARTS`.
@@ -225,19 +223,7 @@ class Part:
     """
 
     def __init__(self, name: str, sizes: Sizes, inputs: Arrays, dtype: str) -> None:
-        init, function = build(name, sizes, dtype)
-        params = measure.random_params(lambda key: init(key, *inputs))
-        self._arguments = params, *jax.device_put(inputs)
-        self._program = Program(jax.jit(function))
-
-    @functools.cached_property
-    def compiled(self) -> Compiled[Any]:
-        """The part's program for this batch."""
-        return self._program.compile(*self._arguments)
-
-    def __call__(self) -> Any:
-        """What the part computes, not waited for."""
-        return self.compiled(*self._arguments)
+        super().__init__(*build(name, sizes, dtype), inputs)
 
 
 def _no_params(*arguments: Any) -> dict[str, Any]:

@@ -19,6 +19,7 @@ import transformers
 from benchmarks.frontend_parts import CLAP_MEL, Arrays, Sizes
 from fasttta_jax.audio.mel import MelConfig, mel_matrix
 from fasttta_jax.pretrained import clap_mel
+from fasttta_jax.pretrained.clap_audio import ClapAudioConfig
 
 Tensors = tuple[torch.Tensor, ...]
 
@@ -56,7 +57,7 @@ class TorchPart:
 Function = Callable[..., torch.Tensor | Tensors]
 
 
-def _spectrum(audio: torch.Tensor, config: MelConfig) -> torch.Tensor:
+def spectrum(audio: torch.Tensor, config: MelConfig) -> torch.Tensor:
     """Complex [B, R, T], with reflected ends."""
     padded = torch.nn.functional.pad(audio, (config.padding, config.padding), mode="reflect")
     return torch.stft(
@@ -74,19 +75,19 @@ def _mel(sizes: Sizes) -> Function:
     matrix = torch.from_numpy(mel_matrix(config))
 
     def log_mel(audio: torch.Tensor) -> torch.Tensor:
-        magnitude = _spectrum(audio, config).abs()
+        magnitude = spectrum(audio, config).abs()
         return torch.matmul(matrix, magnitude).clamp_min(config.floor).log().mT
 
     return log_mel
 
 
-def _clap_mel(sizes: Sizes) -> Function:
-    del sizes
+def clap_decibels() -> Function:
+    """The spectrograms that CLAP's audio tower takes."""
     matrix = torch.from_numpy(clap_mel.mel_matrix(CLAP_MEL.truncation).astype(np.float32))
 
     def decibels(audio: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
         del lengths  # all clips are whole
-        power = _spectrum(audio, clap_mel.GRID).abs().square()
+        power = spectrum(audio, clap_mel.GRID).abs().square()
         mel = torch.matmul(matrix, power).clamp_min(clap_mel.POWER_FLOOR)
         return (10 * mel.log10()).mT[:, None]
 
@@ -176,8 +177,8 @@ def _clap_text(sizes: Sizes) -> Function:
     return embed
 
 
-def _clap_audio(sizes: Sizes) -> Function:
-    ours = sizes.clap_audio
+def clap_tower(ours: ClapAudioConfig) -> Function:
+    """CLAP's audio tower of such sizes."""
     config = transformers.ClapAudioConfig(
         **dataclasses.asdict(ours),
         hidden_size=ours.hidden_size,
@@ -201,6 +202,6 @@ _FUNCTIONS: dict[str, Callable[[Sizes], Function]] = {
     "codec_decode": _codec_decode,
     "t5": _t5,
     "clap_text": _clap_text,
-    "clap_mel": _clap_mel,
-    "clap_audio": _clap_audio,
+    "clap_mel": lambda sizes: clap_decibels(),
+    "clap_audio": lambda sizes: clap_tower(sizes.clap_audio),
 }

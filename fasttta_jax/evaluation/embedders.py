@@ -40,7 +40,8 @@ class Features:
     """What a network computes from n clips; NumPy.
 
     Attributes:
-      embeddings: one vector a clip, or one for each of its patches.
+      embeddings: one vector a clip, or one for each of its patches; a patch that a shorter clip
+        lacks is NaN throughout.
       probabilities: for each classification that the network makes, by its name, the probabilities
         [n, K] of its classes.
       classes: for each classification, the names of its classes.
@@ -69,15 +70,19 @@ class Features:
 def stacked(features: Sequence[Features]) -> Features:
     """The features of several sets of clips of one network as those of one set, in order.
 
+    Where there is an embedding for each patch, those that a shorter clip lacks are NaN throughout,
+    as `metrics.features.pooled` takes them.
+
     Raises:
-      ValueError: there are none, or they have embeddings of different shapes, as clips of different
-        lengths have where there is one for each patch.
+      ValueError: there are none, or they are not of one network.
     """
-    shapes = sorted({one.embeddings.shape[1:] for one in features})
-    if len(shapes) != 1:
+    ranks = {one.embeddings.ndim for one in features}
+    widths = {one.embeddings.shape[-1] for one in features}
+    if len(ranks) != 1 or len(widths) != 1:
+        shapes = sorted({one.embeddings.shape[1:] for one in features})
         raise ValueError(
-            f"a clip's embeddings have the shapes {shapes}; allowed: one shape, so that they fit "
-            "into one array"
+            f"a clip's embeddings have the shapes {shapes}; allowed: those of one network, which "
+            "differ in the number of patches at most"
         )
     first = features[0]
 
@@ -87,8 +92,20 @@ def stacked(features: Sequence[Features]) -> Features:
             name: np.concatenate([getattr(one, kind)[name] for one in features]) for name in names
         }
 
-    embeddings = np.concatenate([one.embeddings for one in features])
-    return Features(embeddings, joined("probabilities"), first.classes, joined("logits"))
+    embeddings = [one.embeddings for one in features]
+    if ranks == {3}:
+        most = max(values.shape[1] for values in embeddings)
+        embeddings = [
+            np.pad(
+                values,
+                ((0, 0), (0, most - values.shape[1]), (0, 0)),
+                constant_values=np.nan,
+            )
+            for values in embeddings
+        ]
+    return Features(
+        np.concatenate(embeddings), joined("probabilities"), first.classes, joined("logits")
+    )
 
 
 @runtime_checkable

@@ -31,8 +31,9 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from fasttta_jax.evaluation.embedders import BLOCK, Embedder, Features, stacked
+from fasttta_jax.evaluation.network_metrics import AUDIOSET
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
-from fasttta_jax.pretrained import clap_audio, clap_mel, clap_text, panns
+from fasttta_jax.pretrained import clap_audio, clap_mel, clap_text, panns, vggish
 from fasttta_jax.pretrained.clap_audio import ClapAudio
 from fasttta_jax.pretrained.clap_mel import ClapMelConfig
 from fasttta_jax.pretrained.clap_text import ClapText
@@ -42,14 +43,14 @@ from fasttta_jax.text.tokenize import encode, load_tokenizer
 from fasttta_jax.typing import Params, TokenIds
 from fasttta_jax.workdir.checkpoint import tree_hash
 
-AUDIOSET = "audioset"
-"""Name of the classification of PANNs among its features."""
 VERSION = 1
 """Part of every hash; goes up where the same weights give other features than before."""
 BATCH_SIZE = 8
 """Clips of a device's batch."""
 CAPTIONS = 32
 """Captions of a device's batch."""
+PATCHES = 32
+"""Patches of a device's batch."""
 
 
 def _in_batches(
@@ -57,7 +58,7 @@ def _in_batches(
     items: Sequence[Any],
     make: Callable[[Sequence[Any]], tuple[np.ndarray, ...]],
     rows: int,
-    name: str,
+    bar: str | None = None,
 ) -> Any:
     """What a program computes from many clips, `rows` of a device at a time; NumPy.
 
@@ -66,20 +67,18 @@ def _in_batches(
       items: n of them.
       make: some of them to the arrays that the program takes.
       rows: a device's part of B.
-      name: for the bar, which many clips have.
+      bar: its title, where many clips have one.
     """
     rows *= jax.local_device_count()
     batches = []
-    with tqdm(
-        total=len(items), desc=name, unit="clip", disable=None if len(items) > BLOCK else True
-    ) as bar:
+    with tqdm(total=len(items), desc=bar, disable=None if bar else True) as progress:
         for start in range(0, len(items), rows):
             some = items[start : start + rows]
             padded = [_filled_up(array, rows) for array in make(some)]
             with on_local_devices():
                 found = program(*local_rows(padded))
             batches.append(_first(found, len(some)))
-            bar.update(len(some))
+            progress.update(len(some))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)
 
 
@@ -147,6 +146,10 @@ class Network(abc.ABC):
         """The parameters on every device of this host."""
         return local_copies(self.params)
 
+    def _bar(self, waveforms: Sequence[Any]) -> str | None:
+        """The title of a bar, where there are more clips than a cache gives at a time."""
+        return self.name if len(waveforms) > BLOCK else None
+
     @abc.abstractmethod
     def embed_each(self, waveforms: Sequence[Float[np.ndarray, " _"]]) -> list[Features]:
         """Features of waveforms of any lengths, each by itself, in their order.
@@ -199,7 +202,7 @@ class PannsEmbedder(Network):
                 [waveforms[row] for row in rows],
                 functools.partial(_padded, total=total),
                 BATCH_SIZE,
-                self.name,
+                self._bar(waveforms),
             )
             features = Features(output.embeddings, logits={AUDIOSET: output.logits})
             found |= zip(rows, features.each(), strict=True)
@@ -218,6 +221,64 @@ def _panns(
     params: Params, audio: Float[Array, "B S"], lengths: Int[Array, " B"], network: panns.Panns
 ) -> panns.PannsOutput:
     return network.apply({"params": params}, audio, lengths)  # type: ignore[return-value]
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class VggishEmbedder(Network):
+    """VGGish: an embedding for each 0.96 s of a clip; what is left at its end is dropped.
+
+    Attributes:
+      config: sizes.
+      final_relu: whether the last layer is followed by a ReLU.
+      pca: whether embeddings are projected onto their principal components.
+      quantize: whether those are rounded to 8 bits.
+    """
+
+    config: vggish.VggishConfig
+    final_relu: bool = False
+    pca: bool = False
+    quantize: bool = False
+
+    @property
+    def sample_rate(self) -> int:
+        """16 kHz."""
+        return vggish.SAMPLE_RATE
+
+    @property
+    def settings(self) -> Any:
+        """Sizes, and what comes behind the last layer."""
+        return self.config, self.final_relu, self.pca, self.quantize
+
+    def embed_each(self, waveforms: Sequence[Float[np.ndarray, " _"]]) -> list[Features]:
+        """Features whose embeddings are [1, P, d], with P by the length of the clip."""
+        _check(waveforms, self.name, vggish.MIN_SAMPLES, self.sample_rate)
+        # A patch reads nothing outside of it, so that those of all clips go through one program.
+        counts = [vggish.num_patches(len(waveform)) for waveform in waveforms]
+        hop, size = vggish.PATCH_FRAMES * vggish.GRID.hop_length, vggish.MIN_SAMPLES
+        patches = [
+            waveform[index * hop : index * hop + size]
+            for waveform, count in zip(waveforms, counts, strict=True)
+            for index in range(count)
+        ]
+        network = vggish.Vggish(
+            self.config, self.final_relu, self.pca, self.quantize, jnp.dtype(self.dtype)
+        )
+        embeddings = _in_batches(
+            functools.partial(_vggish, self._placed, network=network),
+            patches,
+            lambda some: (np.stack(some).astype(np.float32),),
+            PATCHES,
+            self._bar(waveforms),
+        )
+        of_clips = np.split(embeddings, np.cumsum(counts)[:-1])
+        return [Features(of_clip[None]) for of_clip in of_clips]
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _vggish(
+    params: Params, patches: Float[Array, "N S"], network: vggish.Vggish
+) -> Float[Array, "N d"]:
+    return network.apply({"params": params}, patches)[:, 0]  # type: ignore[index]
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -269,7 +330,7 @@ class ClapEmbedder(Network):
             [waveform[: clap_mel.NUM_SAMPLES] for waveform in waveforms],
             functools.partial(clap_mel.batch_waveforms, config=self.mel),
             BATCH_SIZE,
-            self.name,
+            self._bar(waveforms),
         )
         return Features(embeddings).each()
 
@@ -299,7 +360,7 @@ class ClapEmbedder(Network):
             order,
             make,
             CAPTIONS,
-            f"{self.name} captions",
+            f"{self.name} captions" if len(captions) > BLOCK else None,
         )
         embeddings = np.empty_like(found)
         embeddings[order] = found
@@ -346,6 +407,31 @@ def load_panns(
     return PannsEmbedder(name, params, dtype, config)
 
 
+def load_vggish(
+    folder: str | os.PathLike[str],
+    *,
+    final_relu: bool = False,
+    pca: bool = False,
+    quantize: bool = False,
+    dtype: str = "float32",
+) -> VggishEmbedder:
+    """VGGish, by default as audioldm_eval has it; the options are those of `VggishEmbedder`.
+
+    Raises:
+      ConvertedError: the folder holds no converted weights, those of another kind, or none of the
+        principal components, which are asked for.
+      ValueError: `quantize` without `pca`.
+    """
+    config, params = vggish.load_vggish(folder)
+    if pca and not config.pca:
+        raise ConvertedError(
+            f"{folder} has no principal components; convert VGGish with the file that holds them"
+        )
+    if quantize and not pca:
+        raise ValueError("quantize is True and pca False; allowed: both, or no quantize")
+    return VggishEmbedder("vggish", params, dtype, config, final_relu, pca, quantize)
+
+
 def load_clap(folder: str | os.PathLike[str], *, dtype: str = "float32") -> ClapEmbedder:
     """Both towers of CLAP.
 
@@ -362,6 +448,7 @@ def load_clap(folder: str | os.PathLike[str], *, dtype: str = "float32") -> Clap
 LOADERS: Mapping[str, Callable[[pathlib.Path], Embedder]] = {
     "panns_16k": functools.partial(load_panns, sample_rate=16_000),
     "panns_32k": functools.partial(load_panns, sample_rate=32_000),
+    "vggish": load_vggish,
     "clap": load_clap,
 }
 """By name, what reads a network from a folder of converted weights."""

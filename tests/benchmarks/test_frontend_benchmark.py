@@ -12,7 +12,7 @@ import jax
 import numpy as np
 import pytest
 
-from benchmarks import frontend, measure
+from benchmarks import beside_torch, frontend, measure
 from benchmarks.frontend_parts import PARTS, SIZES, TEXT_PARTS, Part, Sizes, build, draw_inputs
 from tests.pretrained.test_clap_mel import decibel_rounding
 from tests.support.mel_reference import mel_rounding
@@ -21,7 +21,7 @@ from tests.support.tolerance import assert_within
 SMALL, PUBLISHED = SIZES["small"], SIZES["published"]
 BATCH_SIZE, TEXT_LENGTHS = 2, (5, 9)
 
-HAS_TORCH = all(map(importlib.util.find_spec, frontend.TORCH_PACKAGES))
+HAS_TORCH = all(map(importlib.util.find_spec, beside_torch.TORCH_PACKAGES))
 needs_torch = pytest.mark.skipif(not HAS_TORCH, reason="needs torch, diffusers and transformers")
 
 
@@ -134,25 +134,25 @@ def test_an_unknown_part_is_refused_with_the_known_ones(parts: list[str]) -> Non
 
 def test_threads_are_those_that_there_are() -> None:
     before = os.sched_getaffinity(0)
-    assert frontend.bind_threads(None) == len(before)
+    assert beside_torch.bind_threads(None) == len(before)
     with pytest.raises(ValueError, match=f"allowed: 1 to {len(before)}"):
-        frontend.bind_threads(len(before) + 1)
+        beside_torch.bind_threads(len(before) + 1)
     try:
-        assert frontend.bind_threads(1) == 1
+        assert beside_torch.bind_threads(1) == 1
         assert len(os.sched_getaffinity(0)) == 1
     finally:
         os.sched_setaffinity(0, before)
 
 
 def test_torch_takes_part_where_it_is_installed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert not frontend.wants_torch("no")
-    monkeypatch.setattr(frontend, "TORCH_PACKAGES", ("numpy",))
-    assert frontend.wants_torch("auto")
-    assert frontend.wants_torch("yes")
-    monkeypatch.setattr(frontend, "TORCH_PACKAGES", ("numpy", "absent_package"))
-    assert not frontend.wants_torch("auto")
+    assert not beside_torch.wants_torch("no")
+    monkeypatch.setattr(beside_torch, "TORCH_PACKAGES", ("numpy",))
+    assert beside_torch.wants_torch("auto")
+    assert beside_torch.wants_torch("yes")
+    monkeypatch.setattr(beside_torch, "TORCH_PACKAGES", ("numpy", "absent_package"))
+    assert not beside_torch.wants_torch("auto")
     with pytest.raises(ValueError, match="needs absent_package, which is not installed"):
-        frontend.wants_torch("yes")
+        beside_torch.wants_torch("yes")
 
 
 # -------------------------------------------------------------------------------------- results
@@ -189,7 +189,7 @@ def test_a_whole_dataset_follows_from_the_rate_of_the_codec(results: dict[str, A
 
 def test_short_parts_are_repeated_more_often(results: dict[str, Any]) -> None:
     by_part = {row["part"]: row["repeats"] for row in results["rows"]}
-    assert 3 < by_part["t5"] <= frontend.MOST_REPEATS
+    assert 3 < by_part["t5"] <= beside_torch.MOST_REPEATS
 
 
 def test_what_is_printed_is_written(results, tmp_path, capsys) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from fasttta_jax.evaluation import embedders
 from fasttta_jax.evaluation.embedders import FeatureCache, Features, stacked
+from fasttta_jax.metrics.features import pooled
 
 
 @dataclasses.dataclass
@@ -95,10 +96,17 @@ def test_clips_of_different_lengths_are_embedded_by_themselves(tmp_path, audio):
         np.testing.assert_array_equal(features.embeddings, alone.embeddings)
         np.testing.assert_array_equal(features.logits["sign"], alone.logits["sign"])
     assert stacked(found).embeddings.shape == (4, 2, 1)
-    ragged = [found[0], Features(np.zeros((1, 3, 1), np.float32))]
-    with pytest.raises(ValueError, match=r"shapes \[\(2, 1\), \(3, 1\)\]; allowed: one shape"):
-        stacked(ragged)
     assert cache.each(embedder, [], 8000) == []
+
+
+def test_patches_that_a_shorter_clip_lacks_are_nan():
+    long, short = (Features(np.full((1, count, 2), count, np.float32)) for count in (3, 1))
+    found = stacked([short, long]).embeddings
+    np.testing.assert_array_equal(found[:, :, 0], [[1, np.nan, np.nan], [3, 3, 3]])
+    assert len(pooled(found)[0]) == 4
+    for others in ([], [long, Features(np.zeros((1, 2)))], [long, Features(np.zeros((1, 3, 4)))]):
+        with pytest.raises(ValueError, match="allowed: those of one network"):
+            stacked(others)
 
 
 def test_an_evaluation_that_was_killed_goes_on(tmp_path, monkeypatch):

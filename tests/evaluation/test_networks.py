@@ -16,16 +16,22 @@ import pytest
 
 from fasttta_jax.evaluation import networks
 from fasttta_jax.evaluation.embedders import EachEmbedder, FeatureCache, TextEmbedder, stacked
-from fasttta_jax.evaluation.networks import load_clap, load_network, load_panns
+from fasttta_jax.evaluation.networks import (
+    load_clap,
+    load_network,
+    load_panns,
+    load_vggish,
+)
 from fasttta_jax.pretrained.clap_audio import ClapAudio, load_audio
 from fasttta_jax.pretrained.clap_mel import NUM_SAMPLES, batch_waveforms, clap_mel
 from fasttta_jax.pretrained.clap_text import ClapText
 from fasttta_jax.pretrained.panns import CNN14_16K, CNN14_32K, Panns
+from fasttta_jax.pretrained.vggish import Vggish
 from fasttta_jax.storage.weights import ConvertedError
 from fasttta_jax.text.tokenize import encode
 from tests.support.clap_rounding import audio_rounding, text_rounding
-from tests.support.conversions import random_clap_towers, random_panns
-from tests.support.tolerance import assert_close, kernel_terms, rounding
+from tests.support.conversions import random_clap_towers, random_panns, random_vggish
+from tests.support.tolerance import assert_close, assert_within, kernel_terms, rounding
 
 LENGTHS = (9_000, 16_000, 9_000)
 """Samples at 16 kHz, with an odd number of rows in different blocks."""
@@ -35,6 +41,7 @@ LENGTHS = (9_000, 16_000, 9_000)
 def _one_clip_for_each_device(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(networks, "BATCH_SIZE", 1)
     monkeypatch.setattr(networks, "CAPTIONS", 1)
+    monkeypatch.setattr(networks, "PATCHES", 1)
 
 
 @pytest.fixture(scope="module")
@@ -44,6 +51,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, pathlib.Path]
     return {
         "panns_16k": random_panns(root / "panns_16k", CNN14_16K),
         "panns_32k": random_panns(root / "panns_32k", CNN14_32K),
+        "vggish": random_vggish(root / "vggish"),
         "clap": random_clap_towers(root / "clap"),
         "fused": random_clap_towers(root / "fused", fusion=True),
     }
@@ -85,6 +93,39 @@ def test_panns_gives_a_vector_and_logits_for_each_clip(
     bound = rounding(kernel_terms(embedder.params))  # type: ignore[attr-defined]
     last = embedder.embed(audio[-1:])
     assert_close(last.embeddings, features.embeddings[-1:], bound)
+
+
+# --------------------------------------------------------------------------------------- vggish
+
+
+@pytest.mark.parametrize("options", [{}, {"final_relu": True, "pca": True, "quantize": True}])
+def test_vggish_takes_clips_of_every_length(
+    options: dict[str, bool], folders: dict[str, pathlib.Path]
+) -> None:
+    """Patch by patch what each clip is alone; what is left of a patch at the end is dropped."""
+    embedder = load_vggish(folders["vggish"], **options)
+    waveforms = noise(16_000, 40_000, 15_600)
+    network = Vggish(embedder.config, **({"final_relu": False} | options))
+    apply = jax.jit(network.apply)
+    bound = rounding(kernel_terms(embedder.params))
+    found = embedder.embed_each(waveforms)
+    assert [one.embeddings.shape for one in found] == [(1, 1, 8), (1, 2, 8), (1, 1, 8)]
+    for features, waveform in zip(found, waveforms, strict=True):
+        alone = np.asarray(apply({"params": embedder.params}, waveform[None]))
+        if options:  # where rounding turns to the next step of 8 bits
+            assert_within(features.embeddings, alone, 1)
+        else:
+            assert_close(features.embeddings, alone, bound)
+    assert bool((found[0].embeddings < 0).any()) == (not options)
+    assert np.isnan(stacked(found).embeddings).sum() == 2 * 8
+
+
+def test_principal_components_must_be_there(tmp_path: pathlib.Path) -> None:
+    folder = random_vggish(tmp_path, pca=False)
+    with pytest.raises(ConvertedError, match="has no principal components; convert VGGish with"):
+        load_vggish(folder, pca=True)
+    with pytest.raises(ValueError, match="quantize is True and pca False"):
+        load_vggish(folder, quantize=True)
 
 
 # ----------------------------------------------------------------------------------------- clap
@@ -136,6 +177,9 @@ def test_hashes_tell_weights_and_settings_apart(
     found = [
         *hashes(load_panns, folders["panns_16k"], sample_rate=16_000),
         *hashes(load_panns, folders["panns_32k"], sample_rate=32_000),
+        *hashes(load_vggish, folders["vggish"]),
+        *hashes(load_vggish, folders["vggish"], pca=True),
+        *hashes(load_vggish, folders["vggish"], final_relu=True),
         *hashes(load_clap, folders["clap"]),
         *hashes(load_clap, folders["fused"]),
     ]
@@ -178,7 +222,9 @@ def test_clips_that_cannot_be_embedded_are_named(folders: dict[str, pathlib.Path
 def test_other_names_and_folders_are_refused(
     folders: dict[str, pathlib.Path], tmp_path: pathlib.Path
 ) -> None:
-    with pytest.raises(ValueError, match="the network is 'panns'; allowed: panns_16k, panns_32k"):
+    with pytest.raises(
+        ValueError, match="the network is 'panns'; allowed: panns_16k, panns_32k, v"
+    ):
         load_network("panns", folders["panns_16k"])
     with pytest.raises(ConvertedError, match="holds weights of kind 'clap', not 'panns'"):
         load_network("panns_16k", folders["clap"])

@@ -14,7 +14,7 @@ import tokenizers
 
 from fasttta_jax.convert.source import open_source
 from fasttta_jax.convert.write import Conversion, write_conversion
-from fasttta_jax.pretrained import panns, vae
+from fasttta_jax.pretrained import panns, vae, vggish
 from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
 from fasttta_jax.pretrained.clap_text import ClapText, ClapTextConfig
 from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
@@ -44,6 +44,8 @@ CLAP_AUDIO = ClapAudioConfig(
     patch_embeds_hidden_size=8, depths=(2, 1), num_attention_heads=(1, 2), projection_dim=6
 )
 PANNS: dict[str, Any] = {"widths": (4, 4, 6, 6, 8, 8), "embedding_size": 8, "num_classes": 5}
+
+VGGISH = vggish.VggishConfig(widths=(4, 4, 6, 6, 8, 8), hidden_size=12, embedding_size=8)
 
 
 def convert(kind: ModuleType, path: pathlib.Path, **options: Any) -> Conversion:
@@ -129,6 +131,14 @@ def random_panns(folder: pathlib.Path, config: panns.PannsConfig) -> pathlib.Pat
     audio = np.zeros((1, config.min_samples), np.float32)
     params = jax.eval_shape(panns.Panns(config).init, jax.random.key(0), audio)["params"]
     return _write(folder, params, {"kind": "panns", "config": dataclasses.asdict(config)})
+
+
+def random_vggish(folder: pathlib.Path, *, pca: bool = True) -> pathlib.Path:
+    """A converted VGGish with few channels."""
+    config = dataclasses.replace(VGGISH, pca=pca)
+    audio = np.zeros((1, vggish.MIN_SAMPLES), np.float32)
+    params = jax.eval_shape(vggish.Vggish(config, pca=pca).init, jax.random.key(0), audio)["params"]
+    return _write(folder, params, {"kind": "vggish", "config": dataclasses.asdict(config)})
 
 
 def random_vae(folder: pathlib.Path) -> pathlib.Path:

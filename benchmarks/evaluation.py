@@ -1,0 +1,229 @@
+"""How fast the networks that judge sounds are, beside torch on the same machine.
+
+    python -m benchmarks.evaluation
+    python -m benchmarks.evaluation --networks=vggish,clap_base --batch_sizes=1,8 \\
+        --out=networks.json
+
+Times PANNs' Cnn14, VGGish and CLAP's audio tower from waveforms to features, front end included,
+each as one compiled function with random weights, warm. A clip is 10 s at the network's own sample
+rate. Where torch and transformers are installed and JAX runs on a CPU, the same networks in torch
+run in turns with ours, call by call, on as many threads.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+
+from benchmarks import beside_torch, measure
+from fasttta_jax import cli
+from fasttta_jax.pretrained.clap_audio import ClapAudio, ClapAudioConfig
+from fasttta_jax.pretrained.clap_mel import NUM_FRAMES, ClapMelConfig, clap_mel
+from fasttta_jax.pretrained.clap_mel import SAMPLE_RATE as CLAP_RATE
+from fasttta_jax.pretrained.panns import CNN14_16K, CNN14_32K, Panns, PannsConfig
+from fasttta_jax.pretrained.vggish import SAMPLE_RATE as VGGISH_RATE
+from fasttta_jax.pretrained.vggish import Vggish, VggishConfig
+
+SECONDS = 10
+"""Of a clip."""
+NUM_CLIPS = 1000
+"""Of a set that is judged, which the derived lines speak of."""
+
+Config = PannsConfig | VggishConfig | ClapAudioConfig
+PUBLISHED: Mapping[str, Config] = {
+    "panns_16k": CNN14_16K,
+    "panns_32k": CNN14_32K,
+    "vggish": VggishConfig(pca=False),
+    "clap_tiny": ClapAudioConfig(),
+    "clap_base": ClapAudioConfig(patch_embeds_hidden_size=128, depths=(2, 2, 12, 2)),
+}
+_NARROW_PANNS: dict[str, Any] = {"widths": (4, 4, 4, 4, 4, 8), "embedding_size": 8}
+_NARROW_CLAP: dict[str, Any] = {"depths": (1, 1), "num_attention_heads": (2, 2)}
+SIZES: Mapping[str, Mapping[str, Config]] = {
+    "published": PUBLISHED,
+    # the same kinds of layers, for tests
+    "small": {
+        "panns_16k": dataclasses.replace(CNN14_16K, **_NARROW_PANNS),
+        "panns_32k": dataclasses.replace(CNN14_32K, **_NARROW_PANNS),
+        "vggish": VggishConfig((4, 4, 4, 4, 4, 4), 16, 8, pca=False),
+        "clap_tiny": ClapAudioConfig(patch_embeds_hidden_size=4, projection_dim=8, **_NARROW_CLAP),
+        "clap_base": ClapAudioConfig(patch_embeds_hidden_size=8, projection_dim=8, **_NARROW_CLAP),
+    },
+}
+NETWORKS = tuple(PUBLISHED)
+
+
+def sample_rate(config: Config) -> int:
+    """Samples per second that a network takes."""
+    if isinstance(config, PannsConfig):
+        return config.sample_rate
+    return VGGISH_RATE if isinstance(config, VggishConfig) else CLAP_RATE
+
+
+def draw_inputs(config: Config, batch_size: int) -> np.ndarray:
+    """Waveforms of noise, float32 [B, 10 s]."""
+    shape = batch_size, SECONDS * sample_rate(config)
+    return np.random.default_rng(0).uniform(-0.5, 0.5, shape).astype(np.float32)
+
+
+def build(config: Config, dtype: str) -> tuple[Callable[..., Any], Callable[..., Any]]:
+    """A network as an init of (key, audio) and a function of (params, audio).
+
+    The function is what `evaluation.networks` compiles: with lengths for PANNs, for VGGish the
+    embeddings without the last ReLU, and for CLAP the tower behind its spectrograms.
+    """
+    products = jnp.dtype(dtype)
+    if isinstance(config, PannsConfig):
+        panns = Panns(config, products)
+
+        def embed(params: Any, audio: jax.Array) -> Any:
+            return panns.apply(params, audio, jnp.full(audio.shape[0], audio.shape[1], jnp.int32))
+
+        return panns.init, embed
+    if isinstance(config, VggishConfig):
+        vggish = Vggish(config, final_relu=False, dtype=products)
+        return vggish.init, vggish.apply
+    tower, mel = ClapAudio(config, products), ClapMelConfig()
+
+    def init(key: Any, audio: jax.Array) -> Any:
+        return tower.init(key, jnp.zeros((len(audio), 1, NUM_FRAMES, config.num_mel_bins)))
+
+    def embed_clap(params: Any, audio: jax.Array) -> Any:
+        lengths = jnp.full(audio.shape[0], audio.shape[1], jnp.int32)
+        return tower.apply(params, clap_mel(audio, lengths, mel).features)
+
+    return init, embed_clap
+
+
+def run_case(
+    name: str, config: Config, batch_size: int, *, dtype: str, repeats: int, with_torch: bool
+) -> dict[str, Any]:
+    """Builds one network, times it in turns with torch's, and lets go of both.
+
+    Args:
+      name: of `NETWORKS`.
+      config: its sizes.
+      batch_size: clips of a call.
+      dtype: of our matrix products; torch's are in float32.
+      repeats: warm calls of each, at least; short ones are repeated more often.
+      with_torch: whether torch takes turns with us.
+
+    Returns:
+      A row of the results; the columns of torch are there where it ran.
+    """
+    audio = draw_inputs(config, batch_size)
+    ours = beside_torch.OurProgram(*build(config, dtype), [audio])
+    theirs = None
+    if with_torch:
+        from benchmarks.evaluation_torch import TorchNetwork
+
+        theirs = TorchNetwork(config, audio)
+    times = beside_torch.time_row(
+        f"{name} x {batch_size}", ours, theirs, batch_size=batch_size, repeats=repeats
+    )
+    shape = f"{audio.shape[1]} samples"
+    return {"part": name, "input": shape, "batch_size": batch_size, "dtype": dtype, **times}
+
+
+def whole_sets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """Minutes that each network would take for `NUM_CLIPS` clips, at the measured rates."""
+    found = []
+    for row in rows:
+        entry = {
+            "num_clips": NUM_CLIPS,
+            "part": row["part"],
+            "batch_size": row["batch_size"],
+            "minutes": NUM_CLIPS / row["clips_per_second"] / 60,
+        }
+        if "torch" in row:
+            entry["torch_minutes"] = NUM_CLIPS / row["torch"]["clips_per_second"] / 60
+        found.append(entry)
+    return found
+
+
+def report(results: Mapping[str, Any]) -> str:
+    """The table, what it says about a set of clips, and the state of the machine."""
+    lines = [
+        f"{entry['num_clips']:,} clips of {SECONDS} s in batches of {entry['batch_size']}: "
+        f"{entry['part']} in {entry['minutes']:,.1f} minutes"
+        + (f"; torch in {entry['torch_minutes']:,.1f}" if "torch_minutes" in entry else "")
+        for entry in results["whole_sets"]
+    ]
+    lines.append(beside_torch.describe_conditions(results["conditions"]))
+    return "\n\n".join([beside_torch.table(results["rows"]), "\n".join(lines)])
+
+
+def benchmark(
+    names: Sequence[str],
+    batch_sizes: Sequence[int],
+    sizes: Mapping[str, Config],
+    *,
+    dtype: str,
+    repeats: int,
+    with_torch: bool,
+    num_threads: int,
+) -> dict[str, Any]:
+    """Times networks at batch sizes, one after the other; what goes into the JSON file.
+
+    Raises:
+      ValueError: a network is not known, or none is given.
+    """
+    for name in names or [""]:
+        if name not in sizes:
+            raise ValueError(f"--networks holds {name!r}; allowed: {', '.join(NETWORKS)}")
+    results = beside_torch.run_rows(
+        lambda: [
+            run_case(
+                name,
+                sizes[name],
+                batch_size,
+                dtype=dtype,
+                repeats=repeats,
+                with_torch=with_torch,
+            )
+            for name in names
+            for batch_size in batch_sizes
+        ],
+        with_torch=with_torch,
+        num_threads=num_threads,
+    )
+    return {**results, "whole_sets": whole_sets(results["rows"])}
+
+
+def _define_flags() -> None:
+    # Not at import, where tests would define them a second time.
+    flags.DEFINE_list("networks", list(NETWORKS), f"What is timed; of {', '.join(NETWORKS)}.")
+    flags.DEFINE_list("batch_sizes", ["8"], "Clips in a batch.")
+    flags.DEFINE_enum(
+        "size", "published", list(SIZES), "Published networks, or small ones to try things out."
+    )
+    beside_torch.define_flags()
+
+
+def main() -> None:
+    """Runs the benchmark that the flags describe."""
+    measure.measure_compilation()
+    values = flags.FLAGS
+    batch_sizes = measure.positive_integers("batch_sizes", values.batch_sizes)
+    num_threads = beside_torch.bind_threads(values.threads)
+    results = benchmark(
+        values.networks,
+        batch_sizes,
+        SIZES[values.size],
+        dtype=values.dtype,
+        repeats=values.repeats,
+        with_torch=beside_torch.wants_torch(values.with_torch),
+        num_threads=num_threads,
+    )
+    measure.finish(results, report(results), values.out)
+
+
+if __name__ == "__main__":
+    _define_flags()
+    cli.run(main)
