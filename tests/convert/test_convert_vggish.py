@@ -27,7 +27,7 @@ from fasttta_jax.pretrained.vggish import (
     mel_matrix,
     vggish_patches,
 )
-from tests.support import conversions
+from tests.support import commands, conversions
 from tests.support.mel_reference import transform_terms
 from tests.support.tolerance import assert_close, assert_within, kernel_terms, rounding
 
@@ -140,6 +140,18 @@ def test_checkpoints_agree(place: str, tmp_path: pathlib.Path) -> None:
         np.testing.assert_array_equal(loaded[1]["pca"][name], values.T)
     if place == "beside":  # the others have the same parameters
         assert_agrees(loaded, model, LOUD, rounding(terms(loaded[1])))
+
+
+def test_command_takes_the_file_of_components(tmp_path: pathlib.Path) -> None:
+    model = make_vggish(NARROW)
+    path, pca = save_network(model, tmp_path / "x.pth"), tmp_path / "components.npz"
+    np.savez(pca, **components(model))
+    arguments = "-m", "fasttta_jax.convert", "vggish", path, tmp_path / "out", f"--pca={pca}"
+    done = commands.run(*arguments)
+    assert done.returncode == 0, done.stdout + done.stderr
+    config, params = load_vggish(tmp_path / "out")
+    assert config == NARROW
+    assert "pca" in params
 
 
 def test_without_components(tmp_path: pathlib.Path) -> None:
