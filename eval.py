@@ -8,12 +8,21 @@ metrics that use them. Writes metrics.json and report.html, one file with tables
 and sounds, and keeps the tagger and the features of all sounds beside them for the next time. With
 --gates=demo the exit code is 1 where a figure misses its bound.
 
-Sounds that something else made for the captions of the test clips are evaluated from a folder:
+Public networks judge sounds as the literature does, those of runs and those of any folder:
 
-    python eval.py --sounds=theirs=FOLDER --audio_data=runs/demo/data --out=runs/theirs
+    python eval.py --generated=theirs=FOLDER --reference=REAL --out=runs/theirs \\
+        --networks=panns_16k=weights/panns_16k --networks=vggish=weights/vggish \\
+        --protocol=audioldm_eval
 
-FOLDER holds them, with manifest.jsonl as generate.py writes it, or metadata.csv or metadata.jsonl:
-one row a sound with file and caption. Both kinds of rows may stand in one table.
+FOLDER holds sound files and, if anything names their captions, a table: manifest.jsonl as
+generate.py writes it, or metadata or captions as .csv, .tsv or .jsonl; one row a sound with its
+file and its caption. The real sounds are --reference=FOLDER, the test clips of --audio_data, or
+--reference_statistics, which --write_reference_statistics wrote. Without networks the sounds of a
+folder are evaluated by the tagger, beside runs or alone: they need captions of test clips.
+
+Two results are subtracted where they were judged alike, clip by clip:
+
+    python eval.py --compare=A/metrics.json,B/metrics.json
 """
 
 import sys
@@ -21,26 +30,51 @@ import sys
 from absl import flags
 
 from fasttta_jax import cli
+from fasttta_jax.evaluation import comparison
 from fasttta_jax.evaluation.evaluator import evaluate
+from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.gates import GATES
-from fasttta_jax.evaluation.setup import EvaluationConfig, parse_named
+from fasttta_jax.evaluation.judging import JudgingConfig
+from fasttta_jax.evaluation.output import Evaluation
+from fasttta_jax.evaluation.protocols import PROTOCOLS
+from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, parse_named
 from fasttta_jax.evaluation.tables import as_text
+from fasttta_jax.report.text_table import format_table
 
 RUN = flags.DEFINE_multi_string(
     "run", [], "NAME=WORKDIR of a trained run; may be given several times."
 )
-SOUNDS = flags.DEFINE_multi_string(
-    "sounds", [], "NAME=FOLDER of sounds for the captions; may be given several times."
+GENERATED = flags.DEFINE_multi_string(
+    "generated", [], "NAME=FOLDER of sounds, or of their table; may be given several times."
 )
-AUDIO_DATA = flags.DEFINE_string(
-    "audio_data", None, required=True, help="Folder of the audio dataset."
+REFERENCE = flags.DEFINE_string("reference", None, "Folder of the real sounds, or their table.")
+REFERENCE_STATISTICS = flags.DEFINE_string(
+    "reference_statistics", None, "What --write_reference_statistics wrote of the real sounds."
 )
+WRITE_REFERENCE_STATISTICS = flags.DEFINE_string(
+    "write_reference_statistics", None, "File for the features of the real sounds, a .npz."
+)
+NETWORKS = flags.DEFINE_multi_string(
+    "networks",
+    [],
+    "NAME=FOLDER of converted weights: panns_16k, panns_32k, vggish, clap; may be given several "
+    "times.",
+)
+PROTOCOL = flags.DEFINE_enum(
+    "protocol", None, sorted(PROTOCOLS), "How sounds are judged by networks. Default: ours."
+)
+METRICS = flags.DEFINE_list("metrics", [], "Some of the protocol's figures. Default: all.")
+LITERATURE = flags.DEFINE_bool(
+    "literature", False, "Show published figures in the report, each with its own protocol."
+)
+COMPARE = flags.DEFINE_list(
+    "compare", None, "Two metrics.json, with :ROW behind one that has several judged rows."
+)
+AUDIO_DATA = flags.DEFINE_string("audio_data", None, "Folder of the audio dataset.")
 ENCODED_DATA = flags.DEFINE_string(
     "encoded_data", None, "Folder that data.encode_latents made of it; runs need it."
 )
-OUT = flags.DEFINE_string(
-    "out", None, required=True, help="Folder for metrics.json, report.html and the tagger."
-)
+OUT = flags.DEFINE_string("out", None, "Folder for metrics.json, report.html and the tagger.")
 NUM_CLIPS = flags.DEFINE_integer(
     "num_clips", 192, "Test clips with one event; of data without labels, all.", lower_bound=1
 )
@@ -67,15 +101,48 @@ GATES_FLAG = flags.DEFINE_enum(
 )
 
 
-def main() -> None:
+def _judging() -> JudgingConfig | None:
+    asked = {
+        "protocol": PROTOCOL.value,
+        "metrics": METRICS.value,
+        "reference": REFERENCE.value,
+        "reference_statistics": REFERENCE_STATISTICS.value,
+        "write_reference_statistics": WRITE_REFERENCE_STATISTICS.value,
+        "literature": LITERATURE.value,
+    }
+    if not NETWORKS.value and not any(asked.values()):
+        return None
+    return JudgingConfig(
+        parse_named(NETWORKS.value, "networks"),
+        PROTOCOL.value or "ours",
+        tuple(METRICS.value),
+        REFERENCE.value,
+        REFERENCE_STATISTICS.value,
+        WRITE_REFERENCE_STATISTICS.value,
+        LITERATURE.value,
+    )
+
+
+def _evaluation() -> Evaluation:
+    if OUT.value is None:
+        raise EvaluationError("--out is missing: the folder for metrics.json and report.html")
+    runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
+    judging = _judging()
+    if judging is not None and not runs:
+        return judge_folders(FoldersConfig(generated, OUT.value, judging, AUDIO_DATA.value))
+    if AUDIO_DATA.value is None:
+        raise EvaluationError(
+            "--audio_data is missing: the dataset with the test clips; without it, --networks "
+            "judge --generated against --reference"
+        )
     overrides = {
         "num_iterations": NUM_ITERATIONS.value,
         "guidance_scale": GUIDANCE_SCALE.value,
         "temperature": TEMPERATURE.value,
     }
-    evaluation = evaluate(
+    return evaluate(
         EvaluationConfig(
-            runs=parse_named(RUN.value, "run"),
+            runs=runs,
             audio_data=AUDIO_DATA.value,
             encoded_data=ENCODED_DATA.value,
             out=OUT.value,
@@ -87,10 +154,28 @@ def main() -> None:
             tagger_steps=TAGGER_STEPS.value,
             decode={name: value for name, value in overrides.items() if value is not None},
             gates=GATES_FLAG.value,
-            sounds=parse_named(SOUNDS.value, "sounds"),
+            generated=generated,
+            judging=judging,
         )
     )
+
+
+def _compare(files: list[str]) -> None:
+    if len(files) != 2:
+        raise EvaluationError(f"--compare names {len(files)} files; allowed: A.json,B.json")
+    found = comparison.compare(*files)
+    print(f"{found.name} (first) and {found.other} (second), clip by clip\n")
+    print(format_table(comparison.COLUMNS, found.rows()))
+
+
+def main() -> None:
+    if COMPARE.value is not None:
+        _compare(COMPARE.value)
+        return
+    evaluation = _evaluation()
     print(as_text(evaluation.table))
+    for line in evaluation.notes:
+        print(f"\n{line}")
     for line in evaluation.warnings:
         print(f"\nwarning: {line}")
     print(f"\n{OUT.value}/report.html has the sounds, {OUT.value}/metrics.json all figures.")

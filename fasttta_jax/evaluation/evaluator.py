@@ -26,11 +26,13 @@ from fasttta_jax.evaluation import gates, tables
 from fasttta_jax.evaluation.clips import Clips, read_reference_clips, read_test_clips
 from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
 from fasttta_jax.evaluation.frechet import TAGGER_FRECHET
+from fasttta_jax.evaluation.judging import Judge, judge_for
 from fasttta_jax.evaluation.labels import events_of
 from fasttta_jax.evaluation.metric import Metric, NotMeasured, Quantity, check_metrics
-from fasttta_jax.evaluation.output import Evaluation, write_results
+from fasttta_jax.evaluation.output import FEATURES_FOLDER, Evaluation, write_results
 from fasttta_jax.evaluation.rows import (
     ENERGY_SCORE,
+    REAL,
     SAMPLING,
     TIMES_SLOWER,
     RowResult,
@@ -47,6 +49,7 @@ from fasttta_jax.evaluation.setup import (
     EvaluationSetup,
     load_setup,
 )
+from fasttta_jax.evaluation.sound_sets import of_clips
 from fasttta_jax.evaluation.sounds import FolderSounds, read_sounds
 from fasttta_jax.evaluation.tagger import Tagger, to_float
 from fasttta_jax.evaluation.tagger_cache import load_or_train_tagger
@@ -66,7 +69,6 @@ logger = logging.getLogger(__name__)
 
 METRICS: tuple[Metric, ...] = (EventAccuracy(), AttributeAccuracy(), RecallAt2(), TAGGER_FRECHET)
 """What is computed from sounds, in the order of the columns."""
-FEATURES_FOLDER = "features"
 
 
 def evaluate(
@@ -131,7 +133,7 @@ class Evaluator:
     def run(self) -> Evaluation:
         """Goes through all stages and writes metrics.json and report.html."""
         with self._stage("all"):
-            folders = {name: self._read_folder(name) for name in self.config.sounds}
+            folders = {name: self._read_folder(name) for name in self.config.generated}
             rows = self.references()
             times = self.times() if self.setup.trained else {}
             generated = {name: self.sounds(name) for name in self.setup.trained}
@@ -144,6 +146,7 @@ class Evaluator:
             warnings = self.setup.warnings() + [
                 f"{name}: {line}." for name, found in folders.items() for line in found.warnings()
             ]
+            warnings += [f"{line}." for row in rows if row.judged for line in row.judged.warnings]
             evaluation = self._summary(rows, warnings)
         sounds = {name: dict(enumerate(clips.audio)) for name, clips in generated.items()}
         for name, found in folders.items():
@@ -155,6 +158,8 @@ class Evaluator:
     def quantities(self) -> tuple[Quantity, ...]:
         """All figures that a row can have, in the order of the columns."""
         scores = tuple(metric.quantity for metric in self.metrics)
+        if self.judge is not None:
+            scores += self.judge.quantities
         if not self.setup.trained:
             return scores
         times = [sampling_quantity(self.runs.timing_batch)]
@@ -185,10 +190,25 @@ class Evaluator:
             self.test,
             lambda: read_reference_clips(Records(self.config.audio_data, "train"), self.test),
             self.setup.sample_rate,
-            FeatureCache(pathlib.Path(self.config.out) / FEATURES_FOLDER),
+            self._cache,
         )
         scorer.prepare()
         return scorer
+
+    @functools.cached_property
+    def judge(self) -> Judge | None:
+        """What judges by a protocol, where one is asked for; the test clips are the real ones."""
+        if self.config.judging is None:
+            return None
+        return judge_for(
+            self.config.judging,
+            self._cache,
+            of_clips(self.test, self.setup.sample_rate, f"{self.config.audio_data}, test"),
+        )
+
+    @property
+    def _cache(self) -> FeatureCache:
+        return FeatureCache(pathlib.Path(self.config.out) / FEATURES_FOLDER)
 
     def _tagger(self) -> Tagger:
         try:
@@ -207,7 +227,7 @@ class Evaluator:
     def references(self) -> list[RowResult]:
         """The rows of real clips: as they are and, for runs, after the codec."""
         real = self.test.with_audio(to_float(self.test.audio))
-        rows = [self.row("real", "reference", real)]
+        rows = [self.row(REAL, "reference", real)]
         if self.setup.trained:
             rebuilt = real.with_audio(self._through_codec(real))
             rows.append(self.row("codec", "reference", rebuilt))
@@ -247,7 +267,7 @@ class Evaluator:
 
     def _read_folder(self, name: str) -> FolderSounds:
         found = read_sounds(
-            self.config.sounds[name],
+            self.config.generated[name],
             self.test.prompts,
             num_samples=self.test.num_samples,
             sample_rate=self.setup.sample_rate,
@@ -271,7 +291,11 @@ class Evaluator:
             events = event_counts(self.scorer.with_features(clips, "tagger"))
         except NotMeasured:
             events = ()
-        return RowResult(name, kind, scores.values, scores.not_measured, _num_events(clips), events)
+        row = RowResult(name, kind, scores.values, scores.not_measured, _num_events(clips), events)
+        if self.judge is None or name == REAL:
+            return row
+        sounds = of_clips(clips, self.setup.sample_rate, name, rows)
+        return row.with_judged(self.judge.judge(sounds, name))
 
     def run_row(
         self,

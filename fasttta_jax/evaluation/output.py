@@ -16,14 +16,17 @@ from jaxtyping import Float
 from fasttta_jax.config import flatten, to_config_dict
 from fasttta_jax.evaluation import tables
 from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.evaluation.metric import Quantity
 from fasttta_jax.evaluation.rows import RowResult
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationSetup
+from fasttta_jax.evaluation.sound_sets import SoundSet
 from fasttta_jax.objectives import losses_of
 from fasttta_jax.report.page import Gate, Report, Table, write_report
 from fasttta_jax.storage.files import as_path, write_json
 from fasttta_jax.workdir.metrics_log import METRICS_FILE, read_metrics
 
+FEATURES_FOLDER = "features"
 RESULT_FILE = "metrics.json"
 REPORT_FILE = "report.html"
 
@@ -38,6 +41,7 @@ class Evaluation:
       gates: the bounds of each row, where they were asked for.
       table: the main table.
       warnings: what a reader of the figures must know.
+      notes: what is worth saying of the rows.
     """
 
     rows: tuple[RowResult, ...]
@@ -45,6 +49,7 @@ class Evaluation:
     gates: Mapping[str, tuple[Gate, ...]]
     table: Table
     warnings: tuple[str, ...]
+    notes: tuple[str, ...] = ()
 
     def failures(self) -> list[str]:
         """The gates that failed, each with its row."""
@@ -82,18 +87,7 @@ def write_results(
         "seconds": {name: round(value, 1) for name, value in seconds.items()},
         "run": {name: _about(setup, name) for name in setup.trained},
     }
-    write_json(
-        out / RESULT_FILE,
-        {
-            "rows": {row.name: row.to_json(evaluation.quantities) for row in evaluation.rows},
-            "gates": [
-                {"row": row, **dataclasses.asdict(gate)}
-                for row, found in evaluation.gates.items()
-                for gate in found
-            ],
-            "settings": settings,
-        },
-    )
+    _write_figures(out, evaluation, settings)
     runs = [row for row in evaluation.rows if row.sampling is not None]
     histories = {
         name: read_metrics(trained.workdir)
@@ -114,14 +108,91 @@ def write_results(
                 for row in evaluation.rows
                 if row.name in sounds and row.events
             ),
+            *(judged_tables(evaluation, config.judging) if config.judging else []),
         ],
-        curves=tables.curves(histories, losses),
+        curves=[
+            *tables.comparison_figure(
+                [row for row in evaluation.rows if row.judged], evaluation.quantities
+            ),
+            *tables.curves(histories, losses),
+        ],
         prompts=tables.prompt_rows(test, sounds, setup.sample_rate),
         settings=flatten(settings),
-        created=datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        created=_now(),
         notes=evaluation.warnings,
     )
     write_report(out / REPORT_FILE, report)
+
+
+def write_judged(
+    evaluation: Evaluation,
+    out: str,
+    config: Mapping[str, Any],
+    seconds: Mapping[str, float],
+    sets: Mapping[str, SoundSet],
+    judging: JudgingConfig,
+) -> None:
+    """Writes metrics.json and report.html of sounds that were judged without runs.
+
+    Args:
+      evaluation: what was found.
+      out: the folder.
+      config: what was asked for.
+      seconds: how long each stage took.
+      sets: the sounds, of which some can be heard in the report.
+      judging: networks and protocol.
+    """
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    settings = {
+        "evaluation": config,
+        "environment": environment(),
+        "seconds": {name: round(value, 1) for name, value in seconds.items()},
+    }
+    _write_figures(folder, evaluation, settings)
+    report = Report(
+        title="Evaluation of " + ", ".join(sets),
+        introduction=tables.ABOUT_JUDGED,
+        tables=[
+            evaluation.table,
+            *judged_tables(evaluation, judging),
+        ],
+        curves=tables.comparison_figure(evaluation.rows, evaluation.quantities),
+        prompts=tables.judged_prompts(sets),
+        settings=flatten(settings),
+        created=_now(),
+        notes=evaluation.warnings,
+    )
+    write_report(folder / REPORT_FILE, report)
+
+
+def judged_tables(evaluation: Evaluation, judging: JudgingConfig) -> list[Table]:
+    """What the figures of a protocol were taken on, and published ones where they are asked for."""
+    return [
+        tables.protocol_table(evaluation.rows),
+        *([tables.literature_table()] if judging.literature else []),
+    ]
+
+
+def _write_figures(out: pathlib.Path, evaluation: Evaluation, settings: Mapping[str, Any]) -> None:
+    judged = {row.name: row.judged for row in evaluation.rows if row.judged is not None}
+    write_json(
+        out / RESULT_FILE,
+        {
+            "rows": {row.name: row.to_json(evaluation.quantities) for row in evaluation.rows},
+            "gates": [
+                {"row": row, **dataclasses.asdict(gate)}
+                for row, found in evaluation.gates.items()
+                for gate in found
+            ],
+            "settings": settings,
+            "influences": {name: one.influences_json() for name, one in judged.items()},
+        },
+    )
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).strftime("%Y-%m-%d %H:%M UTC")
 
 
 def environment() -> dict[str, str]:

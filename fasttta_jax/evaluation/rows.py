@@ -7,13 +7,15 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from fasttta_jax.evaluation.judging import Judged
 from fasttta_jax.evaluation.metric import Quantity
 from fasttta_jax.evaluation.tagger_metrics import EventCount
 from fasttta_jax.evaluation.timing import SamplingTime
 from fasttta_jax.metrics.energy_score import HeldOutEnergy
 from fasttta_jax.metrics.intervals import Measured
 
-REFERENCES = ("real", "codec")
+REAL = "real"
+REFERENCES = (REAL, "codec")
 """Names of the rows of real clips."""
 ENERGY_SCORE = Quantity(
     "energy_score",
@@ -56,6 +58,7 @@ class RowResult:
       energy: the energy score in detail; runs only.
       sampling: sampling times in detail; runs only.
       left_out: what of a folder of sounds was left out.
+      judged: what the figures of a protocol were taken on; None without one.
     """
 
     name: str
@@ -67,6 +70,16 @@ class RowResult:
     energy: HeldOutEnergy | None = None
     sampling: SamplingTime | None = None
     left_out: Mapping[str, Any] | None = None
+    judged: Judged | None = None
+
+    def with_judged(self, judged: Judged) -> RowResult:
+        """The row with further figures."""
+        return dataclasses.replace(
+            self,
+            values={**self.values, **judged.values},
+            not_measured={**self.not_measured, **judged.not_measured},
+            judged=judged,
+        )
 
     def to_json(self, quantities: Sequence[Quantity]) -> dict[str, Any]:
         """All figures with their errors and counts; null for those that were not measured.
@@ -87,6 +100,8 @@ class RowResult:
             result["sampling"] = self.sampling.to_json()
         if self.left_out is not None:
             result["sounds"] = dict(self.left_out)
+        if self.judged is not None:
+            result["judged"] = dict(self.judged.about)
         result["events"] = {
             count.event: {
                 "clips": count.clips,

@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.evaluation import gates
+from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.evaluation.rows import REFERENCES
 from fasttta_jax.input_pipeline.records import (
     CODEC_FOLDER,
@@ -48,7 +49,8 @@ class EvaluationConfig:
       tagger_steps: updates of the tagger's training.
       decode: fields of DecodeConfig that replace those of every run.
       gates: name of the bounds to check; None for none.
-      sounds: folder of another project's sounds by the name of its row; see `read_sounds`.
+      generated: folder of another project's sounds by the name of its row; see `read_sounds`.
+      judging: networks and protocol of further figures, on the same clips; None for none.
     """
 
     runs: Mapping[str, str]
@@ -63,20 +65,26 @@ class EvaluationConfig:
     tagger_steps: int = 600
     decode: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     gates: str | None = None
-    sounds: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    generated: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    judging: JudgingConfig | None = None
 
     def __post_init__(self) -> None:
-        if not self.runs and not self.sounds:
+        if not self.runs and not self.generated:
             raise EvaluationError(
-                "there is nothing to evaluate: give --run=NAME=WORKDIR or --sounds=NAME=FOLDER"
+                "there is nothing to evaluate: give --run=NAME=WORKDIR or --generated=NAME=FOLDER"
             )
-        for name in [*self.runs, *self.sounds]:
+        if self.judging and (self.judging.reference or self.judging.reference_statistics):
+            raise EvaluationError(
+                "reference is given, and there are runs; allowed: runs are judged by the test "
+                "clips of audio_data, whose captions they are asked for"
+            )
+        for name in [*self.runs, *self.generated]:
             if name in REFERENCES:
                 raise EvaluationError(
                     f"a run is named {name!r}; allowed: any name but {' and '.join(REFERENCES)}, "
                     "the rows of real clips"
                 )
-            if name in self.runs and name in self.sounds:
+            if name in self.runs and name in self.generated:
                 raise EvaluationError(f"a run and a folder of sounds are both named {name!r}")
         if bool(self.runs) != bool(self.encoded_data):
             raise EvaluationError(
@@ -93,7 +101,7 @@ class EvaluationConfig:
         if not 0 <= self.seed < 2**32:
             raise EvaluationError(f"seed is {self.seed}; allowed: 0 to 2^32 - 1")
         if self.gates is not None:
-            gates.check_rows(self.gates, [*self.runs, *self.sounds])
+            gates.check_rows(self.gates, [*self.runs, *self.generated])
 
 
 def parse_named(values: Sequence[str], flag: str) -> dict[str, str]:

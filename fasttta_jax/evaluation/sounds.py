@@ -1,8 +1,7 @@
 """Sounds of another project, read from a folder and matched with test clips by their captions.
 
-A table in the folder names them, in UTF-8, one sound a row: `manifest.jsonl` as generate.py writes
-it, or `metadata.jsonl` or `metadata.csv`. It has a column with the file, relative to the folder
-(file, file_name, path or audio), and one with the caption (prompt or caption); others are ignored.
+A table in the folder names them, see `sound_tables`. Here they are held against the test clips of a
+data set, of one length; `sound_sets` and `judging` are for sounds as they are.
 
 Dimensions: n sounds, S samples.
 """
@@ -10,12 +9,9 @@ Dimensions: n sounds, S samples.
 from __future__ import annotations
 
 import collections
-import csv
 import dataclasses
-import io
-import json
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -24,14 +20,7 @@ from tqdm import tqdm
 
 from fasttta_jax.audio.files import AudioError, read_audio
 from fasttta_jax.evaluation.clips import cut_or_pad
-
-TABLES = ("manifest.jsonl", "metadata.jsonl", "metadata.csv")
-FILE_COLUMNS = ("file", "file_name", "path", "audio")
-CAPTION_COLUMNS = ("prompt", "caption")
-
-
-class SoundsError(ValueError):
-    """A folder of sounds that cannot be evaluated; names the table and the line."""
+from fasttta_jax.evaluation.sound_tables import TABLES, SoundsError, find_table, read_table
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -94,10 +83,12 @@ def read_sounds(
         readable sound was made for any of the captions.
     """
     folder = pathlib.Path(folder)
-    table = _find_table(folder)
+    table = find_table(folder)
+    if table is None:
+        raise SoundsError(f"{folder} must hold one of {', '.join(TABLES)}; found: none")
     waiting: dict[str, collections.deque[str]] = collections.defaultdict(collections.deque)
-    for file, caption in _read_table(table):
-        waiting[caption].append(file)
+    for row in read_table(table):
+        waiting[row.caption].append(row.file)
     unreadable: dict[str, str] = {}
     audio, rows, missing, cut = [], [], 0, 0
     for row, prompt in enumerate(tqdm(prompts, f"reading {folder}", unit="clip", mininterval=1.0)):
@@ -123,52 +114,3 @@ def read_sounds(
             f"{unused}"
         )
     return FolderSounds(np.stack(audio), rows, missing, unreadable, unused, cut)
-
-
-def _find_table(folder: pathlib.Path) -> pathlib.Path:
-    found = [folder / name for name in TABLES if (folder / name).is_file()]
-    if len(found) != 1:
-        listed = ", ".join(path.name for path in found) or "none"
-        raise SoundsError(f"{folder} must hold one of {', '.join(TABLES)}; found: {listed}")
-    return found[0]
-
-
-def _read_table(table: pathlib.Path) -> Iterator[tuple[str, str]]:
-    """File and caption of each row."""
-    try:
-        text = table.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise SoundsError(f"{table} is not UTF-8 text: {error}") from error
-    rows = _csv_rows(text) if table.suffix == ".csv" else _jsonl_rows(table, text)
-    for line, row in rows:
-        file, caption = (_pick(row, columns) for columns in (FILE_COLUMNS, CAPTION_COLUMNS))
-        if file is None or caption is None:
-            raise SoundsError(
-                f"{table}, line {line}: a text named {' or '.join(FILE_COLUMNS)} and one named "
-                f"{' or '.join(CAPTION_COLUMNS)} are needed; found: {', '.join(map(str, row))}"
-            )
-        yield file, caption.strip()
-
-
-def _csv_rows(text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""))
-    for row in reader:
-        yield reader.line_num, row
-
-
-def _jsonl_rows(table: pathlib.Path, text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    for line, content in enumerate(text.split("\n"), start=1):
-        if not content.strip():
-            continue
-        try:
-            row = json.loads(content)
-        except json.JSONDecodeError as error:
-            raise SoundsError(f"{table}, line {line} is not JSON: {error}") from error
-        if not isinstance(row, dict):
-            raise SoundsError(f"{table}, line {line} is not a JSON object: {content[:60]!r}")
-        yield line, row
-
-
-def _pick(row: Mapping[Any, Any], columns: Sequence[str]) -> str | None:
-    found = next((row[name] for name in columns if name in row), None)
-    return found if isinstance(found, str) and found.strip() else None

@@ -8,14 +8,18 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fasttta_jax.audio.files import playback_level
+from fasttta_jax.audio.files import AudioError, playback_level
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.frechet import TAGGER_FRECHET
 from fasttta_jax.evaluation.labels import events_of
+from fasttta_jax.evaluation.literature import LITERATURE, LITERATURE_FIGURES
 from fasttta_jax.evaluation.metric import Quantity
+from fasttta_jax.evaluation.protocols import PROTOCOLS
 from fasttta_jax.evaluation.rows import ENERGY_SCORE, TIMES_SLOWER, RowResult
+from fasttta_jax.evaluation.sound_sets import Sound, SoundSet
 from fasttta_jax.evaluation.tagger import to_float
 from fasttta_jax.evaluation.tagger_metrics import AttributeAccuracy, EventAccuracy, RecallAt2
+from fasttta_jax.report.intervals import intervals_png
 from fasttta_jax.report.page import (
     Cell,
     Figure,
@@ -54,6 +58,14 @@ ABOUT_ERRORS = """
 ± is one standard error: sqrt(p (1 - p) / n) for shares, over clips for all others. Differences of
 less than two of them mean little. For the same prompts the difference of two systems is known
 better than their errors suggest.
+"""
+ABOUT_JUDGED = """
+Every row is a set of sounds, held against the same real ones by public networks. A figure means
+something only with its protocol, the list of clips and the weights behind it: they stand below the
+results. Figures of two rows can be compared where all of these are equal.
+
+In brackets is the 95 % confidence interval over clips. Fewer clips make a Fréchet distance larger,
+also between two halves of one set, and an Inception Score smaller.
 """
 TAGGER_FIGURES = {
     metric.quantity.name for metric in (EventAccuracy, AttributeAccuracy, RecallAt2, TAGGER_FRECHET)
@@ -97,6 +109,133 @@ def main_table(
         " ".join([f"Clips: {kinds}.", *(line[0].upper() + line[1:] for line in words)]),
         _missing(rows, quantities),
     )
+
+
+def judged_table(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> Table:
+    """One line for each set of sounds, one column for each figure of the protocol."""
+    words = [f"{quantity.title}: {_words(quantity, rows)}." for quantity in quantities]
+    return Table(
+        "Results",
+        ("row", *(quantity.title for quantity in quantities), "clips"),
+        [
+            Row(
+                row.name,
+                (
+                    *(row.values.get(quantity.name) for quantity in quantities),
+                    sum(row.num_events.values()),
+                ),
+            )
+            for row in rows
+        ],
+        " ".join(line[0].upper() + line[1:] for line in words),
+        _missing(rows, quantities),
+    )
+
+
+def protocol_table(rows: Sequence[RowResult]) -> Table:
+    """For each judged row what its figures were taken on."""
+    judged = [(row, row.judged.about) for row in rows if row.judged is not None]
+    names = {about["protocol"] for _, about in judged}
+    lines = []
+    for row, about in judged:
+        networks = [
+            f"{name} at {one['sample_rate']} Hz ({one['sha256'][:8]})"
+            for name, one in about["networks"].items()
+        ]
+        counts = about["generated"]["left_out_by_reason"]
+        left_out = ", ".join(f"{count} {reason}" for reason, count in counts.items())
+        lines.append(
+            Row(
+                row.name,
+                (
+                    about["protocol"],
+                    about["captions"],
+                    (about["caption_list_sha256"] or "none")[:8],
+                    f"{about['pairs']['count']} by {about['pairs']['by']}",
+                    left_out or "none",
+                    "not stated" if about["candidates"] is None else str(about["candidates"]),
+                    "; ".join(networks),
+                ),
+            )
+        )
+    return Table(
+        "Protocol",
+        (
+            "row",
+            "protocol",
+            "list",
+            "captions",
+            "pairs",
+            "left out",
+            "candidates",
+            "networks",
+        ),
+        lines,
+        "Hashes are SHA-256, here their first eight digits. "
+        + " ".join(f"{name}: {PROTOCOLS[name].words}." for name in sorted(names)),
+    )
+
+
+def literature_table() -> Table:
+    """Published figures, each with the protocol that its authors name."""
+    return Table(
+        "Figures of the literature",
+        ("system", *LITERATURE_FIGURES, "protocol", "source"),
+        [
+            Row(
+                one.system,
+                (*(one.figures.get(name) for name in LITERATURE_FIGURES), one.protocol, one.source),
+            )
+            for one in LITERATURE
+        ],
+        "As their sources report them. Rows of different protocols, and rows of these and of the "
+        "results above, cannot be subtracted.",
+    )
+
+
+def comparison_figure(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> list[Figure]:
+    """Every figure of the protocol with its interval, row by row; nothing for a single row."""
+    panels = {
+        f"{quantity.title} ({quantity.better} is better)": found
+        for quantity in quantities
+        if len(
+            found := {
+                row.name: row.values[quantity.name] for row in rows if quantity.name in row.values
+            }
+        )
+        > 1
+    }
+    if not panels:
+        return []
+    caption = "Dots are the figures, lines their 95 % confidence intervals over clips."
+    return [Figure("Systems side by side", intervals_png(panels), caption)]
+
+
+def judged_prompts(sets: Mapping[str, SoundSet]) -> list[PromptRow]:
+    """The first captions of the first set, with the sound of every set that has the caption."""
+    prompts = []
+    first = next(iter(sets.values()), None)
+    for sound in () if first is None else first.sounds[:UNLABELLED_PROMPTS]:
+        cells = []
+        for name, other in sets.items():
+            same = (one for one in other.sounds if _same(sound, one))
+            cells.append(_cell(name, next(same, None)))
+        prompts.append(PromptRow(sound.caption or sound.name, cells))
+    return prompts
+
+
+def _same(sound: Sound, other: Sound) -> bool:
+    return sound.caption == other.caption if sound.caption else sound.name == other.name
+
+
+def _cell(name: str, sound: Sound | None) -> Cell:
+    if sound is None:
+        return Cell(name, None, 0)
+    try:
+        samples, rate = sound.load()
+    except AudioError:
+        return Cell(name, None, 0)
+    return Cell(name, playback_level(samples.mean(axis=1)), rate)
 
 
 def _num_clips(row: RowResult, *, two_events: bool) -> str:

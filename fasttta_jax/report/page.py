@@ -178,12 +178,14 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
 def format_value(value: Value) -> str:
     """A figure for a reader: four significant digits, grouped thousands, a dash for None.
 
-    One with a standard error is shown as 0.885 ± 0.023, with as many decimals as two digits of the
-    error need.
+    One with a confidence interval is shown as 0.885 [0.840, 0.930], one with a standard error as
+    0.885 ± 0.023, with as many decimals as two digits of the error need.
     """
     if value is None:
         return "–"
     if isinstance(value, Measured):
+        if value.interval is not None:
+            return _format_with_interval(value.value, value.interval)
         if value.standard_error is None:
             return format_value(value.value)
         return _format_with_error(value.value, value.standard_error)
@@ -206,6 +208,14 @@ def _format_with_error(value: float, error: float) -> str:
     if math.isfinite(error) and error > 0:
         decimals = min(max(1 - math.floor(math.log10(error)), 0), 6)
     return f"{value:.{decimals}f} ± {error:.{decimals}f}"
+
+
+def _format_with_interval(value: float, interval: tuple[float, float]) -> str:
+    low, high = interval
+    decimals = 3
+    if math.isfinite(high - low) and high > low:
+        decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6)
+    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
 
 
 def _is_number(value: Value) -> bool:

@@ -33,7 +33,7 @@ MASKED, REVEALED, KNOWN = range(3)
 """What a cell of a token grid may be."""
 
 _CELLS = {"masked": "#d5d9de", "revealed": "#d9622b", "given": "#3b6fd4"}  # in that order
-_LINE_COLOURS = ("#3b6fd4", "#d9622b", "#2a9d74", "#9656b8", "#c2994b", "#5a6472")  # distinct hues
+LINE_COLOURS = ("#3b6fd4", "#d9622b", "#2a9d74", "#9656b8", "#c2994b", "#5a6472")  # distinct hues
 
 
 def spectrogram_png(
@@ -56,7 +56,7 @@ def spectrogram_png(
     _draw_mel(axes, audio, sample_rate)
     if title:
         axes.set_title(title, fontsize=9, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 class Frame(NamedTuple):
@@ -103,7 +103,7 @@ def frames_png(frames: Sequence[Frame], sample_rate: int, title: str | None = No
         )
         grid.set_axis_off()
         grid.set_title(frame.title, fontsize=8)
-        _style(mel)
+        style(mel)
         _draw_mel(mel, frame.audio, sample_rate)
         if index:
             mel.set_ylabel("")
@@ -117,7 +117,7 @@ def frames_png(frames: Sequence[Frame], sample_rate: int, title: str | None = No
     figure.legend(handles=patches, loc="outside lower center", ncols=3, frameon=False, fontsize=7)
     if title:
         figure.suptitle(title, fontsize=9, parse_math=False)
-    return _png(figure)
+    return png(figure)
 
 
 def curves_png(
@@ -153,8 +153,8 @@ def curves_png(
             )
         values = np.where(np.isfinite(values), values, np.nan)
         finite_values.append(values[np.isfinite(values)])
-        colour = _LINE_COLOURS[index % len(_LINE_COLOURS)]
-        style = ("-", "--", ":")[index // len(_LINE_COLOURS) % 3]
+        colour = LINE_COLOURS[index % len(LINE_COLOURS)]
+        style = ("-", "--", ":")[index // len(LINE_COLOURS) % 3]
         marker = {"marker": "o", "markersize": 3} if steps.size <= MARKERS_UNTIL else {}
         if steps.size >= SMOOTH_FROM:
             axes.plot(steps, values, color=colour, alpha=0.25, linewidth=0.7)
@@ -177,7 +177,7 @@ def curves_png(
         axes.set_title(title, fontsize=9, parse_math=False)
     if len(curves) > 1:
         axes.legend(frameon=False, fontsize=8)
-    return _png(figure)
+    return png(figure)
 
 
 def _draw_mel(axes: Axes, audio: Float[np.ndarray, " S"], sample_rate: int) -> None:
@@ -240,17 +240,19 @@ def _figure(width: float, height: float) -> tuple[Figure, Axes]:
     figure = Figure(figsize=(width, height), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.add_subplot()
-    _style(axes)
+    style(axes)
     return figure, axes
 
 
-def _style(axes: Axes) -> None:
+def style(axes: Axes) -> None:
+    """Small, quiet labels, as on all plots."""
     axes.tick_params(labelsize=7, color="#8a929c")
     axes.xaxis.label.set_fontsize(8)
     axes.yaxis.label.set_fontsize(8)
 
 
-def _png(figure: Figure) -> bytes:
+def png(figure: Figure) -> bytes:
+    """The bytes of a PNG file, equal for equal figures."""
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

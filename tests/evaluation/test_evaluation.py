@@ -217,7 +217,7 @@ def test_data_without_labels_has_the_figures_that_need_none(world, tmp_path):
 @pytest.mark.slow
 def test_sounds_of_a_folder_are_evaluated_beside_real_clips(world, tmp_path):
     """Real clips in a folder have the figures of real clips; what is left out is counted."""
-    config = world.config(runs={}, encoded_data=None, sounds={"copy": "unused"})
+    config = world.config(runs={}, encoded_data=None, generated={"copy": "unused"})
     real = Evaluator(config, load_setup(config, local_mesh())).test
     folder = tmp_path / "theirs"
     folder.mkdir()
@@ -231,8 +231,8 @@ def test_sounds_of_a_folder_are_evaluated_beside_real_clips(world, tmp_path):
     out = tmp_path / "report"
     done = commands.run(
         "eval.py",
-        f"--sounds=copy={folder}",
-        f"--sounds=some={some}",
+        f"--generated=copy={folder}",
+        f"--generated=some={some}",
         f"--audio_data={world.audio}",
         f"--out={out}",
         "--tagger_steps=20",
@@ -301,9 +301,9 @@ def test_run_flags_are_parsed_and_refused():
     [
         ({"runs": {}}, "--run=NAME=WORKDIR"),
         ({"runs": {"codec": "x"}}, "a run is named 'codec'"),
-        ({"sounds": {"real": "x"}}, "a run is named 'real'"),
-        ({"sounds": {"student": "x"}}, "a run and a folder of sounds are both named 'student'"),
-        ({"runs": {}, "sounds": {"a": "x"}}, "encoded_data is 'e' and there are 0 runs"),
+        ({"generated": {"real": "x"}}, "a run is named 'real'"),
+        ({"generated": {"student": "x"}}, "a run and a folder of sounds are both named 'student'"),
+        ({"runs": {}, "generated": {"a": "x"}}, "encoded_data is 'e' and there are 0 runs"),
         ({"encoded_data": None}, "encoded_data is None and there are 1 runs"),
         ({"num_clips": 0}, "num_clips is 0"),
         ({"seed": -1}, "seed is -1"),

@@ -67,7 +67,7 @@ def test_tables_of_both_forms_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ('{"file": "a.wav"}', "line 1: .* prompt or caption are needed; found: file"),
+        ('{"file": "a.wav"}', "line 1: .* prompt or caption or captions are needed; found: file"),
         ('{"file": 3, "prompt": "x"}', "line 1: a text named file or"),
         ("[]", "line 1 is not a JSON object"),
         ('\n{"file": ', "line 2 is not JSON"),
@@ -86,5 +86,5 @@ def test_a_folder_has_one_table(tmp_path):
         read(tmp_path, "rain")
     for name in ("manifest.jsonl", "metadata.csv"):
         (tmp_path / name).touch()
-    with pytest.raises(SoundsError, match=r"found: manifest\.jsonl, metadata\.csv"):
+    with pytest.raises(SoundsError, match=r"several tables .*: manifest\.jsonl, metadata\.csv"):
         read(tmp_path, "rain")
