@@ -91,7 +91,7 @@ class EstimatingMetric(Metric, Protocol):
     """A metric that tells how far each clip moves its figure, so that systems can be compared.
 
     The difference of two systems on the same prompts in the same order, with its interval, is
-    `metrics.bootstrap.paired_difference` of their estimates.
+    `metrics.bootstrap.paired_difference` of their estimates, paired with the reference before.
     """
 
     def estimate(self, clips: Clips, reference: Clips | None) -> Estimate:

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from fasttta_jax.evaluation.captions import caption_embeddings
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
-from fasttta_jax.evaluation.metric import Metric, NotMeasured, check_metrics
+from fasttta_jax.evaluation.metric import EstimatingMetric, Metric, NotMeasured, check_metrics
 from fasttta_jax.evaluation.tagger import to_float
 from fasttta_jax.metrics.intervals import Measured
 
@@ -130,13 +130,19 @@ class Scorer:
                 needs = metric.needs
                 embedded = with_features(needs.embedder, needs.captions)
                 scored, reference = self._sides(metric, embedded, rows)
-                value = metric.score(scored, reference, self.sample_rate)
+                value = self._measured(metric, scored, reference)
                 if not isinstance(value, Measured):
                     raise TypeError(f"{name}: score returned {value!r}; expected a Measured")
                 values[name] = value
             except NotMeasured as reason:
                 reasons[name] = str(reason)
         return Scores(values, reasons)
+
+    def _measured(self, metric: Metric, clips: Clips, reference: Clips | None) -> object:
+        """The figure; clips and test clips of one caption are drawn together."""
+        if isinstance(metric, EstimatingMetric) and metric.needs.reference == "test":
+            return metric.measured(metric.estimate(clips, reference).paired())
+        return metric.score(clips, reference, self.sample_rate)
 
     def _sides(self, metric: Metric, clips: Clips, rows: list[int]) -> tuple[Clips, Clips | None]:
         """The clips that a metric scores, and what they are compared with."""

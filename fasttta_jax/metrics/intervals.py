@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 import numpy as np
 from jaxtyping import Float, Float64
@@ -73,20 +74,35 @@ class Estimate:
         mean = np.mean(values, dtype=np.float64)
         return cls(float(mean), np.asarray(values, np.float64) - mean)
 
-    def paired(self) -> Estimate:
-        """The same figure where clip i and reference clip i belong to one prompt.
+    def paired(
+        self, rows: Sequence[int] | None = None, reference_rows: Sequence[int] | None = None
+    ) -> Estimate:
+        """The same figure where clips and reference clips of one prompt are drawn together.
+
+        What a prompt does to both often cancels, so this gives the smaller errors.
+
+        Args:
+          rows: the clips that have a counterpart; None where clip i is that of reference clip i.
+          reference_rows: their counterparts, in the same order. Reference clips without a clip
+            remain a sample of their own.
 
         Raises:
-          ValueError: the numbers of clips differ.
+          ValueError: the rows are not pairs of these clips.
         """
         if self.reference_influence is None:
             return self
-        if len(self.influence) != len(self.reference_influence):
+        num_clips, num_reference = len(self.influence), len(self.reference_influence)
+        if rows is None or reference_rows is None:
+            rows, reference_rows = range(num_clips), range(num_reference)
+        if not len(set(rows)) == len(set(reference_rows)) == len(rows) == len(reference_rows):
             raise ValueError(
-                f"{len(self.influence)} clips and {len(self.reference_influence)} reference clips "
-                "cannot be paired"
+                f"{len(rows)} of {num_clips} clips and {len(reference_rows)} of {num_reference} "
+                "reference clips cannot be paired: each needs one counterpart"
             )
-        return Estimate(self.value, self.influence + self.reference_influence)
+        influence, remaining = self.influence.copy(), self.reference_influence.copy()
+        influence[list(rows)] += num_clips / num_reference * remaining[list(reference_rows)]
+        remaining[list(reference_rows)] = 0.0
+        return Estimate(self.value, influence, remaining if len(rows) < num_reference else None)
 
 
 def proportion(hits: int, count: int) -> Measured:

@@ -79,8 +79,25 @@ def test_reference_clips_of_their_own_add_their_error():
     y = x + 0.1 * rng.normal(size=100)
     same = Estimate(x.mean() - y.mean(), x - x.mean(), y.mean() - y).paired()
     assert measured(same).standard_error == pytest.approx((x - y).std(ddof=1) / 10)
-    with pytest.raises(ValueError, match="100 clips and 50 reference clips cannot be paired"):
+    with pytest.raises(ValueError, match="100 of 100 clips and 50 of 50 reference clips cannot be"):
         both.paired()
+
+
+def test_some_pairs_are_drawn_together():
+    """The middle ones of 60 clips are of the prompts of 40 of 50 reference clips, reordered."""
+    rng = np.random.default_rng(7)
+    y = rng.normal(size=50)
+    x = rng.normal(size=60)
+    rows, reference_rows = range(10, 50), rng.permutation(50)[:40].tolist()
+    x[rows] = y[reference_rows]
+    estimate = Estimate(x.mean() - y.mean(), x - x.mean(), y.mean() - y)
+    found = estimate.paired(rows, reference_rows)
+    assert measured(found).standard_error < 0.6 * measured(estimate).standard_error
+    total = found.influence.mean() + found.reference_influence.mean()
+    assert total == pytest.approx(0, abs=1e-12)
+    assert np.count_nonzero(found.reference_influence) == 10
+    with pytest.raises(ValueError, match="each needs one counterpart"):
+        estimate.paired([0, 1], [3, 3])
 
 
 def test_systems_on_the_same_prompts_are_told_apart_where_their_own_intervals_overlap():

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import scipy.linalg
 
-from fasttta_jax.metrics.bootstrap import bootstrap, measured
+from fasttta_jax.metrics.bootstrap import bootstrap, measured, paired_difference
 from fasttta_jax.metrics.frechet import (
     Statistics,
     frechet_distance,
@@ -242,6 +242,27 @@ def test_errors_are_those_of_new_clips_where_drawing_clips_anew_overstates_them(
     if n < d:
         paired = measured(frechet_estimate(a, b).paired(), num_resamples=2)
         assert drawn.standard_error > 1.4 * paired.standard_error
+
+
+@pytest.mark.parametrize(("n", "d"), [(60, 100), (60, 10)])
+def test_the_difference_of_two_systems_on_the_same_prompts_is_known_as_well_as_it_says(
+    n: int, d: int
+) -> None:
+    rng = np.random.default_rng(25)
+    scales = np.arange(1, d + 1) ** -0.25
+    found = []
+    for _ in range(100):
+        prompts, *noise = rng.normal(size=(4, n, d)) * scales
+        real, one, other = (prompts + 0.7 * part for part in noise)
+        sides = (1.1 * one + 0.2, other)
+        estimates = [frechet_estimate(side, real).paired() for side in sides]
+        found.append(paired_difference(*estimates, num_resamples=200))
+    differences = np.array([one.value for one in found])
+    error = differences.std(ddof=1)
+    assert 0.85 * error < np.mean([one.standard_error for one in found]) < 1.4 * error
+    truth = differences.mean()
+    cover = np.mean([one.interval[0] <= truth <= one.interval[1] for one in found])
+    assert 0.95 - 0.066 < cover <= 1.0
 
 
 def test_the_limit_is_closer_to_the_truth_than_the_value() -> None:
