@@ -21,7 +21,7 @@ import hashlib
 import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, get_args
 
 import jax
 import jax.numpy as jnp
@@ -30,7 +30,8 @@ import tokenizers
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
-from fasttta_jax.evaluation.embedders import BLOCK, Embedder, Features, stacked
+from fasttta_jax.config import ComputeDtype
+from fasttta_jax.evaluation.embedders import BLOCK, Features, stacked
 from fasttta_jax.evaluation.network_metrics import AUDIOSET
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.pretrained import clap_audio, clap_mel, clap_text, panns, vggish
@@ -115,11 +116,19 @@ class Network(abc.ABC):
       name: what `load_network` and metrics call it.
       params: parameters.
       dtype: of the matrix products, "float32" or "bfloat16".
+
+    Raises:
+      ValueError: the dtype is neither.
     """
 
     name: str
     params: Params
     dtype: str
+
+    def __post_init__(self) -> None:
+        if self.dtype not in get_args(ComputeDtype):
+            allowed = ", ".join(get_args(ComputeDtype))
+            raise ValueError(f"{self.name}: dtype is {self.dtype!r}; allowed: {allowed}")
 
     @property
     @abc.abstractmethod
@@ -445,7 +454,7 @@ def load_clap(folder: str | os.PathLike[str], *, dtype: str = "float32") -> Clap
     return ClapEmbedder("clap", params, dtype, audio, text, load_tokenizer(folder))
 
 
-LOADERS: Mapping[str, Callable[[pathlib.Path], Embedder]] = {
+LOADERS: Mapping[str, Callable[[pathlib.Path], Network]] = {
     "panns_16k": functools.partial(load_panns, sample_rate=16_000),
     "panns_32k": functools.partial(load_panns, sample_rate=32_000),
     "vggish": load_vggish,
@@ -454,7 +463,7 @@ LOADERS: Mapping[str, Callable[[pathlib.Path], Embedder]] = {
 """By name, what reads a network from a folder of converted weights."""
 
 
-def load_network(name: str, folder: str | os.PathLike[str]) -> Embedder:
+def load_network(name: str, folder: str | os.PathLike[str]) -> Network:
     """A public network as an embedder, with the settings that the literature means.
 
     Args:

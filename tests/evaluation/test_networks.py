@@ -90,7 +90,7 @@ def test_panns_gives_a_vector_and_logits_for_each_clip(
     assert features.embeddings.shape == (count, 8)
     assert features.logits["audioset"].shape == (count, 5)
     assert isinstance(embedder, EachEmbedder)
-    bound = rounding(kernel_terms(embedder.params))  # type: ignore[attr-defined]
+    bound = rounding(kernel_terms(embedder.params))
     last = embedder.embed(audio[-1:])
     assert_close(last.embeddings, features.embeddings[-1:], bound)
 
@@ -234,3 +234,5 @@ def test_other_names_and_folders_are_refused(
         load_network("panns_32k", folders["panns_16k"])
     with pytest.raises(ConvertedError, match=r"weights\.json is missing"):
         load_network("clap", tmp_path)
+    with pytest.raises(ValueError, match="vggish: dtype is 'float16'; allowed: float32, bfloat16"):
+        load_vggish(folders["vggish"], dtype="float16")
