@@ -102,7 +102,7 @@ def make_vggish(config: VggishConfig, seed: int = 0) -> Vggish:
     for name, values in model.named_parameters():
         drawn = torch.randn(values.shape, generator=generator)
         if name.startswith("pproc."):
-            values.data = drawn / (4 if "vectors" in name else 10)
+            values.data = drawn / (math.sqrt(len(drawn)) if "vectors" in name else 10)
         elif values.ndim > 1:
             values.data = drawn * math.sqrt(2 / values[0].numel())
         else:
