@@ -23,6 +23,7 @@ from fasttta_jax.audio.mel import (
     hann_window,
     log_mel,
     mel_matrix,
+    reflected,
 )
 from tests.support.mel_reference import (
     mel_magnitudes,
@@ -157,6 +158,16 @@ def test_log_mel_inside_a_compiled_function() -> None:
     inside = jax.jit(lambda audio: log_mel(audio, config) + jnp.float32(0))(audio)
     bound = mel_rounding(audio[0], config)[None]
     assert_within(inside, log_mel(audio, config), bound)
+
+
+def test_a_padded_clip_is_reflected_at_its_own_end() -> None:
+    lengths, padding = [12, 7, 20], 5
+    audio = np.float32(np.random.default_rng(0).normal(size=(3, 20)))
+    found = np.asarray(reflected(audio, padding, np.asarray(lengths)))
+    for row, clip, length in zip(found, audio, lengths, strict=True):
+        expected = np.pad(clip[:length], padding, mode="reflect")
+        np.testing.assert_array_equal(row[: length + 2 * padding], expected)
+    np.testing.assert_array_equal(reflected(audio, padding)[2], found[2])
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000])
