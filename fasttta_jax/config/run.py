@@ -16,6 +16,9 @@ from fasttta_jax.config.model import ModelConfig
 from fasttta_jax.config.objectives import DistillationConfig, MaskingConfig, ObjectiveConfigs
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
+SMALLEST_SHARE = 1e-3
+"""Of a dataset in a mixture: shares are kept to one clip in a thousand."""
+
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
@@ -118,7 +121,12 @@ class DataConfig:
     """Where the encoded dataset lies and how it is batched.
 
     Attributes:
-      path: folder written by `python -m data.encode_latents`.
+      path: folder written by `python -m data.encode_latents`; its codec, and its tokenizer where
+        there is one, are the run's.
+      mixture: further such folders that training draws clips from, made with the same codec.
+      weights: where there is a mixture, the share that the clips of `path` and of each of `mixture`
+        have in training; they are divided by their sum.
+      validation_paths: those of the folders whose validation clips are evaluated; () is `path`.
       batch_size: global batch size.
       num_threads: reading threads of each host, or of each of its reading processes.
       num_workers: reading processes of each host; 0 reads in this one.
@@ -129,6 +137,9 @@ class DataConfig:
     """
 
     path: str = ""
+    mixture: tuple[str, ...] = ()
+    weights: tuple[float, ...] = ()
+    validation_paths: tuple[str, ...] = ()
     batch_size: int = 32
     num_threads: int = 2
     num_workers: int = 0
@@ -139,6 +150,35 @@ class DataConfig:
     def __post_init__(self) -> None:
         check_fields(self, "data.", POSITIVE, "batch_size", "prefetch")
         check_fields(self, "data.", NOT_NEGATIVE, "num_threads", "num_workers")
+        self._check_mixture()
+
+    def _check_mixture(self) -> None:
+        paths = (self.path, *self.mixture)
+        check(
+            len(set(paths)) == len(paths) and all(type(path) is str and path for path in paths[1:]),
+            "data.mixture",
+            self.mixture,
+            "a tuple of folders, each of them once and none that of data.path",
+        )
+        count = len(paths) if self.mixture else 0
+        needed = (
+            f"{count} numbers, one for data.path and one for each of data.mixture, none below "
+            f"{SMALLEST_SHARE:g} of their sum"
+        )
+        check(
+            len(self.weights) == count
+            and all(type(weight) in (int, float) and weight > 0 for weight in self.weights)
+            and min(self.weights, default=0.0) >= SMALLEST_SHARE * sum(self.weights),
+            "data.weights",
+            self.weights,
+            needed if count else "() where data.mixture is ()",
+        )
+        check(
+            set(self.validation_paths) <= set(paths),
+            "data.validation_paths",
+            self.validation_paths,
+            f"some of {', '.join(paths)}",
+        )
 
 
 @dataclasses.dataclass(frozen=True)

@@ -162,7 +162,7 @@ class EvaluationSetup:
         fingerprint = self.encoded.fingerprint()
         for name, trained in self.trained.items():
             config = json.loads((as_path(trained.workdir) / CONFIG_FILE).read_text())
-            if config["data_hash"] != fingerprint:
+            if fingerprint not in (config["data_hash"], *config.get("part_hashes", ())):
                 warnings.append(f"Run {name} was trained on other data than {self.encoded.path}.")
         return warnings
 

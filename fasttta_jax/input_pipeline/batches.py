@@ -20,6 +20,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Float32, Int
 
 from fasttta_jax.config import DataConfig
+from fasttta_jax.input_pipeline.mixture import Draws, Mixed, part_seed
 from fasttta_jax.input_pipeline.prefetch import Prefetch, start_reader
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.parallel.rows import host_rows, to_global
@@ -146,16 +147,14 @@ def read_batches(
             f"data.num_workers is {config.num_workers}; allowed: 0, or absl's flags parsed first, "
             "which grain reads: absl.app.run does so, or absl.flags.FLAGS.mark_as_parsed()"
         )
-    records = dataset.split("train")
-    if not len(records):
-        raise DatasetError(f"{dataset.path} has no training clips")
-    if config.sample_posterior and "log_variance" not in records[0]:
-        raise DatasetError(
-            f"data.sample_posterior is True, but the records of {dataset.path} hold no "
-            "log_variance; allowed: False, or data of `data.encode_latents --posterior=moments`"
-        )
-    examples = grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
-    examples = examples.random_map(_Example(dataset, text, num_tokens, config.sample_posterior))
+    parts = [
+        _shuffled(part, config, part_seed(seed, number))
+        for number, part in enumerate(dataset.parts)
+    ]
+    clips = parts[0]
+    if len(parts) > 1:
+        clips = Mixed(parts, Draws(dataset.weights, seed)).seed(seed)
+    examples = clips.random_map(_Example(dataset, text, num_tokens, config.sample_posterior))
     part = _HostRows(examples, rows, config.batch_size).batch(len(rows), drop_remainder=True)
     batches = part[start:].to_iter_dataset(
         grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=READ_AHEAD)
@@ -166,6 +165,19 @@ def read_batches(
             worker_init_fn=start_reader,
         )
     return iter(batches)
+
+
+def _shuffled(dataset: EncodedDataset, config: DataConfig, seed: int) -> grain.MapDataset:
+    """The training clips of a dataset without end, shuffled anew each epoch."""
+    records = dataset.split("train")
+    if not len(records):
+        raise DatasetError(f"{dataset.path} has no training clips")
+    if config.sample_posterior and "log_variance" not in records[0]:
+        raise DatasetError(
+            f"data.sample_posterior is True, but the records of {dataset.path} hold no "
+            "log_variance; allowed: False, or data of `data.encode_latents --posterior=moments`"
+        )
+    return grain.MapDataset.source(records).seed(seed).shuffle().repeat(None)
 
 
 class TrainBatches(Iterator[Any]):

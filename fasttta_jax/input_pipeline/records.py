@@ -96,9 +96,28 @@ class EncodedDataset:
         self.codec: Codec = load_codec(self.path / CODEC_FOLDER)
         self.text_folder = self.path / TEXT_FOLDER
 
+    @property
+    def parts(self) -> tuple[EncodedDataset, ...]:
+        """The datasets that training draws from: this one, or those of a mixture."""
+        return (self,)
+
+    @property
+    def weights(self) -> tuple[float, ...]:
+        """The share of each part in training, up to a factor."""
+        return (1.0,)
+
     def split(self, split: str) -> Records:
         """The records of a split."""
         return Records(self.records_folder, split)
+
+    def codec_hash(self) -> str:
+        """Hash of the codec's files: equal where tokens mean the same."""
+        digest = hashlib.sha256()
+        folder = self.path / CODEC_FOLDER
+        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+            content = hashlib.sha256(file.read_bytes()).digest()
+            digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + content)
+        return digest.hexdigest()
 
     def fingerprint(self) -> str:
         """Hash of the records, the codec's statistics and the tokenizer: equal for equal data."""

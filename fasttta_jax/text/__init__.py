@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+from collections.abc import Sequence
 
 from fasttta_jax.config import TextConfig
 from fasttta_jax.text.abstract import abstract_text_encoder
@@ -28,14 +29,14 @@ def load_text_encoder(
     folder: str | pathlib.Path,
     config: TextConfig,
     *,
-    table_folder: str | pathlib.Path | None = None,
+    table_folders: Sequence[str | pathlib.Path] = (),
 ) -> TextEncoder:
     """The encoder that `config.encoder` names.
 
     Args:
       folder: the `text/` folder of a dataset or a workdir: a tokenizer, or frozen networks.
       config: kind and sizes.
-      table_folder: the `text/` folder with the table of a frozen encoder; None for `folder`.
+      table_folders: the `text/` folders with the tables of a frozen encoder; () for `folder`.
 
     Raises:
       FileNotFoundError: a learned encoder has no tokenizer there.
@@ -43,7 +44,8 @@ def load_text_encoder(
     if config.encoder == "none":
         return NoText(config.num_positions)
     if config.encoder == "frozen":
-        return FrozenTextEncoder(config, pathlib.Path(folder), pathlib.Path(table_folder or folder))
+        tables = tuple(map(pathlib.Path, table_folders or (folder,)))
+        return FrozenTextEncoder(config, pathlib.Path(folder), tables)
     return LearnedTextEncoder.load(folder, config)
 
 

@@ -29,7 +29,7 @@ def abstract_text_encoder(config: TextConfig, vocabulary_size: int = 1000) -> Te
     if config.encoder == "none":
         return NoText(config.num_positions)
     if config.encoder == "frozen":
-        return _AbstractFrozen(config, pathlib.Path(), pathlib.Path())
+        return _AbstractFrozen(config, pathlib.Path(), (pathlib.Path(),))
     words = {HIDDEN_TOKEN: 0} | {f"word {index}": index for index in range(1, vocabulary_size)}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=HIDDEN_TOKEN))
     return _AbstractLearned(tokenizer, frozenset(words.values()), config)

@@ -1,8 +1,8 @@
 """Text encoders that do not train: T5, CLAP or others, cached in a table beside the dataset.
 
-A caption is looked up in the table (`fasttta_jax.text.table`); one that is not there is encoded by
-the networks (`fasttta_jax.text.networks`) where the folder has them. Either way the backbone gets
-the same float16 values, but for the order of sums.
+A caption is looked up in the tables (`fasttta_jax.text.table`), one for each dataset of a run; one
+that is in none is encoded by the networks (`fasttta_jax.text.networks`) where the folder has them.
+Either way the backbone gets the same float16 values, but for the order of sums.
 Dimensions: B captions, L positions, E width of a stream.
 """
 
@@ -34,12 +34,12 @@ class FrozenTextEncoder:
     Attributes:
       config: names and sizes of the streams.
       folder: the `text/` folder of an encoded dataset or a workdir, where networks may be.
-      table_folder: the `text/` folder of an encoded dataset, where a table may be.
+      table_folders: the `text/` folders of encoded datasets, where tables may be.
     """
 
     config: TextConfig
     folder: pathlib.Path = dataclasses.field(compare=False)
-    table_folder: pathlib.Path = dataclasses.field(compare=False)
+    table_folders: tuple[pathlib.Path, ...] = dataclasses.field(compare=False)
 
     @property
     def streams(self) -> tuple[tuple[str, int], ...]:
@@ -47,11 +47,13 @@ class FrozenTextEncoder:
         return tuple((name, positions) for name, positions, _ in self.config.streams)
 
     @functools.cached_property
-    def _table(self) -> Table | None:
-        table = read_table(self.table_folder)
-        if table is not None:
-            self._check(table.streams, f"the table of {self.table_folder}")
-        return table
+    def _tables(self) -> list[Table]:
+        tables = []
+        for folder in self.table_folders:
+            if (table := read_table(folder)) is not None:
+                self._check(table.streams, f"the table of {folder}")
+                tables.append(table)
+        return tables
 
     @functools.cached_property
     def _networks(self) -> Networks | None:
@@ -72,8 +74,8 @@ class FrozenTextEncoder:
         """Embeddings [B, L, E] float16 and masks [B, L] of every stream; an empty caption is empty.
 
         Raises:
-          EmbeddingError: there is neither a table nor networks, or a caption is not in the table
-            and there are no networks.
+          EmbeddingError: there is neither a table nor networks, or a caption is in no table and
+            there are no networks.
         """
         found = self._embeddings(sorted({caption for caption in captions if caption}))
         batch: dict[str, np.ndarray] = {}
@@ -90,12 +92,16 @@ class FrozenTextEncoder:
 
     def _embeddings(self, captions: Sequence[str]) -> dict[str, dict[str, np.ndarray]]:
         """By caption and stream, the positions that hold text, float16."""
-        table = self._table
-        known = {} if table is None else table.rows
-        missing = [caption for caption in captions if caption not in known]
+        found: dict[str, dict[str, np.ndarray]] = {}
+        missing = []
+        for caption in captions:
+            table = next((each for each in self._tables if caption in each.rows), None)
+            if table is None:
+                missing.append(caption)
+            else:
+                found[caption] = table.lookup(caption)
         if missing and self._networks is None:
             raise self._not_known(missing[0])
-        found = {name: table.lookup(name) for name in captions if table and name in known}
         if not missing or self._networks is None:
             return found
         for name, (values, lengths) in self._networks.encode(missing).items():
@@ -104,14 +110,16 @@ class FrozenTextEncoder:
         return found
 
     def _not_known(self, caption: str) -> EmbeddingError:
-        if self._table is None:
+        where = " and ".join(map(str, self.table_folders))
+        if not self._tables:
             return EmbeddingError(
-                f"{self.table_folder} has no finished table of embeddings, and {self.folder} no "
+                f"{where} has no finished table of embeddings, and {self.folder} no "
                 "networks that make them; `python -m data.embed_text` brings both"
             )
         return EmbeddingError(
-            f"{self.table_folder} has no embedding of {caption!r}; allowed: the "
-            f"{len(self._table.rows)} captions that its table was made from, or any caption where "
+            f"{where} has no embedding of {caption!r}; allowed: the "
+            f"{sum(len(table.rows) for table in self._tables)} captions that its table was made "
+            "from, or any caption where "
             "the networks are there, too (`python -m data.embed_text --encoder`)"
         )
 

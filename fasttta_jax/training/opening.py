@@ -17,6 +17,7 @@ import jax
 from jax.sharding import Mesh
 
 from fasttta_jax.config import RunConfig, to_config_dict
+from fasttta_jax.input_pipeline.mixture import open_dataset
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.multihost import distributed
 from fasttta_jax.parallel.compile import (
@@ -117,7 +118,7 @@ def open_run(
       ConfigError, DatasetError, WorkdirError, HostsDisagree: before any training.
     """
     folder = Workdir(workdir, config.data.cache)
-    dataset = EncodedDataset(config.data.path, config.data.cache)
+    dataset = open_dataset(config.data)
     dataset.check(config.model)
     for split in ("train", "validation"):
         if not len(dataset.split(split)):

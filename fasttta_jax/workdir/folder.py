@@ -54,6 +54,8 @@ FREE_TO_CHANGE = (
 )
 FREE_PATHS = (
     "data.path",
+    "data.mixture",
+    "data.validation_paths",
     "data.num_threads",
     "data.num_workers",
     "data.prefetch",
@@ -118,7 +120,9 @@ class Workdir:
             cannot be written.
         """
         data_hash = dataset.fingerprint()
-        wanted = {"config": _as_json(config), "data_hash": data_hash}
+        wanted: dict[str, Any] = {"config": _as_json(config), "data_hash": data_hash}
+        if len(dataset.parts) > 1:
+            wanted["part_hashes"] = [part.fingerprint() for part in dataset.parts]
         config_path = self.path / CONFIG_FILE
         with _workdir_errors(config_path, "read"):
             text = config_path.read_text() if config_path.exists() else None
@@ -206,29 +210,32 @@ class Workdir:
         """The run's text encoder, without trained embeddings; a table stays with the dataset.
 
         Args:
-          dataset: the run's, where it is open already: its table is used. Otherwise the table is
-            the one that the config's data.path holds, which is not copied from an object store
-            where the workdir has the networks that made it.
+          dataset: the run's, where it is open already: its tables are used. Otherwise they are
+            those that the config's data.path and data.mixture hold, which are not copied from an
+            object store where the workdir has the networks that made them.
         """
         config = self.config()
         if config.model.text.encoder == "none":
             return load_text_encoder("", config.model.text)
         folder = stage(self.path / TEXT_FOLDER, self._cache)
         return load_text_encoder(
-            folder, config.model.text, table_folder=self._table_folder(config, folder, dataset)
+            folder, config.model.text, table_folders=self._table_folders(config, folder, dataset)
         )
 
-    def _table_folder(
+    def _table_folders(
         self, config: RunConfig, folder: pathlib.Path, dataset: EncodedDataset | None
-    ) -> pathlib.Path:
+    ) -> list[pathlib.Path]:
         if dataset is not None:
-            return dataset.text_folder
-        data = config.data.path
-        if not is_remote(data):
-            return pathlib.Path(data) / TEXT_FOLDER
-        if config.model.text.encoder != "frozen" or (folder / NETWORKS_FILE).is_file():
-            return folder
-        return stage(data, self._cache, only=(TEXT_FOLDER,)) / TEXT_FOLDER
+            return [part.text_folder for part in dataset.parts]
+        has_networks = (folder / NETWORKS_FILE).is_file()
+        needs_tables = config.model.text.encoder == "frozen" and not has_networks
+        found = []
+        for data in (config.data.path, *config.data.mixture):
+            if not is_remote(data):
+                found.append(pathlib.Path(data) / TEXT_FOLDER)
+            elif needs_tables:
+                found.append(stage(data, self._cache, only=(TEXT_FOLDER,)) / TEXT_FOLDER)
+        return found or [folder]
 
 
 @contextlib.contextmanager

@@ -42,7 +42,7 @@ def streams() -> dict[str, tuple[np.ndarray, np.ndarray]]:
 @pytest.fixture
 def encoder(tmp_path) -> FrozenTextEncoder:
     write_table(tmp_path, CAPTIONS, streams())
-    return FrozenTextEncoder(CONFIG, tmp_path, tmp_path)
+    return FrozenTextEncoder(CONFIG, tmp_path, (tmp_path,))
 
 
 def test_what_is_written_is_looked_up(encoder):
@@ -86,7 +86,7 @@ def test_a_missing_table_is_named(tmp_path):
 def test_streams_that_are_not_in_the_table_are_named(encoder, wanted, message):
     config = TextConfig(encoder="frozen", streams=wanted, token_dropout=0.0)
     with pytest.raises(EmbeddingError, match=message):
-        FrozenTextEncoder(config, encoder.folder, encoder.folder).tokenize(["rain"])
+        FrozenTextEncoder(config, encoder.folder, (encoder.folder,)).tokenize(["rain"])
 
 
 @pytest.mark.parametrize(
