@@ -19,11 +19,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from tqdm import tqdm
 
 from fasttta_jax.audio.files import AudioError, is_silent
-from fasttta_jax.evaluation.embedders import ARRAYS, Embedder, FeatureCache, Features
+from fasttta_jax.evaluation.embedders import ARRAYS, Embedder, FeatureCache, Features, stacked
 from fasttta_jax.evaluation.protocols import Preparation, Protocol
 from fasttta_jax.evaluation.sound_sets import Samples, Sound, SoundSet
 from fasttta_jax.evaluation.sound_tables import SoundsError
@@ -257,36 +256,11 @@ def embed(
         sounds.where,
         tuple(sound.name for sound in kept),
         tuple(sound.caption for sound in kept),
-        {network: joined(found) for network, found in features.items()},
+        {network: stacked(found) for network, found in features.items()},
         {network: embedder.hash for network, embedder in networks.items()},
         findings,
         sounds.generated,
         sounds.candidates,
-    )
-
-
-def joined(features: Sequence[Features]) -> Features:
-    """Features of single clips as those of a set; patches that a shorter clip lacks are NaN."""
-    patches = {one.embeddings.shape[1] for one in features if one.embeddings.ndim == 3}
-    embeddings = [
-        np.pad(
-            one.embeddings,
-            ((0, 0), (0, max(patches) - one.embeddings.shape[1]), (0, 0)),
-            constant_values=np.nan,
-        )
-        if one.embeddings.ndim == 3
-        else one.embeddings
-        for one in features
-    ]
-
-    def arrays(kind: str) -> dict[str, Float[np.ndarray, "n _"]]:
-        first = getattr(features[0], kind)
-        return {
-            name: np.concatenate([getattr(one, kind)[name] for one in features]) for name in first
-        }
-
-    return Features(
-        np.concatenate(embeddings), arrays("probabilities"), features[0].classes, arrays("logits")
     )
 
 

@@ -112,21 +112,17 @@ def main_table(
 
 
 def judged_table(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> Table:
-    """One line for each set of sounds, one column for each figure of the protocol."""
+    """One line for each figure of the protocol, one column for each set of sounds."""
     words = [f"{quantity.title}: {_words(quantity, rows)}." for quantity in quantities]
+    figures = [
+        Row(quantity.title, tuple(row.values.get(quantity.name) for row in rows))
+        for quantity in quantities
+    ]
+    clips = Row("clips", tuple(sum(row.num_events.values()) for row in rows))
     return Table(
         "Results",
-        ("row", *(quantity.title for quantity in quantities), "clips"),
-        [
-            Row(
-                row.name,
-                (
-                    *(row.values.get(quantity.name) for quantity in quantities),
-                    sum(row.num_events.values()),
-                ),
-            )
-            for row in rows
-        ],
+        ("figure", *(row.name for row in rows)),
+        [*figures, clips],
         " ".join(line[0].upper() + line[1:] for line in words),
         _missing(rows, quantities),
     )

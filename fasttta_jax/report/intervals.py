@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.spectrograms import LINE_COLOURS, png, style
@@ -43,6 +44,8 @@ def intervals_png(panels: Mapping[str, Mapping[str, Measured]]) -> bytes:
         axes.set_ylim(len(panel) - 0.5, -0.5)
         axes.tick_params(axis="y", labelsize=8, labelcolor="#1c2128", length=0)
         axes.set_title(title, fontsize=9, loc="left", parse_math=False)
+        axes.ticklabel_format(axis="x", useOffset=False)
+        axes.xaxis.set_major_locator(MaxNLocator(5))
         axes.grid(axis="x", color="#e3e6ea", linewidth=0.6)
         axes.set_axisbelow(True)
         for side in ("top", "right", "left"):

@@ -14,8 +14,9 @@ import soundfile
 from data import embed_text, encode_latents
 from fasttta_jax.config import ConfigError, RunConfig
 from fasttta_jax.evaluation import evaluator as evaluation
-from fasttta_jax.evaluation import tagger_cache
+from fasttta_jax.evaluation import judging, tagger_cache
 from fasttta_jax.evaluation.evaluator import Evaluator
+from fasttta_jax.evaluation.judging import JudgingConfig, JudgingError
 from fasttta_jax.evaluation.setup import (
     EvaluationConfig,
     EvaluationError,
@@ -34,6 +35,7 @@ from fasttta_jax.workdir.metrics_log import MetricsWriter
 from tests.evaluation.level_error import TAGGER_METRICS, LevelError
 from tests.support import commands, helpers
 from tests.support.labelled_clips import EVENTS, NUM_CLIPS, write_audio_data
+from tests.support.stand_in_networks import stand_ins
 
 
 def write_run(workdir: pathlib.Path, config: RunConfig) -> pathlib.Path:
@@ -252,6 +254,28 @@ def test_sounds_of_a_folder_are_evaluated_beside_real_clips(world, tmp_path):
     assert "warning: some: 1 files cannot be read and are left out: 1.wav" in done.stdout
     page = (out / "report.html").read_text()
     assert "some: 2 captions of test clips have no sound." in page
+
+
+def test_runs_and_codec_are_judged_by_networks_against_the_test_clips(world, tmp_path, monkeypatch):
+    """Beside the other figures; the real clips are the reference, and are not judged."""
+    monkeypatch.setattr(judging, "load_networks", lambda folders: stand_ins())
+    config = world.config(
+        out=str(tmp_path),
+        num_clips=12,
+        num_two_event_clips=0,
+        judging=JudgingConfig({"panns_16k": "unused"}, metrics=("fd_panns", "kl_softmax")),
+    )
+    evaluator = Evaluator(config, load_setup(config, local_mesh()), [LevelError()])
+    real, codec = evaluator.references()
+    assert real.judged is None
+    assert set(real.values) == {"level_error"}
+    assert set(codec.values) == {"level_error", "fd_panns", "kl_softmax"}
+    about = codec.to_json(evaluator.quantities)["judged"]
+    assert (about["protocol"], about["clips"]) == ("ours", 12)
+    assert about["pairs"] == {"count": 12, "by": "stem"}
+    some = evaluator.test.take([2, 5, 7])
+    with pytest.raises(JudgingError, match="kl_softmax compare pairs, and more than 1 %"):
+        evaluator.row("theirs", "sounds", some, [2, 5, 7])
 
 
 def test_the_tagger_is_kept_for_the_same_clips_and_settings_only(world, tmp_path, monkeypatch):
