@@ -15,6 +15,7 @@ zenodo.org/records/4783391.
 from __future__ import annotations
 
 import csv
+import io
 import os
 import pathlib
 from typing import Any
@@ -101,7 +102,7 @@ def _metadata(folder: pathlib.Path, published: str) -> dict[str, dict[str, str]]
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:  # as published
             text = content.decode("cp1252", errors="replace")
-        for row in csv.DictReader(text.splitlines()):
+        for row in csv.DictReader(io.StringIO(text, newline="")):
             name = (row.pop("file_name", None) or "").strip()
             found[name] = {column: value for column, value in row.items() if column and value}
     return found

@@ -309,7 +309,7 @@ def test_clotho_has_five_captions_and_licences_by_clip(tmp_path: pathlib.Path) -
         row = {"file_name": name} | {f"caption_{i}": f"{split} {i}" for i in range(1, 6)}
         delimited(tmp_path / f"clotho_captions_{split}.csv", [row])
         sounds(tmp_path, f"{split}/{name}", rate=44_100)
-    metadata = "file_name,keywords,sound_id,license\nWind — 1.wav,wind;bird,17,CC BY\n"
+    metadata = 'file_name,keywords,sound_id,license\r\nWind — 1.wav,"wind;\nbird",17,CC BY\r\n'
     path = tmp_path / "clotho_metadata_development.csv"
     path.write_bytes(metadata.encode("cp1252"))
     dataset = clotho.build(tmp_path, tmp_path / "out")
@@ -321,7 +321,7 @@ def test_clotho_has_five_captions_and_licences_by_clip(tmp_path: pathlib.Path) -
     }
     wind = clips["train"]["Wind — 1.wav"]
     assert wind["captions"] == [f"development {i}" for i in range(1, 6)]
-    columns = {"keywords": "wind;bird", "sound_id": "17", "license": "CC BY"}
+    columns = {"keywords": "wind;\nbird", "sound_id": "17", "license": "CC BY"}
     assert wind["labels"] == {"columns": columns}
     assert wind["audio"].size == pytest.approx(0.2 * RATE, abs=1)
     assert kept_metadata(dataset)["licences"] == {"CC BY": 1}
