@@ -87,6 +87,7 @@ def evaluate(
       EvaluationError: the runs do not fit one another or the codec, or nothing can be measured.
       DatasetError: the data lacks a split or captions, or belongs to another dataset.
       SoundsError: a folder of sounds has no usable table, or no sound for the captions.
+      JudgingError: networks judge, and a figure lacks its network or a folder its pairs.
       WorkdirError: a run or its checkpoint is missing.
       FloatingPointError: a run generates values that are not finite.
     """
@@ -134,6 +135,8 @@ class Evaluator:
         """Goes through all stages and writes metrics.json and report.html."""
         with self._stage("all"):
             folders = {name: self._read_folder(name) for name in self.config.generated}
+            for name, found in folders.items():
+                self.check_pairs(name, found)
             rows = self.references()
             times = self.times() if self.setup.trained else {}
             generated = {name: self.sounds(name) for name in self.setup.trained}
@@ -148,6 +151,8 @@ class Evaluator:
             ]
             warnings += [f"{line}." for row in rows if row.judged for line in row.judged.warnings]
             evaluation = self._summary(rows, warnings)
+            if self.config.judging is not None and self.judge is not None:
+                self.judge.write_reference(self.config.judging.write_reference_statistics)
         sounds = {name: dict(enumerate(clips.audio)) for name, clips in generated.items()}
         for name, found in folders.items():
             sounds[name] = dict(zip(found.rows, found.audio, strict=True))
@@ -275,6 +280,12 @@ class Evaluator:
         for line in found.warnings():
             logger.warning("%s: %s", name, line)
         return found
+
+    def check_pairs(self, name: str, found: FolderSounds) -> None:
+        """Raises JudgingError where a folder lacks the pairs that a figure needs, before runs."""
+        if self.judge is not None:
+            clips = self.test.take(found.rows)
+            self.judge.check(of_clips(clips, self.setup.sample_rate, name, found.rows), name)
 
     def folder_row(self, name: str, found: FolderSounds) -> RowResult:
         """The row of a folder of sounds."""

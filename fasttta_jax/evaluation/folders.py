@@ -71,6 +71,9 @@ def judge_folders(
     split = open_split(config.audio_data) if config.audio_data and not named else None
     cache = FeatureCache(pathlib.Path(config.out) / FEATURES_FOLDER)
     judge = judge_for(config.judging, cache, split, metrics=metrics, networks=networks)
+    for name, sounds in sets.items():
+        judge.check(sounds, name)
+    judge.write_reference(config.judging.write_reference_statistics)
     rows = []
     for name, sounds in sets.items():
         judged = judge.judge(sounds, name)

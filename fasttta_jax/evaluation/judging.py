@@ -8,6 +8,7 @@ Dimensions: n clips.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -140,7 +141,6 @@ class Judge:
       reference: the real sounds, or what was written of them.
 
     Raises:
-      SoundsError: fewer than two sounds of the reference can be read.
       JudgingError: no metric has its network.
     """
 
@@ -163,9 +163,18 @@ class Judge:
                 f"{', '.join(map(str, needed))}"
             )
         self.cache = cache
-        self.reference = (
-            self.hear(reference, "reference") if isinstance(reference, SoundSet) else reference
-        )
+        self._reference = reference
+
+    @functools.cached_property
+    def reference(self) -> EmbeddedSet:
+        """The real sounds, with their features.
+
+        Raises:
+          SoundsError: fewer than two can be read.
+        """
+        if isinstance(self._reference, EmbeddedSet):
+            return self._reference
+        return self.hear(self._reference, "reference")
 
     @property
     def quantities(self) -> tuple[Quantity, ...]:
@@ -183,16 +192,8 @@ class Judge:
           SoundsError: fewer than two sounds can be read.
           JudgingError: a metric needs pairs, and more than 1 % of either set lack theirs.
         """
-        generated = self.hear(sounds, name)
-        reference = self.reference
-        pairs = pair(
-            generated.names,
-            generated.captions,
-            reference.names,
-            reference.captions,
-            self.protocol.key,
-        )
-        self._check_pairs(pairs, generated, name)
+        generated, reference = self.hear(sounds, name), self.reference
+        pairs = self._pairs(generated, reference, name)
         captions = _captions(generated, reference, pairs)
         values: dict[str, Measured] = {}
         reasons: dict[str, str] = {}
@@ -244,22 +245,47 @@ class Judge:
             clips, reference = clips.take(pairs.rows), reference.take(pairs.reference_rows)
         return clips, reference, rate
 
-    def _check_pairs(self, pairs: Pairs, generated: EmbeddedSet, name: str) -> None:
+    def write_reference(self, path: str | None) -> None:
+        """Writes the features of the real sounds where a path is given; see `EmbeddedSet.save`."""
+        if path:
+            self.reference.save(pathlib.Path(path), self.protocol)
+
+    def check(self, sounds: SoundSet, name: str) -> None:
+        """Looks at names and captions alone, before anything takes long.
+
+        Raises:
+          JudgingError: as `judge`.
+        """
+        self._pairs(sounds, self._reference, name)
+
+    def _pairs(
+        self,
+        generated: SoundSet | EmbeddedSet,
+        reference: SoundSet | EmbeddedSet,
+        name: str,
+    ) -> Pairs:
+        pairs = pair(
+            generated.names,
+            generated.captions,
+            reference.names,
+            reference.captions,
+            self.protocol.key,
+        )
         paired = [
             metric.quantity.name
             for metric in self.metrics
             if metric.needs.paired and metric.needs.embedder in self.networks
         ]
         if not paired or pairs.complete:
-            return
+            return pairs
         others = [
             metric.quantity.name for metric in self.metrics if metric.quantity.name not in paired
         ]
         raise JudgingError(
             f"{name}: {', '.join(paired)} compare pairs, and more than 1 % have no counterpart: "
-            f"{pairs} (generated: {len(generated)} in {generated.where}, real: "
-            f"{len(self.reference)} in {self.reference.where}). Equal file names or equal captions "
-            f"make pairs; --metrics={','.join(others)} leaves out what needs them"
+            f"{pairs} (generated: {len(generated)} in {generated.where}, real: {len(reference)} in "
+            f"{reference.where}). Equal file names or equal captions make pairs; "
+            f"--metrics={','.join(others)} leaves out what needs them"
         )
 
     def _about(
@@ -366,10 +392,7 @@ def judge_for(
         heard = reference
     else:
         raise JudgingError("there are no real sounds to compare with")
-    judge = Judge(protocol, choose(metrics, protocol, config.metrics), networks, cache, heard)
-    if config.write_reference_statistics:
-        judge.reference.save(pathlib.Path(config.write_reference_statistics), protocol)
-    return judge
+    return Judge(protocol, choose(metrics, protocol, config.metrics), networks, cache, heard)
 
 
 def load_networks(folders: Mapping[str, str | pathlib.Path]) -> dict[str, Embedder]:

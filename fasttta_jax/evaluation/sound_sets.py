@@ -67,10 +67,23 @@ class SoundSet:
     generated: bool = False
     candidates: int | None = None
 
+    def __len__(self) -> int:
+        return len(self.sounds)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the sounds."""
+        return tuple(sound.name for sound in self.sounds)
+
+    @property
+    def captions(self) -> tuple[str, ...]:
+        """Of the sounds; "" where one has none."""
+        return tuple(sound.caption for sound in self.sounds)
+
     @property
     def has_captions(self) -> bool:
         """Whether every sound has one."""
-        return all(sound.caption for sound in self.sounds)
+        return all(self.captions)
 
 
 def open_folder(path: str | pathlib.Path) -> SoundSet:

@@ -244,6 +244,17 @@ def test_bad_files_are_left_out_by_reason_and_odd_ones_named(tmp_path, folders):
         assert words in page
 
 
+def test_a_list_without_counterparts_is_refused_before_anything_is_embedded(tmp_path, folders):
+    few = tmp_path / "few"
+    few.mkdir()
+    for index in range(3):
+        soundfile.write(few / f"x{index}.wav", noise(index, 0.2), RATE)
+    networks = stand_ins()
+    with pytest.raises(JudgingError, match=r"0 pairs by name; 20 have no sound, such as '00.wav'"):
+        judged(config(tmp_path / "out", {"few": few}, folders["real"]), networks)
+    assert networks["panns_16k"].clips == 0
+
+
 def test_swapped_folders_are_said(tmp_path, folders):
     generation = write_folder(tmp_path / "generation", 0.2, offset=7, captions=False)
     rows = (
