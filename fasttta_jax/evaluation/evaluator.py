@@ -56,6 +56,7 @@ from fasttta_jax.evaluation.tagger_cache import load_or_train_tagger
 from fasttta_jax.evaluation.tagger_metrics import (
     AttributeAccuracy,
     EventAccuracy,
+    EventCount,
     RecallAt2,
     event_counts,
 )
@@ -298,10 +299,10 @@ class Evaluator:
     ) -> RowResult:
         """The row of a set of clips, with what the metrics find; `rows` as in `Scorer.score`."""
         scores = self.scorer.score(clips, rows)
-        try:
-            events = event_counts(self.scorer.with_features(clips, "tagger"))
-        except NotMeasured:
-            events = ()
+        events: tuple[EventCount, ...] = ()
+        if any(metric.needs.embedder == "tagger" for metric in self.metrics):
+            with contextlib.suppress(NotMeasured):
+                events = event_counts(self.scorer.with_features(clips, "tagger"))
         row = RowResult(name, kind, scores.values, scores.not_measured, _num_events(clips), events)
         if self.judge is None or name == REAL:
             return row

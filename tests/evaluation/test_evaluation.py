@@ -24,7 +24,7 @@ from fasttta_jax.evaluation.setup import (
     parse_named,
 )
 from fasttta_jax.evaluation.sounds import FolderSounds
-from fasttta_jax.evaluation.tagger import Tagger, abstract_params
+from fasttta_jax.evaluation.tagger import Tagger, abstract_params, to_float
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.systems import build_model
@@ -277,7 +277,7 @@ def test_runs_and_codec_are_judged_by_networks_against_the_test_clips(world, tmp
     some = evaluator.test.take([2, 5, 7])
     with pytest.raises(JudgingError, match="kl_softmax compare pairs, and more than 1 %"):
         evaluator.row("theirs", "sounds", some, [2, 5, 7])
-    folder = FolderSounds(some.audio, [2, 5, 7], 9, {}, 0, 0)
+    folder = FolderSounds(to_float(some.audio), [2, 5, 7], 9, {}, 0, 0)
     with pytest.raises(JudgingError, match="9 have no sound, such as '00000'"):
         evaluator.check_pairs("theirs", folder)
 
