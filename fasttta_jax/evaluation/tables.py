@@ -60,9 +60,9 @@ less than two of them mean little. For the same prompts the difference of two sy
 better than their errors suggest.
 """
 ABOUT_JUDGED = """
-Every row is a set of sounds, held against the same real ones by public networks. A figure means
-something only with its protocol, the list of clips and the weights behind it: they stand below the
-results. Figures of two rows can be compared where all of these are equal.
+Every column of the results is a set of sounds, held against the same real ones by public networks.
+A figure means something only with its protocol, the list of clips and the weights behind it: they
+stand below the results. Two sets can be compared where all of these are equal.
 
 In brackets is the 95 % confidence interval over clips. Fewer clips make a Fréchet distance larger,
 also between two halves of one set, and an Inception Score smaller.
