@@ -20,6 +20,9 @@ file and its caption. The real sounds are --reference=FOLDER, the test clips of 
 --reference_statistics, which --write_reference_statistics wrote. Without networks the sounds of a
 folder are evaluated by the tagger, beside runs or alone: they need captions of test clips.
 
+Several processes with one --out share the features of many sounds: each gets --num_processes and
+its own --process_id. The same command without the two then judges, and computes none anew.
+
 Two results are subtracted where they were judged alike, clip by clip:
 
     python eval.py --compare=A/metrics.json,B/metrics.json
@@ -96,6 +99,10 @@ GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "Classifier-free guidance; 1 is none. Default: each run's."
 )
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Scale of the noise. Default: each run's.")
+PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This process's share, from 0.")
+NUM_PROCESSES = flags.DEFINE_integer(
+    "num_processes", 1, "Processes that share the features of --generated and --reference."
+)
 GATES_FLAG = flags.DEFINE_enum(
     "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher and student."
 )
@@ -123,13 +130,27 @@ def _judging() -> JudgingConfig | None:
     )
 
 
-def _evaluation() -> Evaluation:
+def _evaluation() -> Evaluation | None:
     if OUT.value is None:
         raise EvaluationError("--out is missing: the folder for metrics.json and report.html")
     runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
     judging = _judging()
     if judging is not None and not runs:
-        return judge_folders(FoldersConfig(generated, OUT.value, judging, AUDIO_DATA.value))
+        return judge_folders(
+            FoldersConfig(
+                generated,
+                OUT.value,
+                judging,
+                AUDIO_DATA.value,
+                PROCESS_ID.value,
+                NUM_PROCESSES.value,
+            )
+        )
+    if NUM_PROCESSES.value != 1:
+        raise EvaluationError(
+            f"--num_processes is {NUM_PROCESSES.value}; allowed: 1, but for folders of sounds that "
+            "--networks judge without runs"
+        )
     if AUDIO_DATA.value is None:
         raise EvaluationError(
             "--audio_data is missing: the dataset with the test clips; without it, --networks "
@@ -173,6 +194,11 @@ def main() -> None:
         _compare(COMPARE.value)
         return
     evaluation = _evaluation()
+    if evaluation is None:
+        share = f"share {PROCESS_ID.value} of {NUM_PROCESSES.value}"
+        print(f"The features of {share} are in {OUT.value}. Judge when all are there: the same")
+        print("command without --process_id and --num_processes.")
+        return
     print(as_text(evaluation.table))
     for line in evaluation.notes:
         print(f"\n{line}")

@@ -19,6 +19,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 from tqdm import tqdm
 
 from fasttta_jax.audio.files import AudioError, is_silent
@@ -233,18 +234,12 @@ def embed(
     features: dict[str, list[Features]] = {network: [] for network in networks}
     kept: list[Sound] = []
     for network, embedder in networks.items():
-        preparation = protocol.prepare(network)
         kept = []
-        bar = tqdm(sounds.sounds, f"{name}, {network}", unit="clip", mininterval=1.0)
-        for chunk in _chunks(iter(bar)):
-            waveforms = []
-            for sound in chunk:
-                loaded = notes.load(sound, preparation)
-                if loaded is not None:
-                    waveforms.append(preparation(*loaded, embedder.sample_rate))
-                    kept.append(sound)
-            if waveforms:
-                features[network] += cache.each(embedder, waveforms, embedder.sample_rate)
+        for some, waveforms in _waveforms(
+            sounds.sounds, embedder, protocol.prepare(network), notes, f"{name}, {network}"
+        ):
+            kept += some
+            features[network] += cache.each(embedder, waveforms, embedder.sample_rate)
     findings = notes.findings()
     if len(kept) < 2:
         counted = dict(collections.Counter(findings.left_out.values()))
@@ -262,6 +257,49 @@ def embed(
         sounds.generated,
         sounds.candidates,
     )
+
+
+def embed_share(
+    sounds: SoundSet,
+    networks: Mapping[str, Embedder],
+    protocol: Protocol,
+    cache: FeatureCache,
+    *,
+    name: str,
+    index: int,
+    number: int,
+) -> None:
+    """Fills the cache with the features of every `number`-th sound from the `index`-th one on.
+
+    When all shares are there, `embed` computes none. Other arguments are those of `embed`.
+    """
+    title = f"{name}, share {index} of {number}"
+    for network, embedder in networks.items():
+        for _, waveforms in _waveforms(
+            sounds.sounds[index::number],
+            embedder,
+            protocol.prepare(network),
+            _Notes(),
+            f"{title}, {network}",
+        ):
+            cache.each(embedder, waveforms, embedder.sample_rate)
+
+
+def _waveforms(
+    sounds: Sequence[Sound],
+    embedder: Embedder,
+    preparation: Preparation,
+    notes: _Notes,
+    title: str,
+) -> Iterator[tuple[list[Sound], list[Float[np.ndarray, " S"]]]]:
+    """Some of the sounds that can be read at a time, and what the network gets of them."""
+    bar = tqdm(sounds, title, unit="clip", mininterval=1.0)
+    for chunk in _chunks(iter(bar)):
+        loaded = [(sound, notes.load(sound, preparation)) for sound in chunk]
+        readable = [(sound, found) for sound, found in loaded if found is not None]
+        if readable:
+            waveforms = [preparation(*found, embedder.sample_rate) for _, found in readable]
+            yield [sound for sound, _ in readable], waveforms
 
 
 class _Notes:

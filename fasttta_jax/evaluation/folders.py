@@ -28,15 +28,24 @@ class FoldersConfig:
       out: folder for the results.
       judging: networks, protocol and reference.
       audio_data: data set whose test clips are the reference where no folder is.
+      process_id: of the process, where several share the work; below `num_processes`.
+      num_processes: those that compute features, each a share; 1 computes all of them and judges.
     """
 
     generated: Mapping[str, str]
     out: str
     judging: JudgingConfig
     audio_data: str | None = None
+    process_id: int = 0
+    num_processes: int = 1
 
     def __post_init__(self) -> None:
         judging = self.judging
+        if not 0 <= self.process_id < self.num_processes:
+            raise JudgingError(
+                f"process_id is {self.process_id}; allowed: 0 to {self.num_processes - 1}, below "
+                "num_processes"
+            )
         if not self.generated and not judging.write_reference_statistics:
             raise JudgingError("there is nothing to judge: give --generated=NAME=FOLDER")
         if not (judging.reference or judging.reference_statistics or self.audio_data):
@@ -51,8 +60,11 @@ def judge_folders(
     *,
     metrics: Mapping[str, Metric] | None = None,
     networks: Mapping[str, Embedder] | None = None,
-) -> Evaluation:
+) -> Evaluation | None:
     """Judges the folders and writes metrics.json and report.html.
+
+    One of several processes only computes its share of the features, and returns None. Once all of
+    them have, an evaluation by one process finds everything computed.
 
     Args:
       config: what to judge, and by what.
@@ -73,6 +85,9 @@ def judge_folders(
     judge = judge_for(config.judging, cache, split, metrics=metrics, networks=networks)
     for name, sounds in sets.items():
         judge.check(sounds, name)
+    if config.num_processes > 1:
+        judge.hear_share(sets, config.process_id, config.num_processes)
+        return None
     judge.write_reference(config.judging.write_reference_statistics)
     rows = []
     for name, sounds in sets.items():

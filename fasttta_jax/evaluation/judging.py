@@ -18,7 +18,7 @@ from jaxtyping import Float64
 
 from fasttta_jax.evaluation.captions import caption_embeddings
 from fasttta_jax.evaluation.clips import Clips
-from fasttta_jax.evaluation.embedded import EmbeddedSet, embed
+from fasttta_jax.evaluation.embedded import EmbeddedSet, embed, embed_share
 from fasttta_jax.evaluation.embedders import Embedder, FeatureCache
 from fasttta_jax.evaluation.metric import EstimatingMetric, Metric, NotMeasured, Quantity
 from fasttta_jax.evaluation.network_metrics import network_metrics
@@ -185,6 +185,28 @@ class Judge:
         """The features of a set, under the name that its progress is shown with."""
         return embed(sounds, self.networks, self.protocol, self.cache, name=name)
 
+    def hear_share(self, sounds: Mapping[str, SoundSet], index: int, number: int) -> None:
+        """Keeps the features of a share of the sets, and of the real sounds, for a later `judge`.
+
+        Args:
+          sounds: the sets by name.
+          index: of the process, from 0.
+          number: of processes.
+        """
+        sets = dict(sounds)
+        if isinstance(self._reference, SoundSet):
+            sets["reference"] = self._reference
+        for name, found in sets.items():
+            embed_share(
+                found,
+                self.networks,
+                self.protocol,
+                self.cache,
+                name=name,
+                index=index,
+                number=number,
+            )
+
     def judge(self, sounds: SoundSet, name: str) -> Judged:
         """The figures of a set.
 
@@ -203,6 +225,8 @@ class Judge:
                 clips, other, rate = self._sides(metric, generated, captions, pairs)
                 if isinstance(metric, EstimatingMetric):
                     estimate = metric.estimate(clips, other)
+                    if metric.needs.reference == "test" and not metric.needs.paired:
+                        estimate = estimate.paired(pairs.rows, pairs.reference_rows)
                     values[metric.quantity.name] = metric.measured(estimate)
                     influences.append(Influences(metric.quantity, estimate, metric.needs.paired))
                 else:

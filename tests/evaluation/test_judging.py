@@ -69,7 +69,8 @@ def folders(tmp_path_factory) -> dict[str, pathlib.Path]:
 def config(out: pathlib.Path, generated, real, **changes) -> FoldersConfig:
     networks = dict.fromkeys(stand_ins(), "unused")
     judging = JudgingConfig(networks, "audioldm_eval", reference=str(real) if real else None)
-    outer = {name: changes.pop(name) for name in ("audio_data",) if name in changes}
+    outer_names = ("audio_data", "process_id", "num_processes")
+    outer = {name: changes.pop(name) for name in outer_names if name in changes}
     return FoldersConfig(
         {name: str(folder) for name, folder in generated.items()},
         str(out),
@@ -205,6 +206,23 @@ def test_what_was_embedded_before_a_kill_is_not_embedded_again(tmp_path, folders
     assert networks["panns_16k"].clips == NUM, "the other half was there"
 
 
+def test_processes_share_the_features_and_one_judges(tmp_path, folders):
+    sets = ({"near": folders["near"]}, folders["real"])
+    alone = judged(config(tmp_path / "alone", *sets))
+    computed = []
+    for index in range(3):
+        networks = stand_ins()
+        shared = config(tmp_path / "shared", *sets, process_id=index, num_processes=3)
+        assert judge_folders(shared, networks=networks) is None
+        computed += [one.clips for one in networks.values()]
+    assert not (tmp_path / "shared" / "metrics.json").exists()
+    assert sum(computed) == 2 * NUM * len(("panns_16k", "vggish"))
+    last = stand_ins()
+    together = judged(config(tmp_path / "shared", *sets), last)
+    assert sum(one.clips for one in last.values()) == 0
+    assert together["rows"] == alone["rows"]
+
+
 def test_bad_files_are_left_out_by_reason_and_odd_ones_named(tmp_path, folders):
     folder = tmp_path / "bad"
     write_folder(folder, 0.3, offset=50)
@@ -306,6 +324,7 @@ def test_too_few_clips_and_missing_networks_are_not_measured_or_an_error(tmp_pat
             "protocol is 'theirs'; allowed: audioldm_eval, av_benchmark, ours",
         ),
         ({"reference_statistics": "x"}, "both reference and reference_statistics"),
+        ({"process_id": 2, "num_processes": 2}, "process_id is 2; allowed: 0 to 1"),
         ({"reference": None}, "nothing to compare with: give --reference=FOLDER"),
         (
             {"reference": None, "reference_statistics": "x", "write_reference_statistics": "y"},

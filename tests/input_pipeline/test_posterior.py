@@ -64,6 +64,7 @@ def batches_of(dataset, *, sample_posterior=False, seed=0, first_step=0, num_bat
         return [jax.tree.map(np.asarray, next(batches)) for _ in range(num_batches)]
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_tokens_are_drawn_from_the_moments(encoded_dataset, gaussian, tmp_path):
     audio, out = encoded_dataset.parent / "audio", tmp_path / "encoded"
     encode_latents.encode(audio, out, gaussian, posterior="moments", batch_size=16)

@@ -36,6 +36,7 @@ class Broken:
         return audio
 
 
+@pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("rows", "written", "warning"),
     [
