@@ -175,8 +175,13 @@ def check(
             wrong.append(f"{key}: found type {tensor.dtype}, expected one of {', '.join(FLOATS)}")
     for key, tensor in state.items():
         if key not in table and key not in dropped:
-            shape = f" of shape {shown(tensor.shape)}" if isinstance(tensor, StoredTensor) else ""
-            wrong.append(f"{key}: not expected, found{shape or ' ' + repr(tensor)}")
+            if isinstance(tensor, StoredTensor):
+                found = f"of shape {shown(tensor.shape)}"
+            elif isinstance(tensor, int | float | str):
+                found = repr(tensor)[:60]
+            else:
+                found = f"a {type(tensor).__name__}"
+            wrong.append(f"{key}: not expected, found {found}")
     if wrong:
         raise ConversionError(f"{source}: {len(wrong)} keys are wrong\n  " + "\n  ".join(wrong))
 

@@ -73,9 +73,11 @@ def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
     """Writes `weights.safetensors` and `weights.json`, each atomically, the description last.
 
     Raises:
-      ConversionError: the folder holds something other than this conversion.
+      ConversionError: the folder holds something other than this conversion, or a parameter is
+        NaN or infinite.
     """
     check_target(folder, conversion.metadata)
+    _check_values(conversion)
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in conversion.files.items():
         write_atomically(folder / name, text.encode())
@@ -84,6 +86,16 @@ def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
     with whole(folder / WEIGHTS_FILE) as weights:
         save_file(contiguous, weights)
     write_json(folder / METADATA_FILE, conversion.metadata)
+
+
+def _check_values(conversion: Conversion) -> None:
+    wrong = [path for path, values in conversion.params.items() if not np.isfinite(values).all()]
+    if wrong:
+        more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+        raise ConversionError(
+            f"{conversion.metadata['source']}: {wrong[0]}{more} holds NaN or infinity; allowed: "
+            "finite weights"
+        )
 
 
 def describe(conversion: Conversion) -> str:

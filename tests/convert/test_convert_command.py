@@ -212,6 +212,16 @@ def test_number_of_heads_must_fit(
         conversions.convert(mar, saved(tmp_path, ear_state()), num_heads=num_heads)
 
 
+def test_weights_that_are_not_finite_are_refused(tmp_path: pathlib.Path) -> None:
+    """They would be found out only by figures that are NaN, if at all."""
+    state = ear_state()
+    state["z_proj.bias"][1] = np.nan
+    conversion = conversions.convert(mar, saved(tmp_path, state), num_heads=3)
+    with pytest.raises(ConversionError, match=r"ear.safetensors: .*bias holds NaN or infinity"):
+        write_conversion(conversion, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_other_models_are_told_apart(tmp_path: pathlib.Path) -> None:
     few = {"decoder_pos_embed_learned": np.ones((1, 64, WIDTH), np.float32)}
     with pytest.raises(ConversionError, match="64 positions; expected more than the 64 class"):

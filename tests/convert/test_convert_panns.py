@@ -205,6 +205,7 @@ def test_other_checkpoints_are_refused(tmp_path: pathlib.Path) -> None:
         "att_block.att.bias: not expected, found of shape (7)",
     ):
         assert line in message
+    assert "note: not expected, found a list" in refused(tmp_path, state | {"note": [1] * 1000})
     del bad["fc1.weight"]
     assert "fc1.weight is missing" in refused(tmp_path, bad)
 
