@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -23,6 +22,8 @@ from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 from fasttta_jax.convert.write import Conversion
 from fasttta_jax.pretrained.vggish import KIND, VggishConfig
+from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.storage.files import StorageError
 
 CONVOLUTIONS = (0, 3, 6, 8, 11, 13)
 LAYERS = {0: "hidden_0", 2: "hidden_1", 4: "embedding"}
@@ -101,10 +102,10 @@ def _open_pca(path: pathlib.Path) -> Iterator[Mapping[str, Any]]:
             yield tree
         return
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             loaded = {name: arrays[name] for name in arrays.files}
-    except (OSError, ValueError, zipfile.BadZipFile) as error:
-        raise ConversionError(f"{path} cannot be read: {error}") from error
+    except StorageError as error:
+        raise ConversionError(str(error)) from error
     yield {
         name: StoredTensor(values.shape, values.dtype.name, functools.partial(np.array, values))
         for name, values in loaded.items()

@@ -10,7 +10,6 @@ import io
 import json
 import logging
 import pathlib
-import zipfile
 from collections.abc import Sequence
 
 import numpy as np
@@ -18,7 +17,8 @@ from jaxtyping import Float
 
 from fasttta_jax.evaluation.embedders import Embedder, TextEmbedder
 from fasttta_jax.evaluation.metric import NotMeasured
-from fasttta_jax.storage.files import write_atomically
+from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.storage.files import StorageError, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -61,8 +61,8 @@ def _read(path: pathlib.Path) -> Float[np.ndarray, "n d"] | None:
     if not path.is_file():
         return None
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with open_arrays(path) as arrays:
             return arrays["embeddings"]
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        logger.warning("%s is damaged (%s); its captions are embedded anew", path, error)
+    except StorageError as error:
+        logger.warning("%s; its captions are embedded anew", error)
         return None

@@ -14,7 +14,6 @@ import hashlib
 import io
 import json
 import pathlib
-import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -27,7 +26,8 @@ from fasttta_jax.evaluation.embedders import ARRAYS, Embedder, FeatureCache, Fea
 from fasttta_jax.evaluation.protocols import Preparation, Protocol
 from fasttta_jax.evaluation.sound_sets import Samples, Sound, SoundSet
 from fasttta_jax.evaluation.sound_tables import SoundsError
-from fasttta_jax.storage.files import write_atomically
+from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.storage.files import StorageError, write_atomically
 
 CHUNK = 128
 """Sounds that are in memory together."""
@@ -176,38 +176,56 @@ class EmbeddedSet:
           SoundsError: there is no such file, or it is of another form, preparation or network.
         """
         try:
-            with np.load(path, allow_pickle=False) as file:
-                arrays = {key: file[key] for key in file.files}
-            about = json.loads(str(arrays.pop("about")))
-            names, captions = (tuple(arrays.pop(key).tolist()) for key in ("names", "captions"))
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+            found, about = cls._read(path)
+            kept = [
+                (name, about["preparation"][name], found.hashes[name]) for name in found.features
+            ]
+        except (StorageError, KeyError, TypeError, AttributeError, ValueError) as error:
             raise SoundsError(
                 f"{path} cannot be read as reference statistics, which "
                 f"--write_reference_statistics writes: {error}"
             ) from error
-        features = _features_in(arrays)
-        shared = [name for name in networks if name in features]
-        preparations = _preparations(protocol, shared)
-        for name in shared:
-            for field, found, wanted in (
-                ("preparation", about["preparation"][name], preparations[name]),
-                ("hash", about["hashes"][name], networks[name].hash),
+        shared = [one for one in kept if one[0] in networks]
+        preparations = _preparations(protocol, networks)
+        for name, preparation, sha256 in shared:
+            for field, value, wanted in (
+                ("preparation", preparation, preparations[name]),
+                ("hash", sha256, networks[name].hash),
             ):
-                if found != wanted:
+                if value != wanted:
                     raise SoundsError(
-                        f"{path} is of another {field} of {name} (protocol {about['protocol']}): "
-                        f"{found}; this evaluation has {wanted}"
+                        f"{path} is of another {field} of {name} (protocol "
+                        f"{about.get('protocol')}): {value}; this evaluation has {wanted}"
                     )
-        return cls(
+        names = [name for name in networks if name in found.features]
+        return dataclasses.replace(
+            found,
+            features={name: found.features[name] for name in names},
+            hashes={name: found.hashes[name] for name in names},
+        )
+
+    @classmethod
+    def _read(cls, path: pathlib.Path) -> tuple[EmbeddedSet, dict[str, Any]]:
+        """What a file holds, and what it says of itself."""
+        with open_arrays(path) as file:
+            arrays = {key: file[key] for key in file.files}
+            about = json.loads(str(arrays.pop("about")))
+            names, captions = (tuple(arrays.pop(key).tolist()) for key in ("names", "captions"))
+        features = _features_in(arrays)
+        counts = {len(names), len(captions), *(len(one.embeddings) for one in features.values())}
+        if len(counts) > 1:
+            raise ValueError(f"names, captions and features are of {sorted(counts)} clips")
+        found = cls(
             about["where"],
             names,
             captions,
-            {name: features[name] for name in shared},
-            {name: about["hashes"][name] for name in shared},
+            features,
+            about["hashes"],
             Findings.from_json(about["findings"]),
             about["generated"],
             about["candidates"],
         )
+        return found, about
 
 
 def embed(

@@ -14,7 +14,6 @@ import hashlib
 import io
 import logging
 import pathlib
-import zipfile
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +22,8 @@ import numpy as np
 from jaxtyping import Float
 from tqdm import tqdm
 
-from fasttta_jax.storage.files import write_atomically
+from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.storage.files import StorageError, write_atomically
 
 logger = logging.getLogger(__name__)
 
@@ -267,7 +267,7 @@ def _read(folder: pathlib.Path, wanted: set[str]) -> dict[str, Features]:
     found: dict[str, Features] = {}
     for path in sorted(folder.glob("*.npz")):
         try:
-            with np.load(path, allow_pickle=False) as arrays:
+            with open_arrays(path) as arrays:
                 keys = arrays[KEYS].tolist()
                 if wanted.isdisjoint(keys):
                     continue
@@ -276,8 +276,8 @@ def _read(folder: pathlib.Path, wanted: set[str]) -> dict[str, Features]:
                     for key, one in zip(keys, _features_in(arrays).each(), strict=True)
                     if key in wanted
                 }
-        except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
-            logger.warning("%s is damaged (%s); its features are computed anew", path, error)
+        except StorageError as error:
+            logger.warning("%s; its features are computed anew", error)
             path.unlink(missing_ok=True)
     return found
 

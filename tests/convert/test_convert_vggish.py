@@ -228,8 +228,9 @@ def test_other_components_are_refused(tmp_path: pathlib.Path) -> None:
     ):
         assert line in message
     assert "has principal components itself" in refused(path, model.state_dict(), pca=pca)
-    (tmp_path / "pca.npz").write_bytes(b"PK")
-    assert "pca.npz cannot be read" in refused(path, state, pca=tmp_path / "pca.npz")
+    for damaged in (b"PK", b""):
+        (tmp_path / "pca.npz").write_bytes(damaged)
+        assert "pca.npz cannot be read" in refused(path, state, pca=tmp_path / "pca.npz")
     for name in (PCA_NAME, "vggish_pca_params.npz"):
         (tmp_path / name).touch()
     assert "2 files of principal components: vggish_pca_params-970ea276.pth, vggish_pca_pa" in (
