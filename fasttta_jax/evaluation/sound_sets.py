@@ -11,6 +11,7 @@ import collections
 import dataclasses
 import functools
 import logging
+import os
 import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -41,7 +42,8 @@ class Sound:
     """One sound of a set.
 
     Attributes:
-      name: of its file, with the ending; what pairs it with that of another set.
+      name: of its file, with the ending; what pairs it with that of another set. Where files in
+        several folders have one name, it begins with the folder.
       caption: what it is of, or was made for; "" where none is known.
       load: reads it; raises AudioError where it cannot be used.
     """
@@ -248,11 +250,21 @@ def _open_table(table: pathlib.Path) -> SoundSet:
             f"{table} names {len(rows)} files, and none of them lies in {folder}; the first is "
             f"{rows[0].file!r}. Put the table into the folder of its files"
         )
+    names = _names(paths, folder)
     sounds = tuple(
-        Sound(path.name, row.caption, _reader(path)) for path, row in zip(paths, rows, strict=True)
+        Sound(name, row.caption, _reader(path))
+        for name, path, row in zip(names, paths, rows, strict=True)
     )
     generated = table.name == MANIFEST_FILE and all("checkpoint" in row.columns for row in rows)
     return SoundSet(str(table), sounds, generated, _candidates(rows))
+
+
+def _names(paths: Sequence[pathlib.Path], folder: pathlib.Path) -> list[str]:
+    """Of the files, or where subfolders have files of one name, their paths below the folder."""
+    names = [path.name for path in paths]
+    if len(set(names)) == len(set(paths)):
+        return names
+    return [os.path.relpath(path, folder) for path in paths]
 
 
 class _Files:
@@ -270,9 +282,12 @@ class _Files:
 
 
 def _candidates(rows: Sequence[TableRow]) -> int | None:
-    found: set[Any] = {row.columns.get("candidates") for row in rows}
-    (one, *others) = found
-    return one if not others and isinstance(one, int) else None
+    one = rows[0].columns.get("candidates")
+    return (
+        one
+        if isinstance(one, int) and all(row.columns.get("candidates") == one for row in rows)
+        else None
+    )
 
 
 def _reader(path: pathlib.Path) -> Callable[[], Samples]:

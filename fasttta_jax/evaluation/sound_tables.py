@@ -63,16 +63,17 @@ def read_table(table: pathlib.Path) -> list[TableRow]:
     Raises:
       SoundsError: another form, not UTF-8, a row that lacks a file or a caption, or no row.
     """
-    if table.suffix not in SUFFIXES:
+    suffix = table.suffix.lower()
+    if suffix not in SUFFIXES:
         raise SoundsError(f"{table}: the ending is {table.suffix!r}; allowed: {SUFFIXES}")
     try:
         text = table.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise SoundsError(f"{table} is not UTF-8 text: {error}") from error
-    if table.suffix == ".jsonl":
+    if suffix == ".jsonl":
         lines = _jsonl_rows(table, text)
     else:
-        lines = _csv_rows(text, "," if table.suffix == ".csv" else "\t")
+        lines = _csv_rows(table, text, "," if suffix == ".csv" else "\t")
     rows = []
     for line, row in lines:
         file, caption = (_pick(row, columns) for columns in (FILE_COLUMNS, CAPTION_COLUMNS))
@@ -87,10 +88,24 @@ def read_table(table: pathlib.Path) -> list[TableRow]:
     return rows
 
 
-def _csv_rows(text: str, delimiter: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    for row in reader:
-        yield reader.line_num, row
+def _csv_rows(
+    table: pathlib.Path, text: str, delimiter: str
+) -> Iterator[tuple[int, Mapping[Any, Any]]]:
+    # strict: a quote that is never closed would swallow all rows below it
+    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter, strict=True)
+    try:
+        for row in reader:
+            if None in row:
+                raise SoundsError(
+                    f"{table}, line {reader.line_num} has {len(row[None])} cells more than the "
+                    f"header: a text that holds {delimiter!r} must stand in quotes"
+                )
+            yield reader.line_num, row
+    except csv.Error as error:
+        raise SoundsError(
+            f"{table}, line {reader.reader.line_num}: {error}; a text with a quote stands in "
+            'quotes, and the quote is written twice: "a ""loud"" dog"'
+        ) from error
 
 
 def _jsonl_rows(table: pathlib.Path, text: str) -> Iterator[tuple[int, Mapping[Any, Any]]]:

@@ -82,6 +82,45 @@ def test_folders_that_cannot_be_judged_say_why(tmp_path):
         open_folder(tmp_path / "list.txt")
 
 
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("metadata.csv", 'file,caption\na.wav,"rain\nb.wav,wind\n', "unexpected end"),
+        ("metadata.csv", "file,caption\na.wav,rain, wind\n", "line 2 has 1 cells more .* quotes"),
+        ("captions.tsv", 'file\tcaption\na.wav\t"rain" falls\n', "line 2: .* the quote is writ"),
+        ("metadata.csv", "file,caption\na.wav," + "x" * 200_000, "field larger than field limit"),
+        ("metadata.csv", "file\na.wav\n", "line 2: .* one named prompt or caption or captions"),
+        ("metadata.csv", "file,caption\na.wav\n", "line 2: .* are needed"),
+        ("metadata.csv", "file,caption\n", "has no rows"),
+        ("manifest.jsonl", '{"file": "a.wav", "prompt": "x"', "line 1 is not JSON"),
+        ("manifest.jsonl", "[1]", "line 1 is not a JSON object"),
+    ],
+)
+def test_rows_that_would_lose_something_are_refused(tmp_path, name, text, words):
+    write(tmp_path / "a.wav")
+    (tmp_path / name).write_text(text)
+    with pytest.raises(SoundsError, match=words):
+        open_folder(tmp_path)
+
+
+def test_files_of_one_name_in_two_folders_are_two_sounds(tmp_path):
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+        write(tmp_path / folder / "a.wav")
+    table = tmp_path / "LIST.CSV"
+    table.write_text("file,caption\nx/a.wav,rain\ny/a.wav,wind\nx/a.wav,water\n")
+    assert [sound.name for sound in open_folder(table).sounds] == ["x/a.wav", "y/a.wav", "x/a.wav"]
+    table.write_text("file,caption\nx/a.wav,rain\nx/a.wav,water\n")
+    assert [sound.name for sound in open_folder(table).sounds] == ["a.wav", "a.wav"]
+
+
+def test_candidates_of_any_kind_are_no_number(tmp_path):
+    write(tmp_path / "a.wav")
+    row = {"file": "a.wav", "prompt": "x", "candidates": [1, 2]}
+    (tmp_path / "manifest.jsonl").write_text(json.dumps(row))
+    assert open_folder(tmp_path).candidates is None
+
+
 def test_names_pair_first_with_or_without_their_ending():
     by_name = pair(["b.wav", "a.wav"], ["x", "y"], ["a.wav", "b.wav"], ["x", "y"], "name")
     assert (by_name.rows, by_name.reference_rows, by_name.by) == ((1, 0), (0, 1), "name")
