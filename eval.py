@@ -28,6 +28,7 @@ Two results are subtracted where they were judged alike, clip by clip:
     python eval.py --compare=A/metrics.json,B/metrics.json
 """
 
+import pathlib
 import sys
 
 from absl import flags
@@ -133,6 +134,8 @@ def _judging() -> JudgingConfig | None:
 def _evaluation() -> Evaluation | None:
     if OUT.value is None:
         raise EvaluationError("--out is missing: the folder for metrics.json and report.html")
+    if pathlib.Path(OUT.value).is_file():
+        raise EvaluationError(f"--out is {OUT.value!r}, a file; allowed: a folder, new or not")
     runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
     judging = _judging()
     if judging is not None and not runs:

@@ -121,11 +121,16 @@ def _read(where: str | pathlib.Path) -> _Row:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ComparisonError(f"{path} cannot be read as metrics.json: {error}") from error
-    judged = {
-        name: row
-        for name, row in (found.get("rows") or {}).items()
-        if "judged" in row and name in found.get("influences", {})
-    }
+    try:
+        judged = {
+            name: row
+            for name, row in (found.get("rows") or {}).items()
+            if row.get("judged") and name in found.get("influences", {})
+        }
+    except (AttributeError, TypeError) as error:
+        raise ComparisonError(
+            f"{path} is no metrics.json of eval.py, which holds rows and their influences"
+        ) from error
     allowed = ", ".join(judged) or "none: it was written without --networks"
     if wanted and wanted not in judged:
         raise ComparisonError(f"{path} has no judged row {wanted!r}; its rows: {allowed}")
@@ -137,7 +142,33 @@ def _read(where: str | pathlib.Path) -> _Row:
         (wanted,) = judged
     influences = found["influences"][wanted]
     row = judged[wanted]
-    return _Row(path, wanted, row, row["judged"], influences["clips"], influences["figures"])
+    try:
+        read = _Row(path, wanted, row, row["judged"], influences["clips"], influences["figures"])
+        _check(read)
+    except KeyError as error:
+        raise ComparisonError(
+            f"{path}, row {wanted!r} lacks {error}: another version wrote it; evaluate anew"
+        ) from error
+    except (AttributeError, TypeError, ValueError) as error:
+        raise ComparisonError(f"{path}, row {wanted!r} is damaged: {error}") from error
+    return read
+
+
+def _check(row: _Row) -> None:
+    """Raises an error where something is missing that a comparison reads, or of another form."""
+    list(_fields(row, row))
+    for name, figure in row.figures.items():
+        float(row.values[name])
+        if figure["better"] not in ("lower", "higher"):
+            raise ValueError(f"{name}: better is {figure['better']!r}; allowed: lower, higher")
+        sides = {figure["kind"]: figure["clips"], "reference": figure["reference"]}
+        for kind, influence in sides.items():
+            if influence is None and kind == "reference":
+                continue
+            if np.asarray(influence, np.float64).shape != (len(row.clips[kind]),):
+                raise ValueError(
+                    f"{name}: {len(influence)} influences of {len(row.clips[kind])} clips ({kind})"
+                )
 
 
 def _fields(one: _Row, other: _Row) -> Iterator[tuple[str, Any, Any]]:

@@ -156,6 +156,7 @@ class Judge:
         self.metrics = tuple(metrics)
         needed = {metric.needs.embedder: None for metric in metrics}
         self.networks = {name: one for name, one in networks.items() if name in needed}
+        self.unused = [name for name in networks if name not in needed]
         if not self.networks:
             raise JudgingError(
                 f"the networks are {', '.join(networks) or 'none'}; the figures "
@@ -347,6 +348,16 @@ class Judge:
         reference = self.reference
         lines = [f"{name}: {line}" for line in generated.findings.warnings()]
         lines += [f"reference: {line}" for line in reference.findings.warnings()]
+        if self.unused:
+            lines.append(
+                f"the networks {', '.join(self.unused)} are given, and no figure that is asked for "
+                "needs them"
+            )
+        if generated.findings.sha256 == reference.findings.sha256:
+            lines.append(
+                f"{name} and the reference hold the same sounds: distances are those of a set to "
+                "itself"
+            )
         if pairs.rows and not pairs.complete:
             lines.append(f"{name}: {pairs}")
         if reference.generated:
@@ -408,6 +419,12 @@ def judge_for(
     networks = load_networks(config.networks) if networks is None else networks
     protocol = PROTOCOLS[config.protocol]
     heard: SoundSet | EmbeddedSet
+    written = config.write_reference_statistics
+    if written and pathlib.Path(written).is_dir():
+        raise JudgingError(
+            f"write_reference_statistics is {written!r}, a folder; allowed: a file, such as "
+            "real.npz"
+        )
     if config.reference_statistics:
         heard = EmbeddedSet.load(pathlib.Path(config.reference_statistics), protocol, networks)
     elif config.reference:
@@ -440,8 +457,8 @@ def choose(
     unknown = [name for name in names if name not in protocol.metrics]
     if unknown:
         raise JudgingError(
-            f"metrics names {', '.join(unknown)}; allowed in the protocol {protocol.name}: "
-            f"{', '.join(protocol.metrics)}"
+            f"metrics names {', '.join(name or repr(name) for name in unknown)}; allowed in the "
+            f"protocol {protocol.name}: {', '.join(protocol.metrics)}"
         )
     return [metrics[name] for name in protocol.metrics if not names or name in names]
 

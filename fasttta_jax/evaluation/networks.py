@@ -27,6 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import tokenizers
+from flax.errors import FlaxError
 from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
@@ -69,6 +70,9 @@ def _in_batches(
       make: some of them to the arrays that the program takes.
       rows: a device's part of B.
       bar: its title, where many clips have one.
+
+    Raises:
+      ConvertedError: the parameters are not those of the network.
     """
     rows *= jax.local_device_count()
     batches = []
@@ -76,8 +80,14 @@ def _in_batches(
         for start in range(0, len(items), rows):
             some = items[start : start + rows]
             padded = [_filled_up(array, rows) for array in make(some)]
-            with on_local_devices():
-                found = program(*local_rows(padded))
+            try:
+                with on_local_devices():
+                    found = program(*local_rows(padded))
+            except FlaxError as error:  # of the first call, where the program is traced
+                raise ConvertedError(
+                    "the weights of a network are not those that its weights.json describes: "
+                    f"{str(error).split(' (http')[0]}; convert again"
+                ) from error
             batches.append(_first(found, len(some)))
             progress.update(len(some))
     return jax.tree.map(lambda *parts: np.concatenate(parts), *batches)

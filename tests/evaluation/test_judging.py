@@ -154,6 +154,45 @@ def test_two_results_are_compared_clip_by_clip_or_refused(tmp_path, folders):
         compare(files["near"], tmp_path / "plain.json")
 
 
+def test_files_that_are_no_results_are_refused_by_name(tmp_path, folders):
+    judged(config(tmp_path / "a", {"near": folders["near"]}, folders["real"]))
+    good = tmp_path / "a" / "metrics.json"
+    other = tmp_path / "other.json"
+
+    def refused(words: str, change) -> None:
+        found = json.loads(good.read_text())
+        changed = change(found)
+        other.write_text(json.dumps(found if changed is None else changed))
+        for pair in ((good, other), (other, good)):
+            with pytest.raises(ComparisonError, match=f"other.json.*{words}"):
+                compare(*pair)
+
+    refused("no metrics.json of eval.py", lambda found: [1])
+    refused("no metrics.json of eval.py", lambda found: found | {"rows": ["near"]})
+    refused("without --networks", lambda found: found | {"influences": {}})
+    refused(
+        "row 'near' lacks 'pairs'",
+        lambda found: found["rows"]["near"]["judged"].pop("pairs") and None,
+    )
+    refused(
+        "row 'near' lacks 'fd_panns'", lambda found: found["rows"]["near"].pop("fd_panns") and None
+    )
+    refused(
+        r"fd_panns: 19 influences of 20 clips \(generated\)",
+        lambda found: found["influences"]["near"]["figures"]["fd_panns"]["clips"].pop() and None,
+    )
+    other.write_bytes(b"\xff{")
+    with pytest.raises(ComparisonError, match=r"cannot be read as metrics\.json"):
+        compare(good, other)
+
+
+def test_a_set_that_is_its_own_reference_and_networks_without_use_are_said(tmp_path, folders):
+    settings = config(tmp_path, {"a": folders["near"]}, folders["near"], metrics=("fd_panns",))
+    warnings = "\n".join(judge_folders(settings, networks=stand_ins()).warnings)
+    assert "a and the reference hold the same sounds" in warnings
+    assert "the networks vggish, clap are given, and no figure that is asked for" in warnings
+
+
 def test_written_reference_statistics_stand_for_the_sounds(tmp_path, folders):
     file = tmp_path / "real.npz"
     first = judged(
@@ -185,8 +224,18 @@ def test_written_reference_statistics_stand_for_the_sounds(tmp_path, folders):
                 settings, judging=dataclasses.replace(settings.judging, protocol="ours")
             )
         )
-    file.write_bytes(b"nonsense")
-    with pytest.raises(SoundsError, match="cannot be read as reference statistics"):
+    whole = file.read_bytes()
+    about = np.asarray("{}")
+    for damaged in (b"nonsense", b"", whole[: len(whole) // 2]):
+        file.write_bytes(damaged)
+        with pytest.raises(SoundsError, match="cannot be read as reference statistics"):
+            judged(settings)
+    np.savez(file, about=about, names=np.asarray(["a"]), captions=np.asarray(["a"]))
+    with pytest.raises(SoundsError, match=r"cannot be read as reference statistics.*'where'"):
+        judged(settings)
+    with file.open("wb") as opened:
+        np.save(opened, about)
+    with pytest.raises(SoundsError, match=r"a single array, no \.npz"):
         judged(settings)
 
 

@@ -236,3 +236,13 @@ def test_other_names_and_folders_are_refused(
         load_network("clap", tmp_path)
     with pytest.raises(ValueError, match="vggish: dtype is 'float16'; allowed: float32, bfloat16"):
         load_vggish(folders["vggish"], dtype="float16")
+
+
+def test_weights_of_another_description_are_refused(tmp_path: pathlib.Path) -> None:
+    """Files of two conversions in one folder, as a copy by hand makes them."""
+    audio = np.zeros((1, 16_000), np.float32)
+    folder, other = random_vggish(tmp_path / "vggish"), random_clap_towers(tmp_path / "clap")
+    (folder / "weights.safetensors").write_bytes((other / "weights.safetensors").read_bytes())
+    network = load_network("vggish", folder)
+    with pytest.raises(ConvertedError, match=r"not those that its weights\.json describes.*conv_0"):
+        network.embed(audio)
