@@ -187,6 +187,11 @@ def _evaluation() -> Evaluation | None:
 def _compare(files: list[str]) -> None:
     if len(files) != 2:
         raise EvaluationError(f"--compare names {len(files)} files; allowed: A.json,B.json")
+    judging = (RUN, GENERATED, REFERENCE, REFERENCE_STATISTICS, NETWORKS, PROTOCOL, METRICS, OUT)
+    if others := [f"--{flag.name}" for flag in judging if flag.present]:
+        raise EvaluationError(
+            f"--compare reads two results and judges nothing; found beside it: {', '.join(others)}"
+        )
     found = comparison.compare(*files)
     print(f"{found.name} (first) and {found.other} (second), clip by clip\n")
     print(format_table(comparison.COLUMNS, found.rows()))

@@ -114,8 +114,11 @@ class _Row:
 
 
 def _read(where: str | pathlib.Path) -> _Row:
-    path, colon, wanted = str(where).rpartition(":")
-    if not colon or not pathlib.Path(path).is_file():
+    path, wanted = str(where), ""
+    while ":" in path and not pathlib.Path(path).is_file():
+        path, _, part = path.rpartition(":")
+        wanted = f"{part}:{wanted}" if wanted else part
+    if not pathlib.Path(path).is_file():
         path, wanted = str(where), ""
     try:
         found = json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
@@ -165,10 +168,9 @@ def _check(row: _Row) -> None:
         for kind, influence in sides.items():
             if influence is None and kind == "reference":
                 continue
-            if np.asarray(influence, np.float64).shape != (len(row.clips[kind]),):
-                raise ValueError(
-                    f"{name}: {len(influence)} influences of {len(row.clips[kind])} clips ({kind})"
-                )
+            shape, clips = np.asarray(influence, np.float64).shape, len(row.clips[kind])
+            if shape != (clips,):
+                raise ValueError(f"{name}: influences of shape {shape} and {clips} clips ({kind})")
 
 
 def _fields(one: _Row, other: _Row) -> Iterator[tuple[str, Any, Any]]:

@@ -275,7 +275,7 @@ class _Files:
 
     def find(self, name: str) -> pathlib.Path:
         path = self.folder / name
-        if path.suffix.lower() in AUDIO_SUFFIXES or path.is_file():
+        if path.suffix.lower() in AUDIO_SUFFIXES or not path.name or path.is_file():
             return path
         endings = [path.with_name(path.name + suffix) for suffix in AUDIO_SUFFIXES]
         return next((file for file in endings if file.is_file()), path)

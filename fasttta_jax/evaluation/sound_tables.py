@@ -114,7 +114,8 @@ def _jsonl_rows(table: pathlib.Path, text: str) -> Iterator[tuple[int, Mapping[A
             continue
         try:
             row = json.loads(content)
-        except json.JSONDecodeError as error:
+            json.dumps(row, ensure_ascii=False).encode()  # half a character has no UTF-8
+        except (ValueError, RecursionError) as error:
             raise SoundsError(f"{table}, line {line} is not JSON: {error}") from error
         if not isinstance(row, dict):
             raise SoundsError(f"{table}, line {line} is not a JSON object: {content[:60]!r}")

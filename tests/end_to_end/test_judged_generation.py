@@ -70,3 +70,6 @@ def test_a_student_is_judged_on_captions_of_audiocaps(runs, datasets, tmp_path):
     done = commands.run("eval.py", f"--compare={file},{file}:seed100")
     assert done.returncode == 1
     assert "must have one judged row, or be given as" in done.stderr
+    done = commands.run("eval.py", f"--compare={file}:seed0,{file}:seed100", f"--out={out}")
+    assert done.returncode == 1
+    assert "judges nothing; found beside it: --out" in done.stderr

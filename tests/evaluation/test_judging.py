@@ -167,6 +167,11 @@ def test_files_that_are_no_results_are_refused_by_name(tmp_path, folders):
             with pytest.raises(ComparisonError, match=f"other.json.*{words}"):
                 compare(*pair)
 
+    found = json.loads(good.read_text())
+    for part in ("rows", "influences"):
+        found[part]["a:b"] = found[part].pop("near")
+    other.write_text(json.dumps(found))
+    assert compare(good, f"{other}:a:b").other == "a:b"
     refused("no metrics.json of eval.py", lambda found: [1])
     refused("no metrics.json of eval.py", lambda found: found | {"rows": ["near"]})
     refused("without --networks", lambda found: found | {"influences": {}})
@@ -178,7 +183,7 @@ def test_files_that_are_no_results_are_refused_by_name(tmp_path, folders):
         "row 'near' lacks 'fd_panns'", lambda found: found["rows"]["near"].pop("fd_panns") and None
     )
     refused(
-        r"fd_panns: 19 influences of 20 clips \(generated\)",
+        r"fd_panns: influences of shape \(19,\) and 20 clips \(generated\)",
         lambda found: found["influences"]["near"]["figures"]["fd_panns"]["clips"].pop() and None,
     )
     other.write_bytes(b"\xff{")

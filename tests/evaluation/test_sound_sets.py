@@ -93,6 +93,13 @@ def test_folders_that_cannot_be_judged_say_why(tmp_path):
         ("metadata.csv", "file,caption\na.wav\n", "line 2: .* are needed"),
         ("metadata.csv", "file,caption\n", "has no rows"),
         ("manifest.jsonl", '{"file": "a.wav", "prompt": "x"', "line 1 is not JSON"),
+        (
+            "manifest.jsonl",
+            '{"file": "a.wav", "prompt": "\\ud800"}',
+            "line 1 is not JSON: .*surrog",
+        ),
+        ("manifest.jsonl", "[" * 100_000, "line 1 is not JSON: .*recursion"),
+        ("metadata.csv", "file,caption\n/,rain\n", "none of them lies in .* first is '/'"),
         ("manifest.jsonl", "[1]", "line 1 is not a JSON object"),
     ],
 )
