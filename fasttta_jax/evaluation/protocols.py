@@ -136,6 +136,7 @@ PROTOCOLS: dict[str, Protocol] = {
             "soxr, filled up to 2 s; CLAP hears the first 10 s",
             (
                 "fd_panns",
+                "fd_panns_limit",
                 "fad_vggish",
                 "kad_panns",
                 "kad_vggish",
