@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 from fasttta_jax.config.checks import (
     NOT_NEGATIVE,
@@ -168,6 +169,7 @@ class DataConfig:
         check(
             len(self.weights) == count
             and all(type(weight) in (int, float) and weight > 0 for weight in self.weights)
+            and math.isfinite(sum(self.weights))
             and min(self.weights, default=0.0) >= SMALLEST_SHARE * sum(self.weights),
             "data.weights",
             self.weights,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from typing import Any
 
 import pytest
@@ -153,6 +154,8 @@ REJECTED = [
     (DataConfig, {"mixture": ("b",)}, r"data\.weights is \(\); allowed: 2 numbers, one for data"),
     (DataConfig, {"weights": (1.0,)}, r"data\.weights is \(1\.0,\); allowed: \(\) where"),
     (DataConfig, {"mixture": ("b",), "weights": (1, 0)}, r"data\.weights is \(1, 0\)"),
+    (DataConfig, {"mixture": ("b",), "weights": (math.nan, 1)}, r"data\.weights is \(nan, 1\)"),
+    (DataConfig, {"mixture": ("b",), "weights": (math.inf,) * 2}, r"data\.weights is \(inf, inf\)"),
     (DataConfig, {"mixture": ("b",), "weights": (1, "1")}, r"data\.weights is \(1, '1'\)"),
     (DataConfig, {"mixture": ("b",), "weights": (1, 1e-4)}, r"none below 0\.001 of their sum"),
     (DataConfig, {"validation_paths": ("b",)}, r"data\.validation_paths is \('b',\); allowed"),

@@ -6,6 +6,7 @@ import collections
 import dataclasses
 import pathlib
 import shutil
+import signal
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.text import load_text_encoder
 from fasttta_jax.text.table import write_table
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
-from tests.support import helpers, world
+from tests.support import commands, helpers, launch, world
 
 BATCH = 8
 SEED = 5
@@ -241,3 +242,28 @@ def test_a_run_keeps_its_weights_and_may_move_its_data(
     alone = dataclasses.replace(config, mixture=(), weights=())
     with pytest.raises(WorkdirError, match=r"other settings|other data"):
         workdir.prepare(dataclasses.replace(run, data=alone), open_dataset(alone))
+
+
+@pytest.mark.long
+def test_a_killed_run_ends_where_one_that_was_left_alone_ends(
+    config: DataConfig, tmp_path: pathlib.Path
+) -> None:
+    """The place in each dataset is a function of the step: nothing of it is kept in a file."""
+    run = helpers.tiny_teacher_config(
+        config.path, data=config, num_steps=40, evaluate_every=5, checkpoints_to_keep=1
+    )
+    file = helpers.run_config_file(run, tmp_path / "run.py")
+    command = helpers.train_command(file, tmp_path / "killed")
+    with launch.start(command, num_processes=1, devices_per_process=1) as job:
+        launch.wait_for_step(job, tmp_path / "killed", 10)
+        job.signal(0, signal.SIGKILL)
+        (killed,) = job.wait()
+    assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    again = commands.run(*command)
+    assert again.returncode == 0, again.stderr
+    assert "resuming" in again.stderr
+    left_alone = commands.run(*helpers.train_command(file, tmp_path / "whole"))
+    assert left_alone.returncode == 0, left_alone.stderr
+    rows = [helpers.rows_of(tmp_path / name) for name in ("killed", "whole")]
+    assert rows[0] == rows[1]
+    assert max(row["step"] for row in rows[0]) == 40
