@@ -102,8 +102,14 @@ def _metadata(folder: pathlib.Path, published: str) -> dict[str, dict[str, str]]
             text = content.decode("utf-8-sig")
         except UnicodeDecodeError:  # as published
             text = content.decode("cp1252", errors="replace")
-        for row in csv.DictReader(io.StringIO(text, newline="")):
-            name = (row.pop("file_name", None) or "").strip()
+        reader = csv.DictReader(io.StringIO(text, newline=""))
+        if "file_name" not in (reader.fieldnames or ()):
+            raise ValueError(
+                f"{path}: lacks the column file_name; found the columns: "
+                f"{', '.join(reader.fieldnames or ()) or 'none'}"
+            )
+        for row in reader:
+            name = (row.pop("file_name") or "").strip()
             found[name] = {column: value for column, value in row.items() if column and value}
     return found
 

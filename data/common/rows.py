@@ -77,7 +77,7 @@ def _jsonl_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
                 continue
             try:
                 record = json.loads(text)
-            except ValueError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{table}:{line}: malformed JSON: {error}") from error
             yield line, _object(f"{table}:{line}", record)
 
@@ -85,6 +85,8 @@ def _jsonl_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
 def _json_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
     try:
         found = json.loads(table.read_text("utf-8-sig"))
+    except RecursionError as error:
+        raise ValueError(f"{table}: malformed JSON: {error}") from error
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise ValueError(f"{table}:{error.lineno}: malformed JSON: {error}") from error

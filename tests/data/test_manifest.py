@@ -293,6 +293,8 @@ def test_malformed_rows_are_named(tmp_path: pathlib.Path, case: str) -> None:
         ("a.json", '[{"path": 1}, 2]', r"a\.json:1: needs exactly one .* caption"),
         ("a.json", "[1]", r"a\.json:1: '1' is not a JSON object"),
         ("a.json", '{"path": ', r"a\.json:1: malformed JSON"),
+        ("a.json", "[" * 100_000, r"a\.json: malformed JSON: .*recursion"),
+        ("a.jsonl", "[" * 100_000, r"a\.jsonl:1: malformed JSON: .*recursion"),
         ("a.json", "[]", "has no rows"),
         ("a.parquet", "PAR1", r"a\.parquet cannot be read as parquet"),
         ("a.txt", "", r"ends in '\.txt'; allowed: \.csv, \.tsv, \.jsonl, \.json, \.parquet"),

@@ -325,5 +325,8 @@ def test_clotho_has_five_captions_and_licences_by_clip(tmp_path: pathlib.Path) -
     assert wind["labels"] == {"columns": columns}
     assert wind["audio"].size == pytest.approx(0.2 * RATE, abs=1)
     assert kept_metadata(dataset)["licences"] == {"CC BY": 1}
+    path.write_text("name,keywords\nWind — 1.wav,wind\n")
+    with pytest.raises(ValueError, match="lacks the column file_name; found the columns: name, k"):
+        clotho.list_files(tmp_path, SETTINGS)
     with pytest.raises(FileNotFoundError, match=r"holds no clotho_captions_SPLIT\.csv"):
         clotho.list_files(tmp_path / "development", SETTINGS)
