@@ -6,6 +6,7 @@ Both run on as many threads, call by call, so that noise of the machine hits bot
 from __future__ import annotations
 
 import functools
+import importlib.metadata
 import importlib.util
 import os
 import time
@@ -170,10 +171,10 @@ def run_rows(
     if with_torch:
         import torch  # pyright: ignore[reportMissingImports]
 
-        from benchmarks.frontend_torch import versions
-
         torch.set_num_threads(num_threads)
-        conditions["torch_versions"] = versions()
+        conditions["torch_versions"] = {
+            name: importlib.metadata.version(name) for name in TORCH_PACKAGES
+        }
     conditions["load_before"] = os.getloadavg()
     measured = rows()
     conditions["load_after"] = os.getloadavg()

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.evaluation import Config
+from benchmarks.evaluation_parts import Config
 from benchmarks.frontend_torch import Function, clap_decibels, clap_tower, spectrum
 from fasttta_jax.audio.mel import mel_matrix
 from fasttta_jax.pretrained import panns, vggish

@@ -24,15 +24,6 @@ from fasttta_jax.pretrained.clap_audio import ClapAudioConfig
 Tensors = tuple[torch.Tensor, ...]
 
 
-def versions() -> dict[str, str]:
-    """Of the libraries that results belong to."""
-    return {
-        "torch": torch.__version__,
-        "diffusers": diffusers.__version__,
-        "transformers": transformers.__version__,
-    }
-
-
 class TorchPart:
     """One part on one batch.
 

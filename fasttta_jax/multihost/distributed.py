@@ -25,7 +25,6 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-import fasttta_jax
 from fasttta_jax.config import flatten
 from fasttta_jax.multihost import coordination, failures
 from fasttta_jax.multihost.startup import StartError, initialize
@@ -51,6 +50,8 @@ T = TypeVar("T")
 WAIT_SECONDS = 3600.0
 FINISH_SECONDS = 600.0
 MOST_CHARACTERS = 60
+PACKAGE = pathlib.Path(__file__).parents[1]
+"""The folder of this package."""
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 _numbers = itertools.count()
@@ -220,15 +221,13 @@ def _shown(value: Any) -> str:
 @functools.cache
 def code_version() -> dict[str, str]:
     """What runs here: a hash of this package's files, and the versions of what it builds on."""
-    folder = pathlib.Path(fasttta_jax.__file__).parent
     digest = hashlib.sha256()
-    for file in sorted(folder.glob("**/*.py")):
+    for file in sorted(PACKAGE.glob("**/*.py")):
         content = file.read_bytes()
-        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode())
+        digest.update(f"{file.relative_to(PACKAGE).as_posix()} {len(content)}\n".encode())
         digest.update(content)
     versions = {name: importlib.metadata.version(name) for name in PACKAGES}
-    own = f"{fasttta_jax.__version__}, files {digest.hexdigest()[:12]}"
-    return {"fasttta_jax": own, **versions}
+    return {"fasttta_jax": f"files {digest.hexdigest()[:12]}", **versions}
 
 
 def on_first_host(function: Callable[..., T], *arguments: Any) -> T:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from benchmarks import beside_torch, evaluation, measure
-from benchmarks.evaluation import SIZES, build, draw_inputs
+from benchmarks.evaluation_parts import SIZES, build, draw_inputs
 
 SMALL, PUBLISHED = SIZES["small"], SIZES["published"]
 ONE_OF_EACH = ("panns_16k", "vggish", "clap_tiny")

@@ -11,7 +11,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import fasttta_jax
 from fasttta_jax.multihost import (
     coordination,
     distributed,
@@ -271,7 +270,7 @@ def test_code_version_follows_the_code(
     hashes = set()
     for content in ("x = 1\n", "x = 2\n"):
         (tmp_path / "module.py").write_text(content)
-        monkeypatch.setattr(fasttta_jax, "__file__", str(tmp_path / "__init__.py"))
+        monkeypatch.setattr(distributed, "PACKAGE", tmp_path)
         distributed.code_version.cache_clear()
         hashes.add(distributed.code_version()["fasttta_jax"])
     distributed.code_version.cache_clear()
