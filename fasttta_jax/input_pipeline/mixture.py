@@ -12,6 +12,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import pathlib
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -46,7 +47,7 @@ class Mixture(EncodedDataset):
     validation are those of `data.validation_paths`.
 
     Raises:
-      DatasetError: a folder or a part of it is missing, or two have other codecs.
+      DatasetError: a folder or a part of it is missing, two have other codecs, or two are one.
     """
 
     def __init__(self, config: DataConfig) -> None:
@@ -61,8 +62,14 @@ class Mixture(EncodedDataset):
             if name in (config.validation_paths or names[:1])
         ]
         first = self._parts[0]
-        for part in self._parts[1:]:
+        seen: dict[pathlib.Path, str] = {}
+        for name, part in zip(names, self._parts, strict=True):
             _check_codecs(first, part)
+            other = seen.setdefault(pathlib.Path(part.path).resolve(), name)
+            if other != name:
+                raise DatasetError(
+                    f"{other} and {name} are one folder; allowed in a mixture: each of them once"
+                )
 
     @property
     def parts(self) -> tuple[EncodedDataset, ...]:

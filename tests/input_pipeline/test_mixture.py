@@ -244,6 +244,16 @@ def test_a_run_keeps_its_weights_and_may_move_its_data(
         workdir.prepare(dataclasses.replace(run, data=alone), open_dataset(alone))
 
 
+def test_one_folder_under_two_names_is_refused(config: DataConfig) -> None:
+    twice = dataclasses.replace(
+        config, mixture=(f"{config.path}/../{pathlib.Path(config.path).name}",)
+    )
+    with pytest.raises(
+        DatasetError, match="are one folder; allowed in a mixture: each of them onc"
+    ):
+        open_dataset(twice)
+
+
 @pytest.mark.long
 def test_a_killed_run_ends_where_one_that_was_left_alone_ends(
     config: DataConfig, tmp_path: pathlib.Path
