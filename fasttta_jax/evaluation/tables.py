@@ -55,10 +55,9 @@ runs score the same masked clips, so energy scores of two runs differ more surel
 which are mostly the choice of clips, suggest.
 """
 ABOUT_ERRORS = """
-± is one standard error: sqrt(p (1 - p) / n) for shares, over clips for all others. In brackets is
-the 95 % confidence interval over clips. Differences of
-less than two of them mean little. For the same prompts the difference of two systems is known
-better than their errors suggest.
+± is one standard error: sqrt(p (1 - p) / n) for shares, over clips for all others. Differences of
+less than two of them mean little. In brackets is the 95 % confidence interval over clips. For the
+same prompts the difference of two systems is known better than their errors suggest.
 """
 ABOUT_JUDGED = """
 Every column of the results is a set of sounds, held against the same real ones by public networks.
