@@ -181,6 +181,28 @@ def run_rows(
     return {"rows": measured, "conditions": conditions}
 
 
+def minutes_for(row: Mapping[str, Any], num_clips: int) -> dict[str, Any]:
+    """Minutes that a row's part would take for so many clips, ours and torch's."""
+    found = {
+        "num_clips": num_clips,
+        "part": row["part"],
+        "batch_size": row["batch_size"],
+        "minutes": num_clips / row["clips_per_second"] / 60,
+    }
+    if "torch" in row:
+        found["torch_minutes"] = num_clips / row["torch"]["clips_per_second"] / 60
+    return found
+
+
+def describe_minutes(entry: Mapping[str, Any], clips: str, what: str) -> str:
+    """A line about what `minutes_for` gave: which clips, and what is done to them."""
+    line = f"{entry['num_clips']:,} {clips}, in batches of {entry['batch_size']}: {what} in "
+    line += f"{entry['minutes']:,.1f} minutes"
+    if "torch_minutes" in entry:
+        line += f"; torch in {entry['torch_minutes']:,.1f}"
+    return line
+
+
 def bind_threads(num_threads: int | None) -> int:
     """Gives this process so many cores, before JAX makes its thread pools.
 

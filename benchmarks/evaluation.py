@@ -62,28 +62,10 @@ def run_case(
     return {"part": name, "input": shape, "batch_size": batch_size, "dtype": dtype, **times}
 
 
-def whole_sets(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Minutes that each network would take for `NUM_CLIPS` clips, at the measured rates."""
-    found = []
-    for row in rows:
-        entry = {
-            "num_clips": NUM_CLIPS,
-            "part": row["part"],
-            "batch_size": row["batch_size"],
-            "minutes": NUM_CLIPS / row["clips_per_second"] / 60,
-        }
-        if "torch" in row:
-            entry["torch_minutes"] = NUM_CLIPS / row["torch"]["clips_per_second"] / 60
-        found.append(entry)
-    return found
-
-
 def report(results: Mapping[str, Any]) -> str:
     """The table, what it says about a set of clips, and the state of the machine."""
     lines = [
-        f"{entry['num_clips']:,} clips of {SECONDS} s in batches of {entry['batch_size']}: "
-        f"{entry['part']} in {entry['minutes']:,.1f} minutes"
-        + (f"; torch in {entry['torch_minutes']:,.1f}" if "torch_minutes" in entry else "")
+        beside_torch.describe_minutes(entry, f"clips of {SECONDS} s", entry["part"])
         for entry in results["whole_sets"]
     ]
     lines.append(beside_torch.describe_conditions(results["conditions"]))
@@ -124,7 +106,10 @@ def benchmark(
         with_torch=with_torch,
         num_threads=num_threads,
     )
-    return {**results, "whole_sets": whole_sets(results["rows"])}
+    return {
+        **results,
+        "whole_sets": [beside_torch.minutes_for(row, NUM_CLIPS) for row in results["rows"]],
+    }
 
 
 def _define_flags() -> None:

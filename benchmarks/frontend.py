@@ -114,36 +114,14 @@ def run_case(
     }
 
 
-def whole_dataset(rows: Sequence[Mapping[str, Any]], seconds: float) -> list[dict[str, Any]]:
-    """Minutes that the codec would take for as many clips as AudioCaps has, at the measured rates.
-
-    Args:
-      rows: as `run_case` gives them.
-      seconds: length of a clip.
-    """
-    found = []
-    for row in rows:
-        if row["part"] in WHOLE_PARTS:
-            entry = {
-                "num_clips": NUM_CLIPS,
-                "clip_seconds": seconds,
-                "part": row["part"],
-                "batch_size": row["batch_size"],
-                "minutes": NUM_CLIPS / row["clips_per_second"] / 60,
-            }
-            if "torch" in row:
-                entry["torch_minutes"] = NUM_CLIPS / row["torch"]["clips_per_second"] / 60
-            found.append(entry)
-    return found
-
-
 def report(results: Mapping[str, Any]) -> str:
     """The table, what it says about a whole dataset, and the state of the machine."""
     lines = [
-        f"{entry['num_clips']:,} clips of {entry['clip_seconds']:g} s, as many as AudioCaps has, "
-        f"in batches of {entry['batch_size']}: {WHOLE_PARTS[entry['part']]} in "
-        f"{entry['minutes']:,.1f} minutes"
-        + (f"; torch in {entry['torch_minutes']:,.1f}" if "torch_minutes" in entry else "")
+        beside_torch.describe_minutes(
+            entry,
+            f"clips of {entry['clip_seconds']:g} s, as many as AudioCaps has",
+            WHOLE_PARTS[entry["part"]],
+        )
         for entry in results["whole_dataset"]
     ]
     lines.append(beside_torch.describe_conditions(results["conditions"]))
@@ -181,7 +159,12 @@ def benchmark(
         num_threads=num_threads,
     )
     seconds = sizes.num_samples / sizes.mel.sample_rate
-    return {**results, "whole_dataset": whole_dataset(results["rows"], seconds)}
+    whole = [
+        beside_torch.minutes_for(row, NUM_CLIPS) | {"clip_seconds": seconds}
+        for row in results["rows"]
+        if row["part"] in WHOLE_PARTS
+    ]
+    return {**results, "whole_dataset": whole}
 
 
 def _define_flags() -> None:

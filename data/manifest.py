@@ -37,7 +37,7 @@ from absl import flags
 
 from data.common import tables
 from data.common.arguments import split_files
-from data.common.audio_files import SUFFIXES, AudioFiles
+from data.common.audio_files import AudioFiles
 from data.common.making import (
     define_caption_flag,
     define_making_flags,
@@ -49,6 +49,7 @@ from data.common.provenance import Provenance
 from data.common.recordings import Files, Settings
 from data.common.tables import MANIFEST, Columns, Entry
 from fasttta_jax import cli
+from fasttta_jax.audio.files import SUFFIXES
 
 
 def build(

@@ -19,9 +19,8 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.audio.files import AudioError, read_audio, read_audio_bytes
+from fasttta_jax.audio.files import SUFFIXES, AudioError, read_audio, read_audio_bytes
 
-SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
 SEPARATOR = "::"
 ROW_GROUPS = 4
 """Groups of rows that are kept of all parquet files: clips are read in their order."""

@@ -22,9 +22,10 @@ import numpy as np
 
 from data.common import records as builder
 from data.common import tables as metadata_lib
-from data.common.audio_files import SEPARATOR, SUFFIXES, AudioFiles
+from data.common.audio_files import SEPARATOR, AudioFiles
 from data.common.tables import Entry, Skipped
 from fasttta_jax.audio import files as audio_lib
+from fasttta_jax.audio.files import SUFFIXES
 
 PARTIAL = ("silent piece", "ends early")
 """Reasons for which a piece of a clip is missing, and not the clip."""

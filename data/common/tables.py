@@ -24,7 +24,8 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from data.common.rows import FORMATS, read_rows
+from data.common.rows import FORMATS
+from fasttta_jax.storage.rows import read_rows
 
 SPLITS = ("train", "validation", "test")
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -190,7 +191,9 @@ def read(
     gathered = _Gathered(audio_dir, columns, path_prefix, with_captions)
     for path, split in tables.items():
         before = gathered.num_rows
-        for line, record in read_rows(path, gathered.check, formats=columns.formats):
+        for line, record in read_rows(
+            path, gathered.check, formats=columns.formats, readers=FORMATS
+        ):
             gathered.add(f"{path}:{line}", line, record, split)
         if gathered.num_rows == before:
             raise ValueError(f"{path}: has no rows")

@@ -25,6 +25,8 @@ from fasttta_jax.storage.files import whole
 AudioFormat = Literal["wav", "flac", "ogg"]
 AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite", "silent"]
 
+SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
+"""Of the files that are taken for audio, in lower case."""
 SILENCE_DBFS = -80.0
 """A waveform whose peak around its mean lies below this is digital silence."""
 TRAINING_PEAK = 0.5

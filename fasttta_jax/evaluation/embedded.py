@@ -22,8 +22,8 @@ from jaxtyping import Float
 from tqdm import tqdm
 
 from fasttta_jax.audio.files import AudioError, is_silent
-from fasttta_jax.evaluation.embedders import ARRAYS, Embedder, FeatureCache, Features, stacked
-from fasttta_jax.evaluation.protocols import Preparation, Protocol
+from fasttta_jax.evaluation.embedders import Embedder, FeatureCache, Features, stacked
+from fasttta_jax.evaluation.protocols import Protocol
 from fasttta_jax.evaluation.sound_sets import Samples, Sound, SoundSet
 from fasttta_jax.evaluation.sound_tables import SoundsError
 from fasttta_jax.storage.arrays import open_arrays
@@ -153,10 +153,7 @@ class EmbeddedSet:
             "captions": np.asarray(self.captions),
         }
         for network, features in self.features.items():
-            arrays[f"{network}/embeddings"] = features.embeddings
-            for kind in ARRAYS:
-                for name, values in getattr(features, kind).items():
-                    arrays[f"{network}/{kind}/{name}"] = np.asarray(values)
+            arrays |= {f"{network}/{name}": values for name, values in features.arrays().items()}
         file = io.BytesIO()
         np.savez(file, **arrays)  # type: ignore[arg-type]
         write_atomically(path, file.getvalue())
@@ -251,13 +248,10 @@ def embed(
     notes = _Notes()
     features: dict[str, list[Features]] = {network: [] for network in networks}
     kept: list[Sound] = []
-    for network, embedder in networks.items():
-        kept = []
-        for some, waveforms in _waveforms(
-            sounds.sounds, embedder, protocol.prepare(network), notes, f"{name}, {network}"
-        ):
-            kept += some
-            features[network] += cache.each(embedder, waveforms, embedder.sample_rate)
+    for some, waveforms in _waveforms(sounds.sounds, networks, protocol, notes, name):
+        kept += some
+        for network, embedder in networks.items():
+            features[network] += cache.each(embedder, waveforms[network], embedder.sample_rate)
     findings = notes.findings()
     if len(kept) < 2:
         counted = dict(collections.Counter(findings.left_out.values()))
@@ -291,33 +285,42 @@ def embed_share(
 
     When all shares are there, `embed` computes none. Other arguments are those of `embed`.
     """
-    title = f"{name}, share {index} of {number}"
-    for network, embedder in networks.items():
-        for _, waveforms in _waveforms(
-            sounds.sounds[index::number],
-            embedder,
-            protocol.prepare(network),
-            _Notes(),
-            f"{title}, {network}",
-        ):
-            cache.each(embedder, waveforms, embedder.sample_rate)
+    some, title = sounds.sounds[index::number], f"{name}, share {index} of {number}"
+    for _, waveforms in _waveforms(some, networks, protocol, _Notes(), title):
+        for network, embedder in networks.items():
+            cache.each(embedder, waveforms[network], embedder.sample_rate)
 
 
 def _waveforms(
     sounds: Sequence[Sound],
-    embedder: Embedder,
-    preparation: Preparation,
+    networks: Mapping[str, Embedder],
+    protocol: Protocol,
     notes: _Notes,
     title: str,
-) -> Iterator[tuple[list[Sound], list[Float[np.ndarray, " S"]]]]:
-    """Some of the sounds that can be read at a time, and what the network gets of them."""
+) -> Iterator[tuple[list[Sound], dict[str, list[Float[np.ndarray, " S"]]]]]:
+    """Some of the sounds that can be used at a time, and what each network gets of them.
+
+    A file is decoded once for all networks, and prepared once for those that hear it alike.
+    """
+    needs = {
+        network: (protocol.prepare(network), embedder.sample_rate)
+        for network, embedder in networks.items()
+    }
+    is_filled_up = all(preparation.least_samples for preparation, _ in needs.values())
     bar = tqdm(sounds, title, unit="clip", mininterval=1.0)
     for chunk in _chunks(iter(bar)):
-        loaded = [(sound, notes.load(sound, preparation)) for sound in chunk]
-        readable = [(sound, found) for sound, found in loaded if found is not None]
-        if readable:
-            waveforms = [preparation(*found, embedder.sample_rate) for _, found in readable]
-            yield [sound for sound, _ in readable], waveforms
+        some: list[Sound] = []
+        waveforms: dict[str, list[Float[np.ndarray, " S"]]] = {network: [] for network in networks}
+        for sound in chunk:
+            loaded = notes.load(sound, is_filled_up=is_filled_up)
+            if loaded is None:
+                continue
+            some.append(sound)
+            heard = {need: need[0](*loaded, need[1]) for need in dict.fromkeys(needs.values())}
+            for network, need in needs.items():
+                waveforms[network].append(heard[need])
+        if some:
+            yield some, waveforms
 
 
 class _Notes:
@@ -329,8 +332,8 @@ class _Notes:
         self._short: dict[str, None] = {}
         self._seen: dict[str, tuple[int, float, str]] = {}
 
-    def load(self, sound: Sound, preparation: Preparation) -> Samples | None:
-        """The samples of a sound; None where it is left out."""
+    def load(self, sound: Sound, *, is_filled_up: bool) -> Samples | None:
+        """The samples of a sound; None where it is left out, as a short one unless filled up."""
         try:
             samples, rate = sound.load()
         except AudioError as error:
@@ -338,16 +341,15 @@ class _Notes:
             return None
         seconds = len(samples) / rate
         if seconds < SHORT_SECONDS:
-            if not preparation.least_samples:
+            if not is_filled_up:
                 self._left_out[sound.name] = "too short"
                 return None
             self._short[sound.name] = None
         if is_silent(samples.mean(axis=1)):
             self._silent[sound.name] = None
-        if sound.name not in self._seen:
-            digest = hashlib.sha256(f"{samples.shape} {rate}".encode())
-            digest.update(np.ascontiguousarray(samples).data)
-            self._seen[sound.name] = (rate, seconds, digest.hexdigest())
+        digest = hashlib.sha256(f"{samples.shape} {rate}".encode())
+        digest.update(np.ascontiguousarray(samples).data)
+        self._seen[sound.name] = (rate, seconds, digest.hexdigest())
         return samples, rate
 
     def findings(self) -> Findings:
@@ -382,19 +384,12 @@ def _preparations(
 
 
 def _features_in(arrays: Mapping[str, np.ndarray]) -> dict[str, Features]:
-    features = {}
-    for key, embeddings in arrays.items():
-        network, _, kind = key.partition("/")
-        if kind != "embeddings":
-            continue
-        found: dict[str, dict[str, Any]] = {kind: {} for kind in ARRAYS}
-        for other, values in arrays.items():
-            owner, *rest = other.split("/", 2)
-            if owner == network and len(rest) == 2:
-                found[rest[0]][rest[1]] = values
-        classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
-        features[network] = Features(embeddings, found["probabilities"], classes, found["logits"])
-    return features
+    networks: dict[str, dict[str, np.ndarray]] = {}
+    for key, values in arrays.items():
+        network, slash, name = key.partition("/")
+        if slash:
+            networks.setdefault(network, {})[name] = values
+    return {network: Features.of_arrays(named) for network, named in networks.items()}
 
 
 def _some(names: Sequence[str]) -> str:

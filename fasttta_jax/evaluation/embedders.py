@@ -15,7 +15,7 @@ import io
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 import librosa
 import numpy as np
@@ -31,6 +31,8 @@ ARRAYS = ("probabilities", "classes", "logits")
 """Fields of `Features` that hold an array for each classification."""
 KEYS = "keys"
 """In a file of the cache, the keys of its clips."""
+AUDIOSET = "audioset"
+"""The classification of PANNs' networks: its 527 classes."""
 BLOCK = 64
 """Clips that are computed and put on disk together; what a kill loses at most."""
 
@@ -61,6 +63,25 @@ class Features:
             for arrays in (self.probabilities, self.logits)
         )
         return Features(self.embeddings[index], probabilities, self.classes, logits)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything as named arrays, for a .npz: "embeddings", "logits:audioset", ..."""
+        named = {"embeddings": self.embeddings}
+        for kind in ARRAYS:
+            for name, values in getattr(self, kind).items():
+                named[f"{kind}:{name}"] = np.asarray(values)
+        return named
+
+    @classmethod
+    def of_arrays(cls, named: Mapping[str, np.ndarray]) -> Features:
+        """What `arrays` gave; others beside them do not count."""
+        found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
+        for key in named:
+            kind, colon, name = key.partition(":")
+            if colon and kind in found:
+                found[kind][name] = named[key]
+        classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
+        return cls(named["embeddings"], found["probabilities"], classes, found["logits"])
 
     def each(self) -> list[Features]:
         """The features of each clip by itself."""
@@ -179,6 +200,7 @@ class FeatureCache:
 
     def __init__(self, folder: pathlib.Path) -> None:
         self.folder = folder
+        self._keys: dict[pathlib.Path, frozenset[str]] = {}  # of the files that were read
 
     def features(
         self, embedder: Embedder, audio: Float[np.ndarray, "n S"], sample_rate: int
@@ -199,7 +221,7 @@ class FeatureCache:
         settings = f"{sample_rate} {embedder.hash}"
         keys = [_key(waveform, settings) for waveform in waveforms]
         folder = self.folder / f"{embedder.name}_{_sha256(embedder.hash)[:16]}"
-        known = _read(folder, set(keys))
+        known = self._read(folder, set(keys))
         # By length, so that the clips of a block are alike; equal clips once.
         missing = {
             key: waveform
@@ -210,7 +232,11 @@ class FeatureCache:
         }
         todo = list(missing.items())
         with tqdm(
-            total=len(todo), desc=f"{embedder.name} features", unit="clip", disable=None
+            total=len(todo),
+            desc=f"{embedder.name} features",
+            unit="clip",
+            disable=None,
+            leave=False,  # often below the bar of a whole set
         ) as bar:
             for start in range(0, len(todo), BLOCK):
                 block = dict(todo[start : start + BLOCK])
@@ -223,6 +249,27 @@ class FeatureCache:
                 known |= found
                 bar.update(len(block))
         return [known[key] for key in keys]
+
+    def _read(self, folder: pathlib.Path, wanted: set[str]) -> dict[str, Features]:
+        """The wanted clips' features, as far as they are there; damaged files are deleted."""
+        found: dict[str, Features] = {}
+        for path in sorted(folder.glob("*.npz")):
+            if wanted.isdisjoint(self._keys.get(path, wanted)):
+                continue
+            try:
+                with open_arrays(path) as arrays:
+                    keys = arrays[KEYS].tolist()
+                    self._keys[path] = frozenset(keys)
+                    if wanted.isdisjoint(keys):
+                        continue
+                    each = Features.of_arrays(arrays).each()
+                    found |= {
+                        key: one for key, one in zip(keys, each, strict=True) if key in wanted
+                    }
+            except StorageError as error:
+                logger.warning("%s; its features are computed anew", error)
+                path.unlink(missing_ok=True)
+        return found
 
 
 def _sha256(text: str) -> str:
@@ -252,41 +299,7 @@ def _write(folder: pathlib.Path, found: Mapping[str, Features]) -> None:
     for key, features in found.items():
         groups.setdefault(features.embeddings.shape[1:], []).append(key)
     for keys in groups.values():
-        features = stacked([found[key] for key in keys])
-        arrays = {KEYS: np.asarray(keys), "embeddings": features.embeddings}
-        for kind in ARRAYS:
-            for name, values in getattr(features, kind).items():
-                arrays[f"{kind}:{name}"] = np.asarray(values)
+        arrays = stacked([found[key] for key in keys]).arrays()
         file = io.BytesIO()
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+        np.savez(file, **{KEYS: np.asarray(keys)}, **arrays)  # type: ignore[arg-type]
         write_atomically(folder / f"{_sha256(' '.join(keys))[:32]}.npz", file.getvalue())
-
-
-def _read(folder: pathlib.Path, wanted: set[str]) -> dict[str, Features]:
-    """The features of the wanted clips, as far as they are there; damaged files are deleted."""
-    found: dict[str, Features] = {}
-    for path in sorted(folder.glob("*.npz")):
-        try:
-            with open_arrays(path) as arrays:
-                keys = arrays[KEYS].tolist()
-                if wanted.isdisjoint(keys):
-                    continue
-                found |= {
-                    key: one
-                    for key, one in zip(keys, _features_in(arrays).each(), strict=True)
-                    if key in wanted
-                }
-        except StorageError as error:
-            logger.warning("%s; its features are computed anew", error)
-            path.unlink(missing_ok=True)
-    return found
-
-
-def _features_in(arrays: Any) -> Features:
-    found: dict[str, dict[str, np.ndarray]] = {kind: {} for kind in ARRAYS}
-    for key in arrays.files:
-        kind, colon, name = key.partition(":")
-        if colon:
-            found[kind][name] = arrays[key]
-    classes = {name: tuple(values.tolist()) for name, values in found["classes"].items()}
-    return Features(arrays["embeddings"], found["probabilities"], classes, found["logits"])

@@ -1,7 +1,7 @@
 """Published figures on AudioCaps test captions, each with the protocol that its source names.
 
-The same system has figures that differ by a tenth and more between sources: of the protocol, the
-list of captions and the number of candidates. They are for orientation; none is computed here.
+The same system has other figures in another source: the protocol, the list of captions and the
+number of candidates differ. They are for orientation; none is computed here.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float
 
 from fasttta_jax.evaluation.clips import Clips
-from fasttta_jax.evaluation.embedders import Features
+from fasttta_jax.evaluation.embedders import AUDIOSET, Features
 from fasttta_jax.evaluation.estimating import Compute, Estimated, features_of
 from fasttta_jax.evaluation.frechet import Limit, frechet
 from fasttta_jax.evaluation.metric import Needs, Quantity
@@ -21,9 +21,6 @@ from fasttta_jax.metrics import bootstrap, divergence, neighbours, similarity, t
 from fasttta_jax.metrics.features import pooled
 from fasttta_jax.metrics.intervals import Estimate, Measured
 from fasttta_jax.metrics.kernel import kernel_distance
-
-AUDIOSET = "audioset"
-"""The classification whose logits are compared."""
 
 
 @dataclasses.dataclass(frozen=True)

@@ -32,8 +32,7 @@ from jaxtyping import Array, Float, Int
 from tqdm import tqdm
 
 from fasttta_jax.config import ComputeDtype
-from fasttta_jax.evaluation.embedders import BLOCK, Features, stacked
-from fasttta_jax.evaluation.network_metrics import AUDIOSET
+from fasttta_jax.evaluation.embedders import AUDIOSET, BLOCK, Features, stacked
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.pretrained import clap_audio, clap_mel, clap_text, panns, vggish
 from fasttta_jax.pretrained.clap_audio import ClapAudio

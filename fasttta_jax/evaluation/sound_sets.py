@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 
-from fasttta_jax.audio.files import read_channels
+from fasttta_jax.audio.files import SUFFIXES, read_channels
 from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.protocols import Key
 from fasttta_jax.evaluation.sound_tables import SoundsError, TableRow, find_table, read_table
@@ -29,7 +29,6 @@ from fasttta_jax.input_pipeline.records import DatasetError, Records
 
 logger = logging.getLogger(__name__)
 
-AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".mp3")
 MOST_MISSING = 0.01
 """Share of either set that may lack its counterpart; audioldm_eval's bound."""
 
@@ -99,18 +98,14 @@ def open_folder(path: str | pathlib.Path) -> SoundSet:
         files lie elsewhere.
     """
     path = pathlib.Path(path)
-    if path.is_file():
-        return _open_table(path)
-    if not path.is_dir():
-        raise SoundsError(f"{path}: there is no such folder")
     table = find_table(path)
     if table is not None:
         return _open_table(table)
-    files = sorted(file for file in path.iterdir() if file.suffix.lower() in AUDIO_SUFFIXES)
+    files = sorted(file for file in path.iterdir() if file.suffix.lower() in SUFFIXES)
     if not files:
         inside = sorted(file.name for file in path.iterdir())[:3]
         raise SoundsError(
-            f"{path} holds no audio file ({', '.join(AUDIO_SUFFIXES)}); found: "
+            f"{path} holds no audio file ({', '.join(SUFFIXES)}); found: "
             f"{', '.join(inside) or 'nothing'}"
         )
     return SoundSet(str(path), tuple(Sound(file.name, "", _reader(file)) for file in files))
@@ -275,9 +270,9 @@ class _Files:
 
     def find(self, name: str) -> pathlib.Path:
         path = self.folder / name
-        if path.suffix.lower() in AUDIO_SUFFIXES or not path.name or path.is_file():
+        if path.suffix.lower() in SUFFIXES or not path.name or path.is_file():
             return path
-        endings = [path.with_name(path.name + suffix) for suffix in AUDIO_SUFFIXES]
+        endings = [path.with_name(path.name + suffix) for suffix in SUFFIXES]
         return next((file for file in endings if file.is_file()), path)
 
 

@@ -73,7 +73,7 @@ def read_sounds(
     A silent file is a sound like any other.
 
     Args:
-      folder: with a table and the files that it names.
+      folder: with a table and the files that it names, or the table itself.
       prompts: captions of the test clips.
       num_samples: S.
       sample_rate: samples per second of the result; files of another rate are resampled.
@@ -97,7 +97,7 @@ def read_sounds(
             continue
         file = waiting[prompt.strip()].popleft()
         try:
-            samples = read_audio(folder / file, sample_rate)
+            samples = read_audio(table.parent / file, sample_rate)
         except AudioError as error:
             if error.reason != "silent":
                 unreadable[file] = error.reason

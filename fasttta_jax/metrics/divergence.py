@@ -23,6 +23,7 @@ import numpy as np
 import scipy.special
 from jaxtyping import Float, Float64
 
+from fasttta_jax.metrics.features import checked_features
 from fasttta_jax.metrics.intervals import Estimate
 
 EPSILON = 1e-6
@@ -88,7 +89,7 @@ def inception_score(
     Raises:
       ValueError: there are fewer clips than splits, or a logit is not finite.
     """
-    logits = _checked(logits, "logits")
+    logits = checked_features(logits, "logits", least=1, columns="classes")
     num_clips = len(logits)
     if not 1 <= num_splits <= num_clips:
         raise ValueError(
@@ -118,25 +119,11 @@ def inception_score(
 def _checked_pair(
     generated: np.ndarray, reference: np.ndarray
 ) -> tuple[Float64[np.ndarray, "n K"], Float64[np.ndarray, "n K"]]:
-    generated, reference = _checked(generated, "generated"), _checked(reference, "reference")
+    generated = checked_features(generated, "generated", least=1, columns="classes")
+    reference = checked_features(reference, "reference", least=1, columns="classes")
     if generated.shape != reference.shape:
         raise ValueError(
             f"generated has shape {generated.shape} and reference {reference.shape}; each clip "
             "needs the real clip of its caption, and both the same classes"
         )
     return generated, reference
-
-
-def _checked(logits: np.ndarray, name: str) -> Float64[np.ndarray, "n K"]:
-    logits = np.asarray(logits, np.float64)
-    if logits.ndim != 2 or 0 in logits.shape:
-        raise ValueError(
-            f"{name} has shape {logits.shape}; expected [clips, classes], both above 0"
-        )
-    finite_rows = np.isfinite(logits).all(axis=1)
-    if not finite_rows.all():
-        raise ValueError(
-            f"{name} has NaN or infinity in {int((~finite_rows).sum())} of {len(logits)} rows, "
-            f"first in row {int(np.argmin(finite_rows))}"
-        )
-    return logits

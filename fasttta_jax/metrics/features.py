@@ -14,17 +14,26 @@ BLOCK_ROWS = 128
 """Distances of so many rows to all others are in memory at once."""
 
 
-def checked_features(features: Float[np.ndarray, "n d"], name: str) -> Float64[np.ndarray, "n d"]:
-    """The features in float64.
+def checked_features(
+    features: Float[np.ndarray, "n d"], name: str, *, least: int = 2, columns: str = "features"
+) -> Float64[np.ndarray, "n d"]:
+    """The features, in float64.
+
+    Args:
+      features: a row for each clip.
+      name: what errors call them.
+      least: how many rows are needed.
+      columns: what errors call the columns.
 
     Raises:
-      ValueError: they are not a matrix, have fewer than two rows, or non-finite values; names them.
+      ValueError: they are not a matrix, have fewer than `least` rows, or non-finite values; names
+        them.
     """
     features = np.asarray(features, np.float64)
-    if features.ndim != 2:
-        raise ValueError(f"{name} has shape {features.shape}; expected [clips, features]")
-    if features.shape[0] < 2:
-        raise ValueError(f"{name} has {features.shape[0]} rows; at least 2 are needed")
+    if features.ndim != 2 or not features.shape[1]:
+        raise ValueError(f"{name} has shape {features.shape}; expected [clips, {columns}]")
+    if features.shape[0] < least:
+        raise ValueError(f"{name} has {features.shape[0]} rows; at least {least} are needed")
     finite_rows = np.isfinite(features).all(axis=1)
     if not finite_rows.all():
         raise ValueError(

@@ -20,10 +20,6 @@ Dimensions: n and m clips, d features.
 
 from __future__ import annotations
 
-import dataclasses
-import io
-import pathlib
-import zipfile
 from typing import NamedTuple
 
 import numpy as np
@@ -31,92 +27,6 @@ from jaxtyping import Float, Float64
 
 from fasttta_jax.metrics.features import checked_features, of_clips, pooled
 from fasttta_jax.metrics.intervals import Estimate
-from fasttta_jax.storage.files import write_atomically
-
-
-@dataclasses.dataclass(frozen=True, eq=False)
-class Statistics:
-    """What a Fréchet distance needs of a set of features: so references need not be embedded anew.
-
-    Attributes:
-      mean: of the features.
-      covariance: divided by count - 1.
-      count: rows behind them.
-      embedder: hash of the network and its settings.
-    """
-
-    mean: Float64[np.ndarray, " d"]
-    covariance: Float64[np.ndarray, "d d"]
-    count: int
-    embedder: str
-
-    @classmethod
-    def of(cls, features: Float[np.ndarray, "n d"], embedder: str) -> Statistics:
-        """Those of a set of features.
-
-        Args:
-          features: one row for each clip, or for each of its patches.
-          embedder: hash of the network that gave them.
-
-        Raises:
-          ValueError: there are fewer than two rows, or non-finite values.
-        """
-        features = checked_features(features, "features")
-        mean = features.mean(axis=0)
-        centred = features - mean
-        covariance = centred.T @ centred / (len(features) - 1)
-        return cls(mean, covariance, len(features), embedder)
-
-    def save(self, path: pathlib.Path) -> None:
-        """Writes a npz with arrays of the names of the attributes."""
-        file = io.BytesIO()
-        np.savez(
-            file,
-            mean=self.mean,
-            covariance=self.covariance,
-            count=np.int64(self.count),
-            embedder=np.str_(self.embedder),
-        )
-        write_atomically(path, file.getvalue())
-
-    @classmethod
-    def load(cls, path: pathlib.Path, embedder: str) -> Statistics:
-        """Reads what `save` wrote.
-
-        Args:
-          path: the file.
-          embedder: hash of the network whose features they will be compared with.
-
-        Raises:
-          ValueError: the file is no such file, its arrays do not fit one another, or they are of
-            another network.
-          FileNotFoundError: it is not there.
-        """
-        try:
-            with np.load(path, allow_pickle=False) as arrays:
-                found = {field.name: arrays[field.name] for field in dataclasses.fields(cls)}
-        except (ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(
-                f"{path} holds no Fréchet statistics (mean, covariance, count, embedder): {error}"
-            ) from error
-        mean = np.asarray(found["mean"], np.float64)
-        covariance = np.asarray(found["covariance"], np.float64)
-        count = int(found["count"])
-        if mean.ndim != 1 or covariance.shape != 2 * mean.shape or count < 2:
-            raise ValueError(
-                f"{path}: mean {mean.shape}, covariance {covariance.shape} and count {count}; "
-                "expected [d], [d, d] and at least 2"
-            )
-        if not (np.isfinite(mean).all() and np.isfinite(covariance).all()):
-            raise ValueError(f"{path}: mean or covariance has NaN or infinity")
-        if not np.allclose(covariance, covariance.T):
-            raise ValueError(f"{path}: the covariance is not symmetric")
-        if str(found["embedder"]) != embedder:
-            raise ValueError(
-                f"{path} was computed by embedder {found['embedder']}, not by {embedder}; figures "
-                "of two networks cannot be compared"
-            )
-        return cls(mean, covariance, count, embedder)
 
 
 class FrechetLimit(NamedTuple):
@@ -143,8 +53,8 @@ class FrechetLimit(NamedTuple):
 
 
 def frechet_distance(
-    features_a: Float[np.ndarray, "n d"] | Statistics,
-    features_b: Float[np.ndarray, "m _"] | Statistics,
+    features_a: Float[np.ndarray, "n d"],
+    features_b: Float[np.ndarray, "m _"],
 ) -> float:
     """Squared 2-Wasserstein distance between the Gaussians fitted to two sets of features.
 
@@ -152,8 +62,8 @@ def frechet_distance(
     biased upwards when n or m is not large against d: compare only figures of equal n, m.
 
     Args:
-      features_a: one row for each clip of the first set, or its statistics.
-      features_b: one row for each clip of the second set, or its statistics.
+      features_a: one row for each clip of the first set.
+      features_b: one row for each clip of the second set.
 
     Returns:
       A number >= 0, in squared units of the features.
@@ -170,33 +80,29 @@ def frechet_distance(
 
 def frechet_estimate(
     generated: Float[np.ndarray, "n *patches d"],
-    reference: Float[np.ndarray, "m *other _"] | Statistics,
+    reference: Float[np.ndarray, "m *other _"],
 ) -> Estimate:
     """The distance of `frechet_distance` with the influence of every clip, by one decomposition.
 
     Args:
       generated: features of each generated clip, or of each of its patches: see `features.pooled`.
-      reference: likewise of the real clips; or their statistics, which count as fixed.
+      reference: likewise of the real clips.
 
     Raises:
       ValueError: as `frechet_distance`.
     """
     rows, clips = pooled(generated)
     a = _gaussian(rows, "generated", with_basis=True)
-    reference_clips = None
-    if isinstance(reference, Statistics):
-        b = _gaussian(reference, "reference")
-    else:
-        reference_rows, reference_clips = pooled(reference)
-        b = _gaussian(reference_rows, "reference", with_basis=True)
+    reference_rows, reference_clips = pooled(reference)
+    b = _gaussian(reference_rows, "reference", with_basis=True)
     _check_same_features(a, b, "generated", "reference")
     left, cross, right = np.linalg.svd(a.factor @ b.factor.T, full_matrices=False)
     shift = a.mean - b.mean
-    reference_influence = None
-    if reference_clips is not None:
-        reference_influence = of_clips(_influence(b, right.T, cross, -shift), reference_clips)
-    influence = of_clips(_influence(a, left, cross, shift), clips)
-    return Estimate(_distance(a, b, cross), influence, reference_influence)
+    return Estimate(
+        _distance(a, b, cross),
+        of_clips(_influence(a, left, cross, shift), clips),
+        of_clips(_influence(b, right.T, cross, -shift), reference_clips),
+    )
 
 
 def frechet_limit(
@@ -260,10 +166,8 @@ class _Gaussian(NamedTuple):
 
 
 def _gaussian(
-    features: np.ndarray | Statistics, name: str, *, with_basis: bool = False
+    features: Float[np.ndarray, "n d"], name: str, *, with_basis: bool = False
 ) -> _Gaussian:
-    if isinstance(features, Statistics):
-        return _Gaussian(features.mean, _root(features.covariance))
     features = checked_features(features, name)
     mean = features.mean(axis=0)
     centred = (features - mean) / np.sqrt(len(features) - 1)
@@ -273,13 +177,6 @@ def _gaussian(
         basis, factor = np.linalg.qr(centred)
         return _Gaussian(mean, factor, centred, basis)
     return _Gaussian(mean, np.asarray(np.linalg.qr(centred, mode="r")), centred)
-
-
-def _root(covariance: Float64[np.ndarray, "d d"]) -> Float64[np.ndarray, "r d"]:
-    """R with R^T R = covariance, without the eigenvalues that are rounding."""
-    values, vectors = np.linalg.eigh(covariance)
-    kept = values > len(values) * np.finfo(np.float64).eps * values[-1]
-    return np.sqrt(values[kept])[:, None] * vectors[:, kept].T
 
 
 def _check_same_features(a: _Gaussian, b: _Gaussian, name_a: str, name_b: str) -> None:

@@ -29,6 +29,7 @@ from jaxtyping import Array, Bool, Float
 from fasttta_jax.config.mapping import as_tuples
 from fasttta_jax.models.layers import layer_norm, linear
 from fasttta_jax.pretrained.batch_norm import BatchNorm
+from fasttta_jax.pretrained.checks import check_whole
 from fasttta_jax.pretrained.clap_patches import (
     EXCERPTS,
     PatchEmbedding,
@@ -106,13 +107,13 @@ class ClapAudioConfig:
 
     def __post_init__(self) -> None:
         for name in _WHOLE:
-            _check_whole(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         for name in ("depths", "num_attention_heads"):
             values = getattr(self, name)
             if not isinstance(values, tuple) or not values:
                 raise ValueError(f"{name} is {values!r}; allowed: a whole number for each stage")
             for index, value in enumerate(values):
-                _check_whole(f"{name}[{index}]", value)
+                check_whole(f"{name}[{index}]", value)
         if type(self.enable_fusion) is not bool:
             raise ValueError(f"enable_fusion is {self.enable_fusion!r}; allowed: true, false")
         for name, most in (("mlp_ratio", np.inf), ("layer_norm_eps", 1.0)):
@@ -162,11 +163,6 @@ class ClapAudioConfig:
     def num_frames(self) -> int:
         """T that the image has room for; shorter spectrograms are stretched to it."""
         return self.spec_size * (self.spec_size // self.num_mel_bins)
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: a whole number from 1")
 
 
 def from_huggingface(values: Mapping[str, Any]) -> ClapAudioConfig:

@@ -21,6 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.models.attention import attention
 from fasttta_jax.models.layers import embedding_init, layer_norm, linear
+from fasttta_jax.pretrained.checks import check_whole
 from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import AnyArray, Params, TokenIds
 
@@ -58,11 +59,8 @@ class ClapTextConfig:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = getattr(self, field.name)
-            if field.name in ("layer_norm_eps", "pad_token_id"):
-                continue
-            if type(value) is not int or value < 1:
-                raise ValueError(f"{field.name} is {value!r}; allowed: a whole number from 1")
+            if field.name not in ("layer_norm_eps", "pad_token_id"):
+                check_whole(field.name, getattr(self, field.name))
         if type(self.layer_norm_eps) not in (float, int) or not 0 < self.layer_norm_eps < 1:
             raise ValueError(
                 f"layer_norm_eps is {self.layer_norm_eps!r}; allowed: a number between 0 and 1"

@@ -17,7 +17,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -27,6 +27,7 @@ from jaxtyping import Array, Float, Int
 
 from fasttta_jax.audio.mel import MelConfig, mel_matrix, stft
 from fasttta_jax.pretrained.batch_norm import BatchNorm
+from fasttta_jax.pretrained.checks import check_whole
 from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import AnyArray, Params
 
@@ -75,14 +76,14 @@ class PannsConfig:
             "embedding_size",
             "num_classes",
         ):
-            _check_whole(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if not isinstance(self.widths, tuple) or len(self.widths) != NUM_BLOCKS:
             raise ValueError(
                 f"widths is {self.widths!r}; allowed: a whole number for each of {NUM_BLOCKS} "
                 "blocks"
             )
         for index, width in enumerate(self.widths):
-            _check_whole(f"widths[{index}]", width)
+            check_whole(f"widths[{index}]", width)
         if self.num_mels < 2**HALVINGS:
             raise ValueError(
                 f"num_mels is {self.num_mels}; allowed: at least {2**HALVINGS}, which the blocks "
@@ -108,11 +109,6 @@ class PannsConfig:
     def min_samples(self) -> int:
         """The shortest clip: long enough for the reflection, and for one row in the last block."""
         return max(self.n_fft // 2 + 1, (2**HALVINGS - 1) * self.hop_length)
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: a whole number from 1")
 
 
 CNN14_16K = PannsConfig()

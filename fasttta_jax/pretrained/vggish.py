@@ -21,7 +21,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import os
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -31,6 +30,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Float32
 
 from fasttta_jax.audio.mel import MelConfig, frame, hann_window
+from fasttta_jax.pretrained.checks import check_whole
 from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import AnyArray, Params
 
@@ -70,13 +70,13 @@ class VggishConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden_size", "embedding_size"):
-            _check_whole(name, getattr(self, name))
+            check_whole(name, getattr(self, name))
         if not isinstance(self.widths, tuple) or len(self.widths) != 6:
             raise ValueError(
                 f"widths is {self.widths!r}; allowed: a whole number for each of 6 convolutions"
             )
         for index, width in enumerate(self.widths):
-            _check_whole(f"widths[{index}]", width)
+            check_whole(f"widths[{index}]", width)
         if type(self.pca) is not bool:
             raise ValueError(f"pca is {self.pca!r}; allowed: true, false")
 
@@ -85,11 +85,6 @@ class VggishConfig:
         """Of the map behind the last pooling: rows, columns, channels, in this order."""
         factor = 2 ** len(POOLED)
         return PATCH_FRAMES // factor * (GRID.num_mels // factor) * self.widths[-1]
-
-
-def _check_whole(name: str, value: Any) -> None:
-    if type(value) is not int or value < 1:
-        raise ValueError(f"{name} is {value!r}; allowed: a whole number from 1")
 
 
 def num_patches(num_samples: int) -> int:

@@ -9,12 +9,15 @@ import pytest
 import soundfile
 
 from fasttta_jax.evaluation import networks as public_networks
-from fasttta_jax.evaluation import tables
+from fasttta_jax.evaluation import sound_sets, tables
 from fasttta_jax.evaluation.comparison import ComparisonError, compare
+from fasttta_jax.evaluation.embedded import embed
+from fasttta_jax.evaluation.embedders import FeatureCache
 from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.judging import JudgingConfig, JudgingError
 from fasttta_jax.evaluation.network_metrics import network_metrics
-from fasttta_jax.evaluation.protocols import PROTOCOLS, caption_list_sha256
+from fasttta_jax.evaluation.protocols import PROTOCOLS, Preparation, caption_list_sha256
+from fasttta_jax.evaluation.sound_sets import open_folder
 from fasttta_jax.evaluation.sound_tables import SoundsError
 from tests.support.stand_in_networks import StandIn, stand_ins
 
@@ -261,6 +264,27 @@ def test_what_was_embedded_before_a_kill_is_not_embedded_again(tmp_path, folders
     networks = stand_ins()
     judged(settings, networks)
     assert networks["panns_16k"].clips == NUM, "the other half was there"
+
+
+def test_a_file_is_decoded_once_for_all_networks(tmp_path, folders, monkeypatch):
+    """And prepared once for those that hear it alike, as PANNs and VGGish do."""
+    decoded, prepared = [], []
+    opened, prepare = sound_sets.read_channels, Preparation.__call__
+    monkeypatch.setattr(
+        sound_sets, "read_channels", lambda path: decoded.append(path) or opened(path)
+    )
+    monkeypatch.setattr(
+        Preparation, "__call__", lambda *given: prepared.append(given) or prepare(*given)
+    )
+    sets = {name: open_folder(folders[name]) for name in ("near", "real")}
+    for name, sounds in sets.items():
+        networks = stand_ins()
+        found = embed(sounds, networks, PROTOCOLS["ours"], FeatureCache(tmp_path), name=name)
+        assert set(found.features) == {"panns_16k", "vggish", "clap"}
+    assert sorted(decoded) == sorted(
+        folders[name] / f"{index:02d}.wav" for name in sets for index in range(NUM)
+    )
+    assert len(prepared) == 2 * len(decoded)
 
 
 def test_processes_share_the_features_and_one_judges(tmp_path, folders):

@@ -78,7 +78,7 @@ def test_folders_that_cannot_be_judged_say_why(tmp_path):
     with pytest.raises(SoundsError, match=r"several tables .*metadata.csv, captions.tsv"):
         open_folder(tmp_path)
     (tmp_path / "list.txt").write_text("x")
-    with pytest.raises(SoundsError, match=r"the ending is '.txt'"):
+    with pytest.raises(SoundsError, match=r"ends in '.txt'; allowed"):
         open_folder(tmp_path / "list.txt")
 
 
@@ -86,21 +86,25 @@ def test_folders_that_cannot_be_judged_say_why(tmp_path):
     ("name", "text", "words"),
     [
         ("metadata.csv", 'file,caption\na.wav,"rain\nb.wav,wind\n', "unexpected end"),
-        ("metadata.csv", "file,caption\na.wav,rain, wind\n", "line 2 has 1 cells more .* quotes"),
-        ("captions.tsv", 'file\tcaption\na.wav\t"rain" falls\n', "line 2: .* the quote is writ"),
+        (
+            "metadata.csv",
+            "file,caption\na.wav,rain, wind\n",
+            "csv:2: has 3 fields, but the header has 2; .* double quotes",
+        ),
+        ("captions.tsv", 'file\tcaption\na.wav\t"rain" falls\n', "tsv:2: malformed TSV"),
         ("metadata.csv", "file,caption\na.wav," + "x" * 200_000, "field larger than field limit"),
-        ("metadata.csv", "file\na.wav\n", "line 2: .* one named prompt or caption or captions"),
-        ("metadata.csv", "file,caption\na.wav\n", "line 2: .* are needed"),
+        ("metadata.csv", "file\na.wav\n", "csv:2: .* one named prompt or caption or captions"),
+        ("metadata.csv", "file,caption\na.wav\n", "csv:2: has 1 fields, but the header has 2"),
         ("metadata.csv", "file,caption\n", "has no rows"),
-        ("manifest.jsonl", '{"file": "a.wav", "prompt": "x"', "line 1 is not JSON"),
+        ("manifest.jsonl", '{"file": "a.wav", "prompt": "x"', "jsonl:1: malformed JSON"),
         (
             "manifest.jsonl",
             '{"file": "a.wav", "prompt": "\\ud800"}',
-            "line 1 is not JSON: .*surrog",
+            "jsonl:1: malformed JSON: half a character",
         ),
-        ("manifest.jsonl", "[" * 100_000, "line 1 is not JSON: .*recursion"),
+        ("manifest.jsonl", "[" * 100_000, "jsonl:1: malformed JSON: .*recursion"),
         ("metadata.csv", "file,caption\n/,rain\n", "none of them lies in .* first is '/'"),
-        ("manifest.jsonl", "[1]", "line 1 is not a JSON object"),
+        ("manifest.jsonl", "[1]", "jsonl:1: .* is not a JSON object"),
     ],
 )
 def test_rows_that_would_lose_something_are_refused(tmp_path, name, text, words):

@@ -59,6 +59,10 @@ def test_tables_of_both_forms_are_read(tmp_path):
     write(tmp_path, "a.wav", 0.1)
     (tmp_path / "metadata.csv").write_text('file,caption,n\na.wav,"rain,\nwind",1\n', "utf-8-sig")
     assert read(tmp_path, "rain,\nwind").rows == [0]
+    found = read_sounds(
+        tmp_path / "metadata.csv", ["rain,\nwind"], num_samples=400, sample_rate=RATE
+    )
+    assert found.rows == [0], "a table that is named itself"
     (tmp_path / "metadata.csv").rename(tmp_path / "metadata.jsonl")
     (tmp_path / "metadata.jsonl").write_text('\n{"file_name": "a.wav", "caption": "rain\u2028"}\n')
     assert read(tmp_path, "rain").rows == [0]
@@ -67,10 +71,10 @@ def test_tables_of_both_forms_are_read(tmp_path):
 @pytest.mark.parametrize(
     ("rows", "words"),
     [
-        ('{"file": "a.wav"}', "line 1: .* prompt or caption or captions are needed; found: file"),
-        ('{"file": 3, "prompt": "x"}', "line 1: a text named file or"),
-        ("[]", "line 1 is not a JSON object"),
-        ('\n{"file": ', "line 2 is not JSON"),
+        ('{"file": "a.wav"}', "jsonl:1: .* prompt or caption or captions are needed; found: file"),
+        ('{"file": 3, "prompt": "x"}', "jsonl:1: a text named file or"),
+        ("[]", "jsonl:1: .* is not a JSON object"),
+        ('\n{"file": ', "jsonl:2: malformed JSON"),
         ('{"file": "a.wav", "prompt": "wind"}', "no readable sound for any of the 1 captions"),
         ('{"file": "a.wav", "prompt": "rain"}', "such as 'rain'; unreadable: 1"),
     ],

@@ -6,7 +6,6 @@ import collections
 import dataclasses
 import pathlib
 import shutil
-import signal
 from typing import Any
 
 import numpy as np
@@ -264,11 +263,7 @@ def test_a_killed_run_ends_where_one_that_was_left_alone_ends(
     )
     file = helpers.run_config_file(run, tmp_path / "run.py")
     command = helpers.train_command(file, tmp_path / "killed")
-    with launch.start(command, num_processes=1, devices_per_process=1) as job:
-        launch.wait_for_step(job, tmp_path / "killed", 10)
-        job.signal(0, signal.SIGKILL)
-        (killed,) = job.wait()
-    assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
+    launch.killed_at(command, tmp_path / "killed", 10)
     again = commands.run(*command)
     assert again.returncode == 0, again.stderr
     assert "resuming" in again.stderr

@@ -15,7 +15,6 @@ import scipy.linalg
 
 from fasttta_jax.metrics.bootstrap import bootstrap, measured, paired_difference
 from fasttta_jax.metrics.frechet import (
-    Statistics,
     frechet_distance,
     frechet_estimate,
     frechet_limit,
@@ -120,48 +119,6 @@ def test_closed_form_of_two_gaussians() -> None:
     found = measured(frechet_estimate(a, b), num_resamples=2)
     assert found.value == pytest.approx(expected, abs=4 * found.standard_error)
     assert found.standard_error < 0.05 * expected
-
-
-@pytest.mark.parametrize(("n", "d"), [(300, 12), (9, 12)])
-def test_statistics_stand_for_the_features(n: int, d: int, tmp_path) -> None:
-    a, b = draw(13, 40, d), draw(14, n, d)
-    Statistics.of(b, "network").save(tmp_path / "b.npz")
-    statistics = Statistics.load(tmp_path / "b.npz", "network")
-    assert statistics.count == n
-    expected = frechet_distance(a, b)
-    assert frechet_distance(a, statistics) == pytest.approx(expected, rel=1e-6)
-    assert frechet_distance(Statistics.of(a, "network"), statistics) == pytest.approx(
-        expected, rel=1e-6
-    )
-    fixed, drawn = frechet_estimate(a, statistics), frechet_estimate(a, b)
-    assert fixed.reference_influence is None
-    np.testing.assert_allclose(
-        fixed.influence, drawn.influence, atol=1e-6 * np.abs(drawn.influence).max()
-    )
-
-
-def test_statistics_that_do_not_fit_are_named(tmp_path) -> None:
-    path = tmp_path / "statistics.npz"
-    Statistics.of(draw(15, 30, 4), "one").save(path)
-    with pytest.raises(ValueError, match="computed by embedder one, not by other"):
-        Statistics.load(path, "other")
-    for content, reason in (
-        (b"no archive", "holds no Fréchet statistics"),
-        (path.read_bytes()[:100], "holds no Fréchet statistics"),
-    ):
-        path.write_bytes(content)
-        with pytest.raises(ValueError, match=reason):
-            Statistics.load(path, "one")
-    arrays = {"mean": np.zeros(3), "covariance": np.eye(3), "count": 5, "embedder": "one"}
-    for change, reason in (
-        ({"covariance": np.eye(4)}, r"mean \(3,\), covariance \(4, 4\) and count 5"),
-        ({"count": 1}, "count 1; expected .* at least 2"),
-        ({"mean": np.array([0, np.nan, 0])}, "NaN or infinity"),
-        ({"covariance": np.triu(np.ones((3, 3)))}, "not symmetric"),
-    ):
-        np.savez(path, **(arrays | change))
-        with pytest.raises(ValueError, match=reason):
-            Statistics.load(path, "one")
 
 
 @pytest.mark.parametrize(("n", "m", "d"), [(40, 30, 6), (12, 15, 30), (40, 12, 20)])

@@ -232,3 +232,16 @@ def wait_for_step(job: Job, workdir: pathlib.Path, step: int, timeout: float = 4
         assert all(process.exitcode is None for process in job.processes), job.outputs()
         assert time.monotonic() < deadline, job.outputs()
         time.sleep(0.02)
+
+
+def killed_at(command: Sequence[str], workdir: pathlib.Path, step: int) -> None:
+    """Starts a training command as one process, and kills it when a checkpoint of `step` is there.
+
+    Raises:
+      AssertionError: the run ended before.
+    """
+    with start(command, num_processes=1, devices_per_process=1) as job:
+        wait_for_step(job, workdir, step)
+        job.signal(0, signal.SIGKILL)
+        (killed,) = job.wait()
+    assert killed.returncode == -signal.SIGKILL, "the run ended before it could be killed"
