@@ -100,10 +100,6 @@ GUIDANCE_SCALE = flags.DEFINE_float(
     "guidance_scale", None, "Classifier-free guidance; 1 is none. Default: each run's."
 )
 TEMPERATURE = flags.DEFINE_float("temperature", None, "Scale of the noise. Default: each run's.")
-PROCESS_ID = flags.DEFINE_integer("process_id", 0, "This process's share, from 0.")
-NUM_PROCESSES = flags.DEFINE_integer(
-    "num_processes", 1, "Processes that share the features of --generated and --reference."
-)
 GATES_FLAG = flags.DEFINE_enum(
     "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher and student."
 )
@@ -138,6 +134,7 @@ def _evaluation() -> Evaluation | None:
         raise EvaluationError(f"--out is {OUT.value!r}, a file; allowed: a folder, new or not")
     runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
     judging = _judging()
+    process_id, num_processes = cli.share()
     if judging is not None and not runs:
         return judge_folders(
             FoldersConfig(
@@ -145,13 +142,13 @@ def _evaluation() -> Evaluation | None:
                 OUT.value,
                 judging,
                 AUDIO_DATA.value,
-                PROCESS_ID.value,
-                NUM_PROCESSES.value,
+                process_id,
+                num_processes,
             )
         )
-    if NUM_PROCESSES.value != 1:
+    if num_processes != 1:
         raise EvaluationError(
-            f"--num_processes is {NUM_PROCESSES.value}; allowed: 1, but for folders of sounds that "
+            f"--num_processes is {num_processes}; allowed: 1, but for folders of sounds that "
             "--networks judge without runs"
         )
     if AUDIO_DATA.value is None:
@@ -203,9 +200,9 @@ def main() -> None:
         return
     evaluation = _evaluation()
     if evaluation is None:
-        share = f"share {PROCESS_ID.value} of {NUM_PROCESSES.value}"
-        print(f"The features of {share} are in {OUT.value}. Judge when all are there: the same")
-        print("command without --process_id and --num_processes.")
+        process_id, num_processes = cli.share()
+        print(f"The features of share {process_id} of {num_processes} are in {OUT.value}. When all")
+        print("are there, the same command without --process_id and --num_processes judges.")
         return
     print(as_text(evaluation.table))
     for line in evaluation.notes:
@@ -218,4 +215,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
+    cli.define_share_flags()
     cli.run(main)
