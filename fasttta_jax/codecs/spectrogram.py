@@ -3,7 +3,13 @@
 A patch of `patch_frames` x (num_mels / bands) log-mel values becomes one token: centred, projected
 on the leading principal components of its band and divided by eigenvalue^(whitening / 2). Decoding
 inverts that, maps mel magnitudes to linear ones and finds phases by fast Griffin-Lim.
-Sources: Griffin & Lim (1984); Perraudin et al. (2013) for the momentum.
+
+With `overlap_frames` the patches overlap in time, at no cost in tokens: before the spectrogram is
+cut, frames at equal distance on either side of a border are rotated into each other, half of a
+lapped transform. What a token says then fades into its neighbours, and two tokens that do not fit
+each other make no step at their border.
+Sources: Griffin & Lim (1984); Perraudin et al. (2013) for the momentum; Tran, Liang & Tu (2003) for
+lapped transforms by rotations at the borders of blocks.
 Dimensions: B clips, S samples, T frames, F mel bands, G patch bands, V values per patch, C
 channels, R bins.
 """
@@ -47,6 +53,7 @@ class SpectrogramConfig:
       bands: patches over the mel axis; must divide the number of mel bands.
       token_dim: C, principal components kept.
       whitening: 0 keeps the variances, 1 equalises them, 0.5 is between.
+      overlap_frames: frames on either side of a border between two columns that both of them see.
       griffin_lim_iterations: phase reconstruction steps in decoding.
     """
 
@@ -55,6 +62,7 @@ class SpectrogramConfig:
     bands: int = 2
     token_dim: int = 64
     whitening: float = 0.5
+    overlap_frames: int = 0
     griffin_lim_iterations: int = 32
 
     def __post_init__(self) -> None:
@@ -69,6 +77,11 @@ class SpectrogramConfig:
             )
         if not 0 <= self.whitening <= 1:
             raise ValueError(f"codec.whitening is {self.whitening}; allowed: 0 to 1")
+        if not 0 <= self.overlap_frames <= self.patch_frames // 2:
+            raise ValueError(
+                f"codec.overlap_frames is {self.overlap_frames}; allowed: 0 to "
+                f"{self.patch_frames // 2}, half of patch_frames"
+            )
         if self.griffin_lim_iterations < 1:
             raise ValueError(
                 f"codec.griffin_lim_iterations is {self.griffin_lim_iterations}; allowed: 1 or more"
@@ -123,6 +136,75 @@ def from_patches(
     )
 
 
+def _rotation(config: SpectrogramConfig) -> tuple[np.ndarray, np.ndarray]:
+    """Cosine and sine of the rotation at each distance from a border, float32 [overlap_frames].
+
+    An eighth of a turn at the border, where both columns see the same; none beyond the overlap.
+    """
+    distance = (np.arange(config.overlap_frames) + 0.5) / config.overlap_frames
+    angle = np.pi / 4 * (1 - distance)
+    return np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32)
+
+
+def lapped(
+    spectrogram: Float[AnyArray, "B T F"], config: SpectrogramConfig
+) -> Float[Array, "B T F"]:
+    """The spectrogram with the frames around every border rotated into each other; T stays.
+
+    Behind a border stands the sum of both sides, mirrored into each other, and before it their
+    difference. A clip goes on beyond its ends as its own mirror image, so that its first and last
+    column are columns as all others.
+    """
+    width = config.overlap_frames
+    if not width:
+        return jnp.asarray(spectrogram)
+    columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
+    cosine, sine = (values[:, None] for values in _rotation(config))
+    ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
+    before = jnp.concatenate([starts[:, :1], ends[:, :-1]], axis=1)
+    after = jnp.concatenate([starts[:, 1:], ends[:, -1:]], axis=1)
+    starts, ends = cosine * starts + sine * before, cosine * ends - sine * after
+    return _with_borders(columns, starts, ends)
+
+
+def unlapped(
+    spectrogram: Float[AnyArray, "B T F"], config: SpectrogramConfig
+) -> Float[Array, "B T F"]:
+    """The inverse of `lapped`, but for the last frames of a clip.
+
+    What the last column holds of the clip's last frames is their difference from their own mirror
+    image. Where that is less than half of a frame, the last frame before that is held.
+    """
+    width = config.overlap_frames
+    if not width:
+        return jnp.asarray(spectrogram)
+    columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
+    cosine, sine = (values[:, None] for values in _rotation(config))
+    ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
+    inner_starts = cosine * starts[:, 1:] - sine * ends[:, :-1]
+    inner_ends = sine * starts[:, 1:] + cosine * ends[:, :-1]
+    first = starts[:, :1] / (cosine + sine)
+    kept = np.maximum(np.arange(width), np.argmax((cosine - sine).ravel() >= 0.5))
+    last = (ends[:, -1:] / (cosine - sine))[:, :, kept]
+    return _with_borders(
+        columns,
+        jnp.concatenate([first, inner_starts], axis=1),
+        jnp.concatenate([inner_ends, last], axis=1),
+    )
+
+
+def _with_borders(
+    columns: Float[AnyArray, "B columns frames F"],
+    starts: Float[Array, "B columns overlap F"],
+    ends: Float[Array, "B columns overlap F"],
+) -> Float[Array, "B T F"]:
+    """The spectrogram of columns with other frames at their starts and, outermost first, ends."""
+    width = starts.shape[2]
+    middle = columns[:, :, width : columns.shape[2] - width]
+    joined = jnp.concatenate([starts, middle, ends[:, :, ::-1]], axis=2)
+    return rearrange(joined, "b p t f -> b (p t) f")
+
+
 class StatisticsFitter:
     """Accumulates first and second moments of patches in float64, in one pass over the data."""
 
@@ -136,7 +218,9 @@ class StatisticsFitter:
     def add(self, audio: Float[AnyArray, "B S"]) -> None:
         """Takes in waveforms [B, S] whose length is a multiple of the patch's stride."""
         spectrogram = log_mel(jnp.asarray(audio, jnp.float32), self.config.mel)
-        patches = np.asarray(to_patches(spectrogram, self.config), np.float64)
+        patches = np.asarray(
+            to_patches(lapped(spectrogram, self.config), self.config), np.float64
+        )
         for band in range(self.config.bands):
             values = patches[:, :, band].reshape(-1, self.config.patch_size)
             self.total[band] += values.sum(axis=0)
@@ -180,7 +264,8 @@ def _encode(
     scale: Float[Array, "G C"],
     config: SpectrogramConfig,
 ) -> Tokens:
-    patches = to_patches(log_mel(audio, config.mel), config) - mean[None, None]
+    spectrogram = lapped(log_mel(audio, config.mel), config)
+    patches = to_patches(spectrogram, config) - mean[None, None]
     tokens = jnp.einsum("bngv,gvc->bngc", patches, basis) / scale[None, None]
     return rearrange(tokens, "b column band c -> b (column band) c")
 
@@ -195,7 +280,8 @@ def _to_log_mel(
 ) -> Float[Array, "B T F"]:
     tokens = rearrange(tokens, "b (column band) c -> b column band c", band=config.bands)
     patches = jnp.einsum("bngc,gvc->bngv", tokens * scale[None, None], basis) + mean[None, None]
-    return jnp.maximum(from_patches(patches, config), np.log(config.mel.floor))
+    spectrogram = unlapped(from_patches(patches, config), config)
+    return jnp.maximum(spectrogram, np.log(config.mel.floor))
 
 
 @functools.cache

@@ -1,0 +1,36 @@
+"""The one-step student that comes with the package; it starts from `soundscapes_teacher`.
+
+    make model
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import demo_student
+from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
+
+NUM_STEPS = 5_000
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """5,000 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
+    demo = from_config_dict(demo_student.get_config())
+    return to_config_dict(
+        dataclasses.replace(
+            demo,
+            num_steps=NUM_STEPS,
+            log_every=100,
+            evaluate_every=1000,
+            init_from="runs/soundscapes/teacher",
+            data=dataclasses.replace(demo.data, path="runs/soundscapes/encoded"),
+            optimizer=OptimizerConfig(
+                learning_rate=7e-4,
+                warmup_steps=100,
+                decay_steps=NUM_STEPS // 2,
+                ema_decay=0.998,
+                ema_warmup=True,
+                clip_norm=5.0,
+            ),
+        )
+    )

@@ -1,0 +1,36 @@
+"""The teacher of the model that comes with the package: the demo's, trained twelve times as long.
+
+    make model
+
+It takes 20,000 soundscapes and a codec whose patches overlap; the Makefile has the commands.
+"""
+
+import dataclasses
+
+import ml_collections
+
+from configs import demo_teacher
+from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
+
+NUM_STEPS = 12_000
+
+
+def get_config() -> ml_collections.ConfigDict:
+    """12,000 steps of 32 clips."""
+    demo = from_config_dict(demo_teacher.get_config())
+    return to_config_dict(
+        dataclasses.replace(
+            demo,
+            num_steps=NUM_STEPS,
+            log_every=100,
+            evaluate_every=2000,
+            data=dataclasses.replace(demo.data, path="runs/soundscapes/encoded"),
+            optimizer=OptimizerConfig(
+                learning_rate=1e-3,
+                warmup_steps=200,
+                decay_steps=NUM_STEPS // 2,
+                ema_decay=0.998,
+                ema_warmup=True,
+            ),
+        )
+    )
