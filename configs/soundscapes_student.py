@@ -7,7 +7,7 @@ import dataclasses
 
 import ml_collections
 
-from configs import demo_student
+from configs import demo_student, soundscapes_teacher
 from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
 NUM_STEPS = 5_000
@@ -16,6 +16,7 @@ NUM_STEPS = 5_000
 def get_config() -> ml_collections.ConfigDict:
     """5,000 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
     demo = from_config_dict(demo_student.get_config())
+    teacher = from_config_dict(soundscapes_teacher.get_config())
     return to_config_dict(
         dataclasses.replace(
             demo,
@@ -23,7 +24,8 @@ def get_config() -> ml_collections.ConfigDict:
             log_every=100,
             evaluate_every=1000,
             init_from="runs/soundscapes/teacher",
-            data=dataclasses.replace(demo.data, path="runs/soundscapes/encoded"),
+            data=teacher.data,
+            model=teacher.model,
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,
                 warmup_steps=100,

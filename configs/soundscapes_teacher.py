@@ -1,4 +1,4 @@
-"""The teacher of the model that comes with the package: the demo's, trained twelve times as long.
+"""The teacher of the model that comes with the package: the demo's, wider and trained longer.
 
     make model
 
@@ -13,6 +13,7 @@ from configs import demo_teacher
 from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
 NUM_STEPS = 12_000
+WIDTH = 160
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -25,6 +26,11 @@ def get_config() -> ml_collections.ConfigDict:
             log_every=100,
             evaluate_every=2000,
             data=dataclasses.replace(demo.data, path="runs/soundscapes/encoded"),
+            model=dataclasses.replace(
+                demo.model,
+                backbone=dataclasses.replace(demo.model.backbone, width=WIDTH),
+                text=dataclasses.replace(demo.model.text, width=WIDTH),
+            ),
             optimizer=OptimizerConfig(
                 learning_rate=1e-3,
                 warmup_steps=200,
