@@ -1,6 +1,6 @@
 """The one-step student that comes with the package; it starts from `soundscapes_teacher`.
 
-    make model
+make model
 """
 
 import dataclasses

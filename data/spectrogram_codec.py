@@ -135,7 +135,9 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     number("floor", 1e-2, "Mel magnitudes below this count as silence.")
     number("whitening", 0.5, "0 keeps component variances, 1 equalises them.")
     integer(
-        "overlap_frames", 0, "Frames on either side of a border between columns that both tokens see."
+        "overlap_frames",
+        0,
+        "Frames on either side of a border between columns that both tokens see.",
     )
     integer(
         "griffin_lim_iterations", 32, "Phase reconstruction steps when tokens become audio again."

@@ -137,12 +137,12 @@ def from_patches(
 
 
 def _rotation(config: SpectrogramConfig) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and sine of the rotation at each distance from a border, float32 [overlap_frames].
+    """Cosine and sine of the rotation at each distance from a border, [1, 1, overlap_frames, 1].
 
     An eighth of a turn at the border, where both columns see the same; none beyond the overlap.
     """
     distance = (np.arange(config.overlap_frames) + 0.5) / config.overlap_frames
-    angle = np.pi / 4 * (1 - distance)
+    angle = np.pi / 4 * (1 - distance)[None, None, :, None]
     return np.cos(angle, dtype=np.float32), np.sin(angle, dtype=np.float32)
 
 
@@ -159,7 +159,7 @@ def lapped(
     if not width:
         return jnp.asarray(spectrogram)
     columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
-    cosine, sine = (values[:, None] for values in _rotation(config))
+    cosine, sine = _rotation(config)
     ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
     before = jnp.concatenate([starts[:, :1], ends[:, :-1]], axis=1)
     after = jnp.concatenate([starts[:, 1:], ends[:, -1:]], axis=1)
@@ -179,7 +179,7 @@ def unlapped(
     if not width:
         return jnp.asarray(spectrogram)
     columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
-    cosine, sine = (values[:, None] for values in _rotation(config))
+    cosine, sine = _rotation(config)
     ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
     inner_starts = cosine * starts[:, 1:] - sine * ends[:, :-1]
     inner_ends = sine * starts[:, 1:] + cosine * ends[:, :-1]
@@ -218,9 +218,7 @@ class StatisticsFitter:
     def add(self, audio: Float[AnyArray, "B S"]) -> None:
         """Takes in waveforms [B, S] whose length is a multiple of the patch's stride."""
         spectrogram = log_mel(jnp.asarray(audio, jnp.float32), self.config.mel)
-        patches = np.asarray(
-            to_patches(lapped(spectrogram, self.config), self.config), np.float64
-        )
+        patches = np.asarray(to_patches(lapped(spectrogram, self.config), self.config), np.float64)
         for band in range(self.config.bands):
             values = patches[:, :, band].reshape(-1, self.config.patch_size)
             self.total[band] += values.sum(axis=0)
@@ -337,6 +335,8 @@ class SpectrogramCodec:
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         values = {"kind": KIND, **dataclasses.asdict(self.config)}
+        if not self.config.overlap_frames:  # such codecs are older than the field: the same file
+            del values["overlap_frames"]
         (folder / CONFIG_FILE).write_text(json.dumps(values, indent=2) + "\n")
         np.savez(folder / STATISTICS_FILE, **dataclasses.asdict(self.statistics))
 

@@ -26,7 +26,9 @@ from fasttta_jax.codecs.spectrogram import (
     StatisticsFitter,
     from_patches,
     griffin_lim,
+    lapped,
     to_patches,
+    unlapped,
 )
 from tests.support import helpers
 from tests.support.mel_reference import mel_rounding, transform_terms
@@ -286,6 +288,8 @@ def test_lengths_between_columns_are_refused(num_samples):
         ({"token_dim": 0}, r"codec\.token_dim is 0; allowed: 1 to the 512"),
         ({"token_dim": 513}, r"codec\.token_dim is 513"),
         ({"whitening": 1.5}, r"codec\.whitening is 1\.5; allowed: 0 to 1"),
+        ({"overlap_frames": -1}, r"codec\.overlap_frames is -1; allowed: 0 to 8, half of"),
+        ({"overlap_frames": 9}, r"codec\.overlap_frames is 9"),
         ({"griffin_lim_iterations": 0}, r"codec\.griffin_lim_iterations is 0"),
         ({"mel": MelConfig(framing="center")}, r"codec\.mel\.framing is 'center'"),
     ],
@@ -311,6 +315,40 @@ def test_silence_decodes_to_silence():
     columns = 10_240 // codec.samples_per_column
     tokens = np.tile(codec.silence(), (columns, 1))[None]
     np.testing.assert_allclose(codec.decode(tokens), 0.0, atol=1e-3)
+
+
+@pytest.mark.parametrize("overlap", range(3))
+def test_overlapping_patches_lose_nothing_but_the_last_frame(overlap):
+    config = dataclasses.replace(SMALL, overlap_frames=overlap)
+    codec, kept = fit(config, sounds())
+    assert kept == pytest.approx(1.0, abs=1e-12)
+    expected = np.asarray(log_mel(sounds(), config.mel))
+    found = np.asarray(codec.to_log_mel(codec.encode(sounds())))
+    # as above, with two frames rotated into each other twice, and at the ends divided by 1/2
+    if overlap == 2:  # its outermost frame says less than half of itself
+        np.testing.assert_array_equal(found[:, -1], found[:, -2])
+        expected, found = expected[:, :-1], found[:, :-1]
+    assert_close(found, expected, rounding(2 * (16 + 2) + 2 * 2 * 2))
+
+
+def test_overlapping_is_a_rotation_between_the_ends():
+    config = dataclasses.replace(SMALL, overlap_frames=2)
+    spectrogram = np.random.default_rng(0).standard_normal((3, 16, 8)).astype(np.float32)
+    spectrogram[:, :2] = spectrogram[:, -2:] = 0  # nothing at the ends, which are not rotated
+    norms = np.linalg.norm(lapped(spectrogram, config), axis=(1, 2))
+    assert_close(norms, np.linalg.norm(spectrogram, axis=(1, 2)), rounding(2) + rounding(128))
+    # A steady sound is the same in every column: its ends are no exception.
+    steady = np.asarray(lapped(np.ones((1, 16, 8), np.float32), config)).reshape(4, 4, 8)
+    np.testing.assert_array_equal(steady, np.broadcast_to(steady[:1], steady.shape))
+
+
+def test_one_column_of_tokens_fades_into_its_neighbours():
+    config = dataclasses.replace(SMALL, overlap_frames=2)
+    patches = np.zeros((1, 3, 2, 16), np.float32)
+    patches[:, 1] = 1
+    spectrogram = np.asarray(unlapped(from_patches(patches, config), config))[0, :, 0]
+    assert (spectrogram[:2] == 0).all() and (spectrogram[10:] == 0).all()
+    assert (spectrogram[2:10] != 0).all()
 
 
 def test_more_griffin_lim_iterations_fit_the_picture_better():
