@@ -195,8 +195,8 @@ def unlapped(
 
 def _with_borders(
     columns: Float[AnyArray, "B columns frames F"],
-    starts: Float[Array, "B columns overlap F"],
-    ends: Float[Array, "B columns overlap F"],
+    starts: Float[AnyArray, "B columns overlap F"],
+    ends: Float[AnyArray, "B columns overlap F"],
 ) -> Float[Array, "B T F"]:
     """The spectrogram of columns with other frames at their starts and, outermost first, ends."""
     width = starts.shape[2]

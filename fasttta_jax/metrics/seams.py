@@ -1,8 +1,8 @@
 """Seams: how far a log-mel spectrogram moves where pieces were joined, against everywhere else.
 
-A step is the mean absolute difference, over the mel bands, of two neighbouring frames. Where tokens,
-windows or the ends of a loop do not fit each other, the steps at their borders are larger than the
-others; a real sound has a ratio of 1.
+A step is the mean absolute difference, over the mel bands, of two neighbouring frames. Where
+tokens, windows or the ends of a loop do not fit each other, the steps at their borders are larger
+than the others; a real sound has a ratio of 1.
 Dimensions: n clips, S samples, T frames, F mel bands.
 """
 

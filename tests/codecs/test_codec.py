@@ -347,7 +347,8 @@ def test_one_column_of_tokens_fades_into_its_neighbours():
     patches = np.zeros((1, 3, 2, 16), np.float32)
     patches[:, 1] = 1
     spectrogram = np.asarray(unlapped(from_patches(patches, config), config))[0, :, 0]
-    assert (spectrogram[:2] == 0).all() and (spectrogram[10:] == 0).all()
+    assert (spectrogram[:2] == 0).all()
+    assert (spectrogram[10:] == 0).all()
     assert (spectrogram[2:10] != 0).all()
 
 
