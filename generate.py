@@ -1,8 +1,9 @@
 """Generates audio from text.
 
-    python generate.py --workdir=runs/demo/student --prompt="a high bell rings nearby" \\
-        --prompt="rain falls in the distance" --out=sounds
+    python generate.py --prompt="a high bell rings nearby" --prompt="rain is falling fast" \\
+        --out=sounds
 
+This is the model that comes with the package; --workdir=runs/demo/student is one that you trained.
 Clip i of the list uses seed + i and depends on nothing but its prompt, its seed and the settings.
 The folder gets one sound file a clip and manifest.jsonl, which says how each was made.
 
@@ -45,7 +46,7 @@ class Kept(NamedTuple):
 class Request(NamedTuple):
     """What a command line asks for."""
 
-    workdir: str
+    workdir: str | None
     which: str | int
     prompts: list[str]
     kept: Kept | None
@@ -65,7 +66,11 @@ def define_flags(values: flags.FlagValues) -> None:
     def number(name: str, help: str) -> None:
         flags.DEFINE_float(name, None, help, flag_values=values)
 
-    text("workdir", "Folder of a trained teacher or student.", required=True)
+    text(
+        "workdir",
+        "Folder of a trained teacher or student, or of an exported model, or OWNER/NAME of one on "
+        "the Hub. Default: the model that comes with the package.",
+    )
     flags.DEFINE_multi_string(
         "prompt", [], "What to hear; may be given several times.", flag_values=values
     )

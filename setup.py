@@ -19,7 +19,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11",
     packages=find_packages(include=["fasttta_jax", "fasttta_jax.*"]),
-    package_data={"fasttta_jax.report": ["*.j2"]},
+    package_data={"fasttta_jax": ["assets/soundscapes/**"], "fasttta_jax.report": ["*.j2"]},
     install_requires=[
         "absl-py>=2.1",
         "array-record>=0.7",
@@ -42,7 +42,7 @@ setup(
         "orbax-checkpoint>=0.12",
         "pillow>=10",
         "pyarrow>=15",  # of tensorflow-datasets too
-        "safetensors>=0.5",
+        "safetensors>=0.8",
         "scipy>=1.13",
         "soundfile>=0.13",
         "soxr>=0.5",

@@ -2,9 +2,9 @@
 
     import fasttta_jax
 
-    pipeline = fasttta_jax.load("runs/demo/student")
-    for clip in pipeline.generate(["a dog barks"]):
-        clip.save("dog.wav")
+    pipeline = fasttta_jax.load()  # or a run's folder, an exported model, OWNER/NAME on the Hub
+    for clip in pipeline.generate(["a high bell rings nearby"]):
+        clip.save("bell.wav")
 
 Importing this package imports nothing else; `load` does.
 """
@@ -21,22 +21,19 @@ __version__ = "0.1.0"
 
 
 def load(workdir: str | os.PathLike[str] | None = None, which: str | int = "last") -> Pipeline:
-    """A trained run, ready to generate on all devices of this host.
+    """A trained model, ready to generate on all devices of this host.
 
     Args:
-      workdir: folder of a trained teacher or student, here or in an object store.
+      workdir: folder of a trained teacher or student, or of an exported model, here or in an object
+        store; OWNER/NAME or OWNER/NAME@REVISION of an exported model on the Hub; None for the model
+        that comes with the package.
       which: "last", "best" (lowest validation loss) or a step.
 
     Raises:
-      ValueError: no workdir is given, or `which` names no checkpoint.
-      WorkdirError: no run or no checkpoint is there.
+      WorkdirError: no model or no checkpoint is there, `which` names none, the Hub cannot be
+        reached, or a file of an exported model is not what was exported.
       CheckpointError: the checkpoint cannot be read.
     """
-    if workdir is None:
-        raise ValueError(
-            "workdir is None, but no model comes with the package; allowed: the folder of a "
-            "trained run, such as runs/demo/student, which `make demo` trains"
-        )
     from fasttta_jax.generation.pipeline import Pipeline
 
-    return Pipeline.open(os.fspath(workdir), which)
+    return Pipeline.open(workdir, which)

@@ -29,6 +29,8 @@ from fasttta_jax.decode import Known
 from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States, check_seeds
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import batch_shards
+from fasttta_jax.text import LearnedTextEncoder
+from fasttta_jax.text.vocabulary import unknown_words_log
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 
@@ -132,20 +134,43 @@ class Pipeline:
     mesh: Mesh
 
     @classmethod
-    def open(cls, workdir: str, which: str | int = "last", *, mesh: Mesh | None = None) -> Pipeline:
-        """The pipeline of a run.
+    def open(
+        cls,
+        workdir: str | os.PathLike[str] | None = None,
+        which: str | int = "last",
+        *,
+        mesh: Mesh | None = None,
+    ) -> Pipeline:
+        """The pipeline of a trained model.
 
         Args:
-          workdir: the run's folder; it need not be writable.
+          workdir: a run's folder, which need not be writable, an exported model, a name on the Hub,
+            or None for the model that comes with the package; see `workdir.sources.find_model`.
           which: "last", "best" (lowest validation loss) or a step.
           mesh: all devices of this host where None.
 
         Raises:
-          WorkdirError: no run or no checkpoint is there.
+          WorkdirError: no model or no checkpoint is there, or a file is not what was exported.
           CheckpointError: the checkpoint cannot be read.
         """
         mesh = local_mesh() if mesh is None else mesh
         return cls(load_trained(workdir, mesh, which=which), mesh)
+
+    def unknown_words(self, prompt: str) -> list[str]:
+        """Words that training never saw; [] for text encoders that do not learn their words."""
+        text = self.trained.model.text
+        return text.unknown_words(prompt) if isinstance(text, LearnedTextEncoder) else []
+
+    @property
+    def known_words(self) -> tuple[str, ...]:
+        """The words of a text encoder that learned them in training."""
+        text = self.trained.model.text
+        return text.words if isinstance(text, LearnedTextEncoder) else ()
+
+    def _note_unknown(self, prompts: Sequence[str]) -> None:
+        """Warns, once, of the words that the model does not know."""
+        if unknown := [word for prompt in prompts for word in self.unknown_words(prompt)]:
+            unknown_words_log.add(list(dict.fromkeys(unknown)), self.known_words)
 
     def sampler(self, config: GenerateConfig, num_known: int = 0) -> Sampler:
         """The token sampler of these settings.
@@ -226,6 +251,7 @@ class Pipeline:
         trained, first = self.trained, 0
         while batch := list(itertools.islice(requests, sampler.batch_size)):
             prompts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
+            self._note_unknown(prompts)
             part = _known_rows(known, first, len(batch))
             tokens, states = sampler(trained.params, prompts, seeds, part)
             audio = decode_padded(trained, tokens, sampler.batch_size)

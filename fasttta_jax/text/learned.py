@@ -34,6 +34,8 @@ SEEN_FILE = "seen_tokens.json"
 HIDDEN_TOKEN = "<hidden>"
 STREAM = "learned"
 BYTES = 256
+WORD_START = "\u0120"
+"""How byte-level BPE writes the space before a word."""
 
 
 def fit_tokenizer(captions: Sequence[str], vocabulary_size: int) -> tokenizers.Tokenizer:
@@ -158,6 +160,30 @@ class LearnedTextEncoder:
             if index == 0 or token != self.hidden_token or known[index - 1] != self.hidden_token
         ]
 
+    @functools.cached_property
+    def words(self) -> tuple[str, ...]:
+        """The words that training captions hold, in order, less those that fall into pieces."""
+        decoder = tokenizers.decoders.ByteLevel()
+        pieces = [self.tokenizer.id_to_token(token) or "" for token in self.seen]
+        found = [decoder.decode([piece]) for piece in pieces if piece.startswith(WORD_START)]
+        return tuple(sorted(word.strip() for word in found if _is_word(word.strip())))
+
+    def unknown_words(self, caption: str) -> list[str]:
+        """The words of a caption, in lower case, of which the model reads a part as hidden."""
+        encoding = self.tokenizer.encode(caption)
+        spans: dict[int, tuple[int, int]] = {}
+        hidden = set()
+        for token, word, (start, end) in zip(
+            encoding.ids, encoding.word_ids, encoding.offsets, strict=True
+        ):
+            assert word is not None  # of special tokens alone
+            first, last = spans.get(word, (start, end))
+            spans[word] = min(first, start), max(last, end)
+            if token not in self.seen:
+                hidden.add(word)
+        found = [caption[slice(*spans[word])].strip().lower() for word in sorted(hidden)]
+        return list(dict.fromkeys(word for word in found if _is_word(word)))
+
     def init(self, key: Key) -> dict[str, Any]:
         """An embedding for every vocabulary entry, float32 [V, E]."""
         shape = (self.tokenizer.get_vocab_size(), self.config.width)
@@ -175,6 +201,11 @@ class LearnedTextEncoder:
         if hidden_tokens is not None:
             ids = jnp.where(hidden_tokens, self.hidden_token, ids)
         return {STREAM: TextStream(params["embedding"][ids], jnp.asarray(batch["mask"]))}
+
+
+def _is_word(piece: str) -> bool:
+    """Not punctuation, and not the end of a word behind an apostrophe."""
+    return piece[:1].isalnum()
 
 
 def sample_hidden_tokens(key: Key, mask: Bool[AnyArray, "B L"], rate: float) -> Bool[Array, "B L"]:

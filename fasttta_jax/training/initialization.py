@@ -163,9 +163,9 @@ def open_init_from(
         if theirs.objective != config.objective:
             head_reason = f"the source's objective is {theirs.objective!r}"
         same_words = theirs.model.text.encoder == "learned" and same_files(
-            workdir.path / TEXT_FOLDER, as_path(config.init_from) / TEXT_FOLDER
+            workdir.path / TEXT_FOLDER, as_path(trained.workdir) / TEXT_FOLDER
         )
-        if not same_files(workdir.path / CODEC_FOLDER, as_path(config.init_from) / CODEC_FOLDER):
+        if not same_files(workdir.path / CODEC_FOLDER, as_path(trained.workdir) / CODEC_FOLDER):
             logger.warning(
                 "%s was trained on tokens of another codec than those of %s; encode the data with "
                 "its codec (data.encode_latents --codec) to keep what it learned of them",
@@ -234,7 +234,7 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
     teacher = load_trained(config.init_from, mesh)
     _check_teacher(config, teacher, model)
     for name in (CODEC_FOLDER, TEXT_FOLDER):
-        if not same_files(workdir.path / name, as_path(config.init_from) / name):
+        if not same_files(workdir.path / name, as_path(teacher.workdir) / name):
             raise ConfigError(
                 f"data.path is {config.data.path!r}, whose {name}/ is not that of the teacher in "
                 f"{config.init_from}; allowed: the data that the teacher was trained on, so that "

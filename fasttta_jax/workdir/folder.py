@@ -230,7 +230,7 @@ class Workdir:
         has_networks = (folder / NETWORKS_FILE).is_file()
         needs_tables = config.model.text.encoder == "frozen" and not has_networks
         found = []
-        for data in (config.data.path, *config.data.mixture):
+        for data in filter(None, (config.data.path, *config.data.mixture)):
             if not is_remote(data):
                 found.append(pathlib.Path(data) / TEXT_FOLDER)
             elif needs_tables:

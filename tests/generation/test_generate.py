@@ -78,9 +78,9 @@ def test_bad_input_is_named(arguments: list[str], message: str) -> None:
     assert message in str(caught.value)
 
 
-def test_a_missing_workdir_is_named() -> None:
-    with pytest.raises(flags.Error, match="--workdir must have a value"):
-        generate.parse(["generate.py", "--prompt=x", "--out=sounds"])
+def test_without_a_workdir_it_is_the_model_of_the_package() -> None:
+    request = generate.parse(["generate.py", "--prompt=x", "--out=sounds"])
+    assert request.workdir is None
 
 
 def test_a_command_continues_and_pictures_a_sound(
