@@ -149,7 +149,7 @@ FAULTS: dict[str, Callable[[pathlib.Path], object]] = {
     "flipped": lambda path: path.write_bytes(
         bytes([path.read_bytes()[0] ^ 1]) + path.read_bytes()[1:]
     ),
-    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
     "empty": lambda path: path.write_bytes(b""),
     "removed": lambda path: path.unlink(),
 }
@@ -231,7 +231,7 @@ def test_a_folder_of_another_kind_is_named(copy: pathlib.Path) -> None:
     (copy / "codec" / ".DS_Store").write_text("")
     check_files(copy)
     (copy / "codec" / "more.npz").write_text("")
-    with pytest.raises(ExportedError, match="codec/more.npz is not one of its files"):
+    with pytest.raises(ExportedError, match=r"codec/more\.npz is not one of its files"):
         load(copy)
     hashes = json.loads((copy / HASHES_FILE).read_text())
     for values, message in [

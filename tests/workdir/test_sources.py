@@ -137,7 +137,7 @@ def test_a_model_in_an_object_store(
 
 def test_an_installation_without_a_model_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "PACKAGE_MODEL", "assets/nothing")
-    with pytest.raises(ExportedError, match="no model comes with this installation: .*nothing is"):
+    with pytest.raises(ExportedError, match=r"no model comes with this installation: .*nothing is"):
         fasttta_jax.load()
 
 
