@@ -25,7 +25,7 @@ its own --process_id. The same command without the two then judges, and computes
 
 Two results are subtracted where they were judged alike, clip by clip:
 
-    python eval.py --compare=A/metrics.json,B/metrics.json
+    python eval.py --compare=A/metrics.json,B/metrics.json [--out=FOLDER]
 """
 
 import pathlib
@@ -39,11 +39,10 @@ from fasttta_jax.evaluation.evaluator import evaluate
 from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.gates import GATES
 from fasttta_jax.evaluation.judging import JudgingConfig
-from fasttta_jax.evaluation.output import Evaluation
+from fasttta_jax.evaluation.output import Evaluation, write_comparison
 from fasttta_jax.evaluation.protocols import PROTOCOLS
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, parse_named
 from fasttta_jax.evaluation.tables import as_text
-from fasttta_jax.report.text_table import format_table
 
 RUN = flags.DEFINE_multi_string(
     "run", [], "NAME=WORKDIR of a trained run; may be given several times."
@@ -105,6 +104,11 @@ GATES_FLAG = flags.DEFINE_enum(
 )
 
 
+def _check_out() -> None:
+    if OUT.value is not None and pathlib.Path(OUT.value).is_file():
+        raise EvaluationError(f"--out is {OUT.value!r}, a file; allowed: a folder, new or not")
+
+
 def _judging() -> JudgingConfig | None:
     asked = {
         "protocol": PROTOCOL.value,
@@ -130,8 +134,6 @@ def _judging() -> JudgingConfig | None:
 def _evaluation() -> Evaluation | None:
     if OUT.value is None:
         raise EvaluationError("--out is missing: the folder for metrics.json and report.html")
-    if pathlib.Path(OUT.value).is_file():
-        raise EvaluationError(f"--out is {OUT.value!r}, a file; allowed: a folder, new or not")
     runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
     judging = _judging()
     process_id, num_processes = cli.share()
@@ -184,17 +186,20 @@ def _evaluation() -> Evaluation | None:
 def _compare(files: list[str]) -> None:
     if len(files) != 2:
         raise EvaluationError(f"--compare names {len(files)} files; allowed: A.json,B.json")
-    judging = (RUN, GENERATED, REFERENCE, REFERENCE_STATISTICS, NETWORKS, PROTOCOL, METRICS, OUT)
+    judging = (RUN, GENERATED, REFERENCE, REFERENCE_STATISTICS, NETWORKS, PROTOCOL, METRICS)
     if others := [f"--{flag.name}" for flag in judging if flag.present]:
         raise EvaluationError(
             f"--compare reads two results and judges nothing; found beside it: {', '.join(others)}"
         )
     found = comparison.compare(*files)
-    print(f"{found.name} (first) and {found.other} (second), clip by clip\n")
-    print(format_table(comparison.COLUMNS, found.rows()))
+    print(as_text(found.table()))
+    if OUT.value is not None:
+        write_comparison(found, OUT.value)
+        print(f"\n{OUT.value}/report.html has the same as a page.")
 
 
 def main() -> None:
+    _check_out()
     if COMPARE.value is not None:
         _compare(COMPARE.value)
         return
@@ -204,7 +209,7 @@ def main() -> None:
         print(f"The features of share {process_id} of {num_processes} are in {OUT.value}. When all")
         print("are there, the same command without --process_id and --num_processes judges.")
         return
-    print(as_text(evaluation.table))
+    print(as_text(evaluation.table, evaluation.all_gates()))
     for line in evaluation.notes:
         print(f"\n{line}")
     for line in evaluation.warnings:

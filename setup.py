@@ -57,6 +57,7 @@ setup(
             "beartype>=0.22",
             "chex>=0.1.90",
             "basedpyright==1.40.2",
+            "playwright>=1.50",  # drives an installed Chromium; without one its tests skip
             "pytest>=8",
             "pytest-xdist>=3.7",
             "ruff>=0.9",

@@ -7,7 +7,7 @@ from typing import Any
 
 from fasttta_jax.evaluation.rows import SAMPLING
 from fasttta_jax.metrics.intervals import Measured
-from fasttta_jax.report.page import Value, format_value
+from fasttta_jax.report.values import Value, format_value
 
 
 def to_markdown(results: Mapping[str, Any]) -> str:

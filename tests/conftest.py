@@ -4,6 +4,7 @@ import hashlib
 import importlib.metadata
 import os
 import platform
+import typing
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time of these tests is compiling, and much of that is XLA's MLIR emitters. The flag is
@@ -21,7 +22,7 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 import tests.support.type_checks as type_checks  # before all that imports the package
-from tests.support import helpers, labelled_clips, world
+from tests.support import chromium, helpers, labelled_clips, world
 
 
 def processor() -> str:
@@ -107,6 +108,13 @@ def datasets() -> pathlib.Path:
     if not folder.is_dir():
         pytest.skip(f"real data is not at {folder}; FASTTTA_DATASETS names its folder")
     return folder
+
+
+@pytest.fixture(scope="session")
+def chromium_browser() -> Iterator[typing.Any]:
+    """A real Chromium; skips where there is none."""
+    with chromium.launched() as browser:
+        yield browser
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -21,6 +21,8 @@ from jaxtyping import Float64
 
 from fasttta_jax.metrics.bootstrap import clips_needed, paired_difference
 from fasttta_jax.metrics.intervals import Estimate, Measured
+from fasttta_jax.report.page import Row, Table
+from fasttta_jax.report.values import decimals, fixed, standard_error
 
 Verdict = Literal["better", "worse", "cannot tell"]
 
@@ -65,12 +67,13 @@ class Comparison:
     other: str
     differences: tuple[Difference, ...]
 
-    def rows(self) -> list[list[str]]:
-        """As cells of a table for a terminal: see COLUMNS."""
-        return [list(_cells(one)) for one in self.differences]
-
-
-COLUMNS = ("figure", "first", "second", "difference", "95 % interval", "the first is")
+    def table(self) -> Table:
+        """For a page and a terminal."""
+        return Table(
+            "Clip by clip",
+            ("figure", self.name, self.other, "difference", "95 % interval", f"{self.name} is"),
+            [Row(one.figure, list(_cells(one))) for one in self.differences],
+        )
 
 
 def compare(first: str | pathlib.Path, second: str | pathlib.Path) -> Comparison:
@@ -236,11 +239,12 @@ def _estimate(row: _Row, name: str, orders: Mapping[str, Sequence[int]] | None) 
 
 
 def _cells(one: Difference) -> Iterator[str]:
-    yield one.figure
-    yield f"{one.value:.4g}"
-    yield f"{one.other:.4g}"
-    yield f"{one.difference.value:+.4g}"
+    """With the decimals that the interval of the difference has."""
     low, high = one.difference.interval or (float("nan"), float("nan"))
-    yield f"{low:+.3g} to {high:+.3g}"
+    digits = decimals(one.difference.value, standard_error(one.difference))
+    yield fixed(one.value, digits)
+    yield fixed(one.other, digits)
+    yield fixed(one.difference.value, digits, signed=True)
+    yield f"{fixed(low, digits, signed=True)} to {fixed(high, digits, signed=True)}"
     more = "" if one.more_clips is None else f"; about {one.more_clips:,} clips more would"
     yield one.verdict + more

@@ -340,7 +340,7 @@ class Evaluator:
         if self.config.gates is not None:
             figures = {row.name: row.values for row in rows}
             found = gates.check(gates.GATES[self.config.gates], figures, self.quantities)
-        table = tables.main_table(rows, self.quantities, found)
+        table = tables.results_table(rows, self.quantities)
         return Evaluation(tuple(rows), self.quantities, found, table, tuple(warnings))
 
 

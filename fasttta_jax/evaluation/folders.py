@@ -104,7 +104,7 @@ def judge_folders(
         tuple(rows),
         judge.quantities,
         {},
-        tables.judged_table(rows, judge.quantities),
+        tables.results_table(rows, judge.quantities),
         tuple(warnings),
         tuple(f"{row.name}: {row.judged.about['captions']}." for row in rows if row.judged),
     )

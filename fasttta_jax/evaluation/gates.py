@@ -6,13 +6,15 @@ figure that was not measured does not meet its bound.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Literal, NamedTuple
 
 from fasttta_jax.evaluation.metric import Quantity
 from fasttta_jax.evaluation.rows import REFERENCES, TIMES_SLOWER
 from fasttta_jax.metrics.intervals import Measured
-from fasttta_jax.report.page import Gate, format_value
+from fasttta_jax.report.page import Gate
+from fasttta_jax.report.values import decimals, fixed, standard_error
 
 
 class Bound(NamedTuple):
@@ -77,17 +79,26 @@ def check(
         if bound.row not in rows or (bound.figure == TIMES_SLOWER and "student" not in rows):
             continue
         measured = rows[bound.row].get(bound.figure)
-        found = "not measured" if measured is None else format_value(measured.value)
+        found = "not measured" if measured is None else _found(bound, measured)
         title = titles.get(bound.figure, bound.figure)
         gates[bound.row].append(
-            Gate(f"{title} {bound.side} {bound.limit:g} (found: {found})", _passed(bound, measured))
+            Gate(bound.row, title, f"{bound.side} {bound.limit:g}", found, _passed(bound, measured))
         )
     return {row: tuple(found) for row, found in gates.items()}
 
 
 def _passed(bound: Bound, measured: Measured | None) -> bool:
-    if measured is None:
-        return False
-    if bound.side == "at least":
-        return measured.value >= bound.limit
-    return measured.value <= bound.limit
+    return measured is not None and _meets(bound, measured.value)
+
+
+def _meets(bound: Bound, value: float) -> bool:
+    return value >= bound.limit if bound.side == "at least" else value <= bound.limit
+
+
+def _found(bound: Bound, measured: Measured) -> str:
+    """The figure, with more decimals than usual where rounding would belie the verdict."""
+    value = measured.value
+    digits = decimals(value, standard_error(measured))
+    while math.isfinite(value) and _meets(bound, round(value, digits)) != _meets(bound, value):
+        digits += 1
+    return fixed(value, digits)

@@ -14,8 +14,9 @@ import numpy as np
 from jaxtyping import Float
 
 from fasttta_jax.config import flatten, to_config_dict
-from fasttta_jax.evaluation import tables
+from fasttta_jax.evaluation import exhibits, tables
 from fasttta_jax.evaluation.clips import Clips
+from fasttta_jax.evaluation.comparison import Comparison
 from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.evaluation.metric import Quantity
 from fasttta_jax.evaluation.rows import RowResult
@@ -51,14 +52,13 @@ class Evaluation:
     warnings: tuple[str, ...]
     notes: tuple[str, ...] = ()
 
+    def all_gates(self) -> list[Gate]:
+        """The gates of all rows."""
+        return [gate for found in self.gates.values() for gate in found]
+
     def failures(self) -> list[str]:
         """The gates that failed, each with its row."""
-        return [
-            f"{row}: {gate.condition}"
-            for row, found in self.gates.items()
-            for gate in found
-            if not gate.passed
-        ]
+        return [f"{gate.row}: {gate.condition}" for gate in self.all_gates() if not gate.passed]
 
 
 def write_results(
@@ -89,6 +89,7 @@ def write_results(
     }
     _write_figures(out, evaluation, settings)
     runs = [row for row in evaluation.rows if row.sampling is not None]
+    with_events = any(row.events for row in evaluation.rows)
     histories = {
         name: read_metrics(trained.workdir)
         for name, trained in setup.trained.items()
@@ -99,27 +100,25 @@ def write_results(
         losses |= losses_of(trained.config, trained.model.objective)
     report = Report(
         title="Evaluation of " + ", ".join(sounds),
-        introduction=tables.introduction(evaluation.rows),
-        tables=[
-            evaluation.table,
+        lead="What was made for the captions of test clips, beside the real clips.",
+        created=_now(),
+        prompts=exhibits.prompt_rows(test, sounds, setup.sample_rate),
+        results=evaluation.table,
+        gates=evaluation.all_gates(),
+        details=[
+            *([tables.event_table(evaluation.rows)] if with_events else []),
             *([tables.sampling_table(runs, evaluation.quantities)] if runs else []),
-            *(
-                tables.event_table(row)
-                for row in evaluation.rows
-                if row.name in sounds and row.events
-            ),
             *(judged_tables(evaluation, config.judging) if config.judging else []),
         ],
         curves=[
-            *tables.comparison_figure(
+            *exhibits.comparison_figure(
                 [row for row in evaluation.rows if row.judged], evaluation.quantities
             ),
-            *tables.curves(histories, losses),
+            *exhibits.curves(histories, losses),
         ],
-        prompts=tables.prompt_rows(test, sounds, setup.sample_rate),
-        settings=flatten(settings),
-        created=_now(),
         notes=evaluation.warnings,
+        about=tables.about(evaluation.rows),
+        settings=flatten(settings),
     )
     write_report(out / REPORT_FILE, report)
 
@@ -152,16 +151,28 @@ def write_judged(
     _write_figures(folder, evaluation, settings)
     report = Report(
         title="Evaluation of " + ", ".join(sets),
-        introduction=tables.ABOUT_JUDGED,
-        tables=[
-            evaluation.table,
-            *judged_tables(evaluation, judging),
-        ],
-        curves=tables.comparison_figure(evaluation.rows, evaluation.quantities),
-        prompts=tables.judged_prompts(sets),
-        settings=flatten(settings),
+        lead="Sets of sounds, held against the same real ones by public networks.",
         created=_now(),
+        prompts=exhibits.judged_prompts(sets),
+        results=evaluation.table,
+        details=judged_tables(evaluation, judging),
+        curves=exhibits.comparison_figure(evaluation.rows, evaluation.quantities),
         notes=evaluation.warnings,
+        about=tables.ABOUT_JUDGED,
+        settings=flatten(settings),
+    )
+    write_report(folder / REPORT_FILE, report)
+
+
+def write_comparison(comparison: Comparison, out: str) -> None:
+    """Writes report.html of a comparison."""
+    folder = pathlib.Path(out)
+    folder.mkdir(parents=True, exist_ok=True)
+    report = Report(
+        title=f"{comparison.name} against {comparison.other}",
+        lead="Two systems on the same captions, with the 95 % intervals of their differences.",
+        created=_now(),
+        results=comparison.table(),
     )
     write_report(folder / REPORT_FILE, report)
 
@@ -181,9 +192,8 @@ def _write_figures(out: pathlib.Path, evaluation: Evaluation, settings: Mapping[
         {
             "rows": {row.name: row.to_json(evaluation.quantities) for row in evaluation.rows},
             "gates": [
-                {"row": row, **dataclasses.asdict(gate)}
-                for row, found in evaluation.gates.items()
-                for gate in found
+                {"row": gate.row, "condition": gate.condition, "passed": gate.passed}
+                for gate in evaluation.all_gates()
             ],
             "settings": settings,
             "influences": {name: one.influences_json() for name, one in judged.items()},

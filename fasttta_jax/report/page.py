@@ -1,7 +1,8 @@
-"""One HTML file that shows what an evaluation found: figures, curves, and sounds to listen to.
+"""One HTML file that shows what was made or found: sounds, figures, gates, curves, settings.
 
-Everything is inside the file: audio as FLAC, images as PNG, both in base64. It opens offline and
-can be mailed or kept next to a checkpoint.
+Everything is inside the file: audio as FLAC, images as PNG, both in base64. It opens offline, needs
+no script, fits a telephone, and can be mailed or kept next to a checkpoint. `base.html.j2` has the
+styles; a page with prompts alone is a page of sounds.
 """
 
 from __future__ import annotations
@@ -9,10 +10,9 @@ from __future__ import annotations
 import base64
 import dataclasses
 import io
-import math
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import jinja2
 import numpy as np
@@ -21,9 +21,12 @@ from jaxtyping import Float
 
 from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.spectrograms import spectrogram_png
+from fasttta_jax.report.values import Value, figure_and_error
 from fasttta_jax.storage.files import write_atomically
 
-Value = float | int | str | bool | np.number | np.bool_ | Measured | None
+PROMPTS_BEFORE_FIGURES = 3
+"""Prompts above the first table; the others are folded, so that the table is not far."""
+ARROWS = {"higher": "↑", "lower": "↓"}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -31,12 +34,23 @@ class Gate:
     """A bound that a figure had to meet.
 
     Attributes:
-      condition: the bound in words, such as "event accuracy at least 0.85".
-      passed: whether it was met.
+      row: whose figure, such as "teacher".
+      figure: its heading, such as "event accuracy".
+      bound: in words, such as "at least 0.85".
+      found: the figure in words.
+      passed: whether the bound was met.
     """
 
-    condition: str
+    row: str
+    figure: str
+    bound: str
+    found: str
     passed: bool
+
+    @property
+    def condition(self) -> str:
+        """Figure, bound and what was found as one phrase."""
+        return f"{self.figure} {self.bound} (found: {self.found})"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,14 +58,19 @@ class Row:
     """One line of a table.
 
     Attributes:
-      name: what was measured; the first column.
+      name: what the line is about; the first column.
       values: one for each further column; None shows as a dash.
-      gates: the bounds of this line; a table in which any line has some gets a column for them.
+      better: which side is the better one, shown as an arrow; None where there is none.
     """
 
     name: str
     values: Sequence[Value]
-    gates: Sequence[Gate] = ()
+    better: Literal["higher", "lower"] | None = None
+
+    @property
+    def heading(self) -> str:
+        """The name with its arrow."""
+        return self.name if self.better is None else f"{self.name} {ARROWS[self.better]}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,7 +81,8 @@ class Table:
       title: heading.
       columns: names of all columns; the first is that of the row names.
       rows: lines.
-      caption: what the columns mean, with their units.
+      caption: what holds for all of it.
+      words: what names of rows, columns or values mean, listed below.
       missing: what could not be measured, each with the reason.
     """
 
@@ -70,6 +90,7 @@ class Table:
     columns: Sequence[str]
     rows: Sequence[Row]
     caption: str = ""
+    words: Mapping[str, str] = dataclasses.field(default_factory=dict)
     missing: Sequence[str] = ()
 
     def __post_init__(self) -> None:
@@ -79,11 +100,6 @@ class Table:
                     f"table {self.title!r}, row {row.name!r} has {len(row.values)} values; "
                     f"expected {len(self.columns) - 1}, for the columns {list(self.columns[1:])}"
                 )
-
-    @property
-    def has_gates(self) -> bool:
-        """Whether any line has a bound."""
-        return any(row.gates for row in self.rows)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,27 +142,33 @@ class PromptRow:
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-    """A whole report; an empty part leaves no trace on the page.
+    """A whole page, in this order; an empty part leaves no trace on it.
 
     Attributes:
       title: heading.
-      introduction: paragraphs, separated by empty lines.
-      tables: of measured values.
-      curves: figures of curves.
-      prompts: sounds.
-      settings: of the evaluation, shown folded.
+      lead: a sentence below it.
       created: when, in any form; left out if None, so that equal results give equal files.
-      notes: listed at the end.
+      prompts: sounds.
+      results: the main table.
+      gates: bounds of its figures.
+      details: further tables.
+      curves: figures of curves.
+      notes: what a reader must know of these figures, listed.
+      about: how to read figures of this kind: paragraphs, separated by empty lines.
+      settings: shown folded.
     """
 
     title: str
-    introduction: str = ""
-    tables: Sequence[Table] = ()
-    curves: Sequence[Figure] = ()
-    prompts: Sequence[PromptRow] = ()
-    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    lead: str = ""
     created: str | None = None
+    prompts: Sequence[PromptRow] = ()
+    results: Table | None = None
+    gates: Sequence[Gate] = ()
+    details: Sequence[Table] = ()
+    curves: Sequence[Figure] = ()
     notes: Sequence[str] = ()
+    about: str = ""
+    settings: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def write_report(path: str | os.PathLike[str], report: Report) -> None:
@@ -162,64 +184,28 @@ def write_report(path: str | os.PathLike[str], report: Report) -> None:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["value"] = format_value
+    environment.filters |= {"parts": figure_and_error, "number_columns": _number_columns}
+    prompts = [
+        (row.prompt, [_sound(row.prompt, cell) for cell in row.cells]) for row in report.prompts
+    ]
+    shown = PROMPTS_BEFORE_FIGURES if report.results else len(prompts)
     html = environment.get_template("page.html.j2").render(
         report=report,
-        paragraphs=[part for part in report.introduction.split("\n\n") if part.strip()],
+        prompts=prompts,
+        shown=shown,
+        several=any(len(row.cells) > 1 for row in report.prompts),
         curves=[(figure, _data_url("image/png", figure.png)) for figure in report.curves],
-        prompts=[
-            (row.prompt, [_sound(row.prompt, cell) for cell in row.cells]) for row in report.prompts
-        ],
-        is_number=_is_number,
+        about=[part for part in report.about.split("\n\n") if part.strip()],
+        failed=sum(not gate.passed for gate in report.gates),
     )
     write_atomically(path, html.encode("utf-8"))
 
 
-def format_value(value: Value) -> str:
-    """A figure for a reader: four significant digits, grouped thousands, a dash for None.
-
-    One with a confidence interval is shown as 0.885 [0.840, 0.930], one with a standard error as
-    0.885 ± 0.023, with as many decimals as two digits of the error need.
-    """
-    if value is None:
-        return "–"
-    if isinstance(value, Measured):
-        if value.interval is not None:
-            return _format_with_interval(value.value, value.interval)
-        if value.standard_error is None:
-            return format_value(value.value)
-        return _format_with_error(value.value, value.standard_error)
-    if isinstance(value, bool | np.bool_):
-        return "yes" if value else "no"
-    if isinstance(value, int | np.integer):
-        return f"{int(value):,}"
-    if isinstance(value, float | np.floating):
-        value = float(value)
-        if math.isnan(value):
-            return "NaN"
-        if 1e4 <= abs(value) < 1e15:
-            return f"{value:,.0f}"
-        return f"{value:#.4g}".rstrip(".") if 1e-3 <= abs(value) < 1e4 else f"{value:.4g}"
-    return str(value)
-
-
-def _format_with_error(value: float, error: float) -> str:
-    decimals = 3
-    if math.isfinite(error) and error > 0:
-        decimals = min(max(1 - math.floor(math.log10(error)), 0), 6)
-    return f"{value:.{decimals}f} ± {error:.{decimals}f}"
-
-
-def _format_with_interval(value: float, interval: tuple[float, float]) -> str:
-    low, high = interval
-    decimals = 3
-    if math.isfinite(high - low) and high > low:
-        decimals = min(max(1 - math.floor(math.log10(high - low)), 0), 6)
-    return f"{value:.{decimals}f} [{low:.{decimals}f}, {high:.{decimals}f}]"
-
-
-def _is_number(value: Value) -> bool:
-    return value is None or isinstance(value, int | float | np.number | Measured)
+def _number_columns(table: Table) -> list[bool]:
+    """Which columns hold numbers, and are aligned as such."""
+    columns = zip(*(row.values for row in table.rows), strict=True)
+    number = int, float, np.number, Measured
+    return [False, *(any(isinstance(value, number) for value in column) for column in columns)]
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,7 +15,7 @@ import jax
 import fasttta_jax
 from fasttta_jax.input_pipeline.records import TEXT_FOLDER
 from fasttta_jax.metrics.intervals import Measured
-from fasttta_jax.report.page import format_value
+from fasttta_jax.report.values import format_value
 from fasttta_jax.storage.files import as_path
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE

@@ -271,8 +271,8 @@ def test_the_table_has_a_line_for_every_row():
     }
     page = to_markdown(results)
     lines = page.splitlines()
-    assert "| `x` | 500 | – | 0.500 ± 0.050 | 1.000 ± 0.000 | – | – | 8.000 | 12.35 |" in lines
-    assert "| `y` | 500 | 100 | 0.500 ± 0.050 | 1.000 ± 0.000 | – | – | 8.000 | 12.35 |" in lines
+    assert "| `x` | 500 | – | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 |" in lines
+    assert "| `y` | 500 | 100 | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 |" in lines
     assert [line for line in lines if line.startswith("## ")] == ["## References", "## A", "## B"]
     head = ["variant", "steps", "training, s", *titles.values()]
     assert lines.count(f"| {' | '.join(head)} |") == 3

@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 import soundfile
 
+from fasttta_jax.evaluation import exhibits, sound_sets, tables
 from fasttta_jax.evaluation import networks as public_networks
-from fasttta_jax.evaluation import sound_sets, tables
 from fasttta_jax.evaluation.comparison import ComparisonError, compare
 from fasttta_jax.evaluation.embedded import embed
 from fasttta_jax.evaluation.embedders import FeatureCache
 from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.judging import JudgingConfig, JudgingError
 from fasttta_jax.evaluation.network_metrics import network_metrics
+from fasttta_jax.evaluation.output import write_comparison
 from fasttta_jax.evaluation.protocols import PROTOCOLS, Preparation, caption_list_sha256
 from fasttta_jax.evaluation.sound_sets import open_folder
 from fasttta_jax.evaluation.sound_tables import SoundsError
@@ -56,7 +57,7 @@ def write_folder(
 @pytest.fixture(autouse=True)
 def short_reports(monkeypatch):
     """Spectrograms take most of the time of a report."""
-    monkeypatch.setattr(tables, "UNLABELLED_PROMPTS", 1)
+    monkeypatch.setattr(exhibits, "UNLABELLED_PROMPTS", 1)
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +131,10 @@ def test_two_results_are_compared_clip_by_clip_or_refused(tmp_path, folders):
     assert verdicts["fd_panns"].difference.value == pytest.approx(
         verdicts["fd_panns"].value - verdicts["fd_panns"].other
     )
+    text = tables.as_text(found.table())
+    assert text.splitlines()[0].split()[:3] == ["figure", "near", "far"]
+    write_comparison(found, str(tmp_path / "page"))
+    assert "better" in (tmp_path / "page" / "report.html").read_text()
     back = {one.figure: one.verdict for one in compare(files["far"], files["near"]).differences}
     assert back["fd_panns"] == "worse"
     same = compare(files["near"], f"{files['near']}:near")

@@ -19,7 +19,7 @@ import soundfile
 
 from fasttta_jax.convert import panns, vggish
 from fasttta_jax.convert.write import write_conversion
-from fasttta_jax.evaluation import tables
+from fasttta_jax.evaluation import exhibits
 from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.pretrained.panns import CNN14_16K
@@ -92,7 +92,7 @@ def recordings(tmp_path_factory, datasets) -> dict[str, pathlib.Path]:
 
 @pytest.mark.filterwarnings("ignore:Matrix is singular")  # a ReLU of so narrow a network is 0
 def test_figures_are_those_of_the_published_evaluator(recordings, tmp_path, monkeypatch):
-    monkeypatch.setattr(tables, "UNLABELLED_PROMPTS", 0)
+    monkeypatch.setattr(exhibits, "UNLABELLED_PROMPTS", 0)
     config = dataclasses.replace(CNN14_16K, **PANNS)
     cnn14, vgg = make_cnn14(config), make_vggish(VGGISH)
     torch.save({"model": cnn14.state_dict()}, tmp_path / "cnn14.pth")
@@ -145,7 +145,7 @@ def test_figures_are_those_of_the_published_evaluator(recordings, tmp_path, monk
 def test_two_halves_of_real_recordings_differ_less_than_from_noise(
     recordings, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(tables, "UNLABELLED_PROMPTS", 0)
+    monkeypatch.setattr(exhibits, "UNLABELLED_PROMPTS", 0)
     noise = tmp_path / "noise"
     shutil.copytree(recordings["generated"], noise)
     for file in noise.iterdir():

@@ -25,6 +25,7 @@ from fasttta_jax.evaluation.tagger_metrics import EventCount, event_counts
 from fasttta_jax.evaluation.timing import time_samplers
 from fasttta_jax.metrics.energy_score import HeldOutEnergy
 from fasttta_jax.metrics.intervals import Measured, proportion
+from fasttta_jax.report.page import Row
 from tests.evaluation.level_error import TAGGER_METRICS, LevelError
 
 QUANTITIES = (
@@ -203,14 +204,21 @@ def test_gates_bound_the_rows_that_are_there():
     assert found["baseline"] == ()
     compared = gates.check(GATES["demo"], figures | {"student": figures["real"]}, QUANTITIES)
     assert [gate.passed for gate in compared["teacher"]] == [True, True, False, False]
-    table = tables.main_table(rows, QUANTITIES, found)
-    text = tables.as_text(table)
+    table = tables.results_table(rows, QUANTITIES)
+    text = tables.as_text(table, found["teacher"])
     assert "FAIL  teacher: two-event recall@2 at least 0.6 (found: not measured)" in text
     assert "not measured: two-event recall@2: no clip has two events" in text
     assert table.missing == ["two-event recall@2: no clip has two events"]
     rows[0] = RowResult("real", "reference", {"recall_at_2": proportion(1, 2)})
-    (line,) = tables.main_table(rows, QUANTITIES, {}).missing
+    (line,) = tables.results_table(rows, QUANTITIES).missing
     assert line == "two-event recall@2 in teacher, baseline: no clip has two events"
+
+
+def test_a_figure_next_to_its_bound_has_the_digits_that_tell_them_apart():
+    bounds = [Bound("student", "x", 0.85), Bound("student", "x", 0.9)]
+    found = gates.check(bounds, {"student": {"x": Measured(0.8497, 0.05)}}, [])["student"]
+    assert [gate.found for gate in found] == ["0.8497", "0.85"]
+    assert not any(gate.passed for gate in found)
 
 
 def test_every_figure_has_its_error_and_count_in_json():
@@ -236,12 +244,14 @@ def test_another_metric_is_one_file(tmp_path):
     bounds = (Bound("student", "level_error", 7.0, "at most"), Bound("student", "level_error", 7.0))
     found = gates.check(bounds, {"student": row.values}, quantities)
     assert [gate.passed for gate in found["student"]] == [True, False]
-    assert found["student"][0].condition == "level error, dB at most 7 (found: 6.021)"
-    table = tables.main_table([row], quantities, found)
-    assert table.columns == ("row", "level error, dB", "clips")
-    assert "Level error, dB: mean difference of loudness" in table.caption
-    assert "lower is better" in table.caption
-    assert list(table.rows[0].values) == [row.values["level_error"], "3"]
+    assert found["student"][0].condition == "level error, dB at most 7 (found: 6.02)"
+    table = tables.results_table([row], quantities)
+    assert table.columns == ("figure", "student")
+    assert table.words["level error, dB"].startswith("mean difference of loudness")
+    level, count = table.rows
+    assert level == Row("level error, dB", (row.values["level_error"],), "lower")
+    assert level.heading == "level error, dB ↓"
+    assert count == Row("clips", ("3",))
     assert row.to_json(quantities)["level_error_count"] == 3
 
 

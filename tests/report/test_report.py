@@ -19,7 +19,6 @@ from fasttta_jax.report.page import (
     Report,
     Row,
     Table,
-    format_value,
     write_report,
 )
 from fasttta_jax.report.spectrograms import (
@@ -67,23 +66,24 @@ def tone(frequency: float, seconds: float = 0.5, sample_rate: int = 16_000) -> n
 def example() -> Report:
     return Report(
         title=f"Report {EVIL}",
-        introduction=f"First {EVIL}.\n\nSecond.",
-        tables=[
-            Table(
-                f"Quality {EVIL}",
-                ["row", "accuracy", "distance", "clips"],
-                [
-                    Row("real", [1.0, None, 48]),
-                    Row(
-                        EVIL,
-                        [0.90123, 61.2, 12345],
-                        [Gate("accuracy at least 0.85", True), Gate(f"distance {EVIL}", False)],
-                    ),
-                ],
-                caption=EVIL,
-            ),
-            Table("No gates", ["row", "x"], [Row("a", ["text"])]),
+        lead=f"First {EVIL}.",
+        results=Table(
+            f"Quality {EVIL}",
+            ["figure", "real", EVIL],
+            [
+                Row("accuracy", [1.0, 0.90123], "higher"),
+                Row(EVIL, [None, 61.2]),
+                Row("clips", [48, 12345]),
+            ],
+            caption=EVIL,
+            words={"accuracy": EVIL},
+            missing=[EVIL],
+        ),
+        gates=[
+            Gate("real", "accuracy", "at least 0.85", "0.901", True),
+            Gate(EVIL, "distance", EVIL, EVIL, False),
         ],
+        details=[Table("Others", ["row", "x"], [Row("a", ["text"])])],
         curves=[Figure(f"Loss {EVIL}", curves_png({"a": ([1, 2], [1.0, 0.5])}), EVIL)],
         prompts=[
             PromptRow(
@@ -95,6 +95,7 @@ def example() -> Report:
         settings={"b": {"x": EVIL}, EVIL: 1},
         created="2024-05-06",
         notes=[EVIL],
+        about=f"{EVIL}.\n\nSecond.",
     )
 
 
@@ -110,7 +111,7 @@ def test_nothing_that_was_told_becomes_markup(written: str) -> None:
     page = Page(written)
     assert page.all("script") == []
     assert "<script" not in written
-    assert page.text.count(EVIL) == 14
+    assert page.text.count(EVIL) == 20
     assert all("onerror" not in attributes for _, attributes in page.elements)
 
 
@@ -118,7 +119,7 @@ def test_the_page_needs_nothing_from_outside(written: str) -> None:
     page = Page(written)
     for _, attributes in page.elements:
         for name in ("src", "href", "srcset", "poster"):
-            assert attributes.get(name, "data:").startswith("data:")
+            assert attributes.get(name, "data:").startswith(("data:", "#"))
     assert page.all("link") == []
     without_data = re.sub(r"base64,[A-Za-z0-9+/=]+", "", written)
     assert not re.search(r"https?:|url\(|@import|//", without_data)
@@ -148,11 +149,20 @@ def test_every_picture_is_a_png_with_an_alternative_text(written: str) -> None:
 
 def test_tables_show_figures_gates_and_gaps(written: str) -> None:
     text = re.sub(r"\s+", " ", Page(written).text)
-    assert "real 1.000 – 48" in text
-    assert "0.9012 61.20 12,345 ✓ pass: accuracy at least 0.85 ✗ fail: distance" in text
-    assert text.count("gates") == 2  # the heading of the first table, and the second one's title
+    assert "accuracy ↑ 1.000 0.901" in text
+    assert "– 61.2 clips 48 12,345" in text
+    assert "Gates 1 of 2 failed" in text
+    assert "real accuracy at least 0.85 0.901 ✓ pass" in text
+    assert text.count("Gates") == 2  # the heading and the link to it
     assert "no sound" in text
     assert "2024-05-06" in text
+
+
+def test_sounds_come_first_and_prose_last(written: str) -> None:
+    sections = [section["id"] for section in Page(written).all("section")]
+    assert sections == ["sounds", "results", "gates", "details", "curves", "notes", "settings"]
+    links = [link["href"] for link in Page(written).all("a")]
+    assert links == [f"#{section}" for section in sections]
 
 
 def test_equal_reports_are_equal_files_and_empty_parts_leave_no_trace(
@@ -177,29 +187,6 @@ def test_bad_parts_are_named(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"prompt 'rain', cell 'student' .* 1 non-finite"):
         write_report(path, report)
     assert not path.exists()
-
-
-@pytest.mark.parametrize(
-    ("value", "expected"),
-    [
-        (None, "–"),
-        (True, "yes"),
-        (12345, "12,345"),
-        (0.5, "0.5000"),
-        (71.994, "71.99"),
-        (123456.7, "123,457"),
-        (-0.25, "-0.2500"),
-        (0.0, "0"),
-        (1.5e-5, "1.5e-05"),
-        (float("nan"), "NaN"),
-        (float("inf"), "inf"),
-        (np.float32(0.25), "0.2500"),
-        (np.int64(1000), "1,000"),
-        ("text", "text"),
-    ],
-)
-def test_values_are_formatted(value: object, expected: str) -> None:
-    assert format_value(value) == expected
 
 
 def test_a_full_scale_sine_is_zero_decibels_at_its_frequency() -> None:
