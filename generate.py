@@ -2,10 +2,12 @@
 
     python generate.py --prompt="a high bell rings nearby" --prompt="rain is falling fast" \\
         --out=sounds
+    python generate.py --prompts=captions.csv --out=sounds --lufs=-23
 
 This is the model that comes with the package; --workdir=runs/demo/student is one that you trained.
 Clip i of the list uses seed + i and depends on nothing but its prompt, its seed and the settings.
-The folder gets one sound file a clip and manifest.jsonl, which says how each was made.
+The folder gets one sound file a clip and manifest.jsonl, which says how each was made. Started
+again, the same command makes what is missing, on as many hosts as one likes.
 
 To continue a sound, or to fill a gap in it, give the file and the seconds to keep:
 
@@ -16,21 +18,21 @@ The file should be as loud as the sounds that the model was trained on. Kept tok
 exactly; the sound of a clip is decoded as a whole, so that no joint is heard.
 """
 
-import dataclasses
 import logging
-import time
 from collections.abc import Sequence
-from typing import NamedTuple, get_args
+from typing import NamedTuple
 
-import tqdm
 from absl import flags
 
 from fasttta_jax import cli
-from fasttta_jax.audio.files import AudioFormat
+from fasttta_jax.evaluation.ranking import RANKS, check_ranking, open_ranker
+from fasttta_jax.generation import job_flags
 from fasttta_jax.generation.edits import Ranges, parse_ranges, read_known
-from fasttta_jax.generation.folder import FolderConfig, write_clips
+from fasttta_jax.generation.job import Job, check_candidates
+from fasttta_jax.generation.job_flags import Wishes
+from fasttta_jax.generation.job_folder import Share
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
-from fasttta_jax.generation.prompts import read_prompts
+from fasttta_jax.multihost.startup import find_share
 
 logger = logging.getLogger("fasttta_jax.generate")
 
@@ -43,15 +45,23 @@ class Kept(NamedTuple):
     ranges: Ranges
 
 
+class Rank(NamedTuple):
+    """How candidates are ranked: --rank, --clap and --tagger."""
+
+    by: str
+    clap: str | None
+    tagger: str | None
+
+
 class Request(NamedTuple):
     """What a command line asks for."""
 
     workdir: str | None
     which: str | int
-    prompts: list[str]
+    wishes: Wishes
     kept: Kept | None
     config: GenerateConfig
-    folder: FolderConfig
+    rank: Rank
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -60,8 +70,8 @@ def define_flags(values: flags.FlagValues) -> None:
     def text(name: str, help: str, default: str | None = None, **options: bool) -> None:
         flags.DEFINE_string(name, default, help, flag_values=values, **options)
 
-    def whole(name: str, default: int | None, help: str, lowest: int) -> None:
-        flags.DEFINE_integer(name, default, help, lower_bound=lowest, flag_values=values)
+    def whole(name: str, default: int | None, help: str) -> None:
+        flags.DEFINE_integer(name, default, help, lower_bound=1, flag_values=values)
 
     def number(name: str, help: str) -> None:
         flags.DEFINE_float(name, None, help, flag_values=values)
@@ -71,43 +81,26 @@ def define_flags(values: flags.FlagValues) -> None:
         "Folder of a trained teacher or student, or of an exported model, or OWNER/NAME of one on "
         "the Hub. Default: the model that comes with the package.",
     )
-    flags.DEFINE_multi_string(
-        "prompt", [], "What to hear; may be given several times.", flag_values=values
-    )
-    text(
-        "prompts", "File of prompts: .txt (one a line), .csv or .jsonl (column prompt or caption)."
-    )
-    text("out", "Folder for the sounds and manifest.jsonl.", required=True)
-    flags.DEFINE_enum(
-        "format", "wav", get_args(AudioFormat), "Format of the sound files.", flag_values=values
-    )
     text("checkpoint", "Which one: last, best (lowest validation loss) or a step.", "last")
-    whole("seed", 0, "Seed of the first clip.", 0)
-    whole("clips_per_prompt", 1, "Clips for each prompt.", 1)
-    whole("batch_size", 8, "Most clips computed together.", 1)
+    job_flags.define(values)
+    flags.DEFINE_enum(
+        "rank", "none", RANKS, "What scores a clip against its own prompt.", flag_values=values
+    )
+    text("clap", "For --rank=clap: folder of its converted weights.")
+    text("tagger", "For --rank=tagger: folder of one, such as an --out of eval.py.")
+    whole("batch_size", 8, "Most clips computed together.")
     whole(
         "num_iterations",
         None,
         "Decoding iterations, 1 to the number of tokens. Default: the run's.",
-        1,
     )
     number("guidance_scale", "Classifier-free guidance; 1 is none. Default: the run's.")
     number("temperature", "Scale of the noise. Default: the run's.")
-    number(
-        "rms_dbfs",
-        "Bring every clip to this loudness, e.g. -23. Default: the level that the model gives.",
-    )
     text("audio", "Sound file of which --keep is kept in every clip.")
     text(
         "keep",
         "Seconds of --audio to keep: START-END, several with commas; whole token columns inside "
         "them.",
-    )
-    flags.DEFINE_bool(
-        "pictures",
-        False,
-        "Beside every sound a PNG of its mel spectrogram, and one of how decoding filled it in.",
-        flag_values=values,
     )
 
 
@@ -129,26 +122,23 @@ def request_of(values: flags.FlagValues) -> Request:
 
     Raises:
       ValueError: a value that is not allowed, flags that do not go together, no prompts.
-      OSError: the file of prompts cannot be read.
+      OSError: the table of prompts cannot be read.
     """
-    prompts = list(values.prompt) + (read_prompts(values.prompts) if values.prompts else [])
-    if not prompts:
-        raise ValueError("there is nothing to generate: give --prompt or --prompts")
-    return Request(
-        values.workdir,
-        int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint,
-        [prompt for prompt in prompts for _ in range(values.clips_per_prompt)],
-        _kept(values.audio, values.keep),
-        GenerateConfig(
-            values.seed,
-            values.batch_size,
-            values.num_iterations,
-            values.guidance_scale,
-            values.temperature,
-            with_states=values.pictures,
-        ),
-        FolderConfig(values.out, values.format, values.rms_dbfs, values.pictures),
+    rank = Rank(values.rank, values.clap, values.tagger)
+    check_ranking(*rank)
+    config = GenerateConfig(
+        values.seed,
+        values.batch_size,
+        values.num_iterations,
+        values.guidance_scale,
+        values.temperature,
+        with_states=values.pictures,
     )
+    kept = _kept(values.audio, values.keep)
+    wishes = job_flags.read(values)
+    check_candidates(wishes.prompts.candidates, rank.by != "none", wishes.output.name)
+    which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
+    return Request(values.workdir, which, wishes, kept, config, rank)
 
 
 def _kept(audio: str | None, keep: str | None) -> Kept | None:
@@ -162,30 +152,20 @@ def _kept(audio: str | None, keep: str | None) -> Kept | None:
 
 def main() -> None:
     request = request_of(flags.FLAGS)
-    prompts, config, kept = request.prompts, request.config, request.kept
-    if any(not prompt.strip() for prompt in prompts):
+    place = find_share()
+    share = Share(*cli.share(lambda: place[0], lambda: place[1]))
+    prompts, output, overwrite = request.wishes
+    if any(not prompt.strip() for prompt in prompts.prompts):
         logger.warning("an empty prompt makes an unconditional clip")
+    ranker = open_ranker(*request.rank)
     pipeline = Pipeline.open(request.workdir, request.which)
-    trained, known = pipeline.trained, None
-    if kept is not None:
-        num_tokens = trained.config.model.num_tokens
-        known = read_known(kept.audio, kept.ranges, trained.codec, num_tokens)
-    started = time.perf_counter()
-    clips = pipeline.generate(prompts, known=known, **dataclasses.asdict(config))
-    settings = dataclasses.asdict(config.decode_config(trained.config.decode))
-    settings["rms_dbfs"] = request.folder.rms_dbfs
-    if kept is not None:
-        settings |= {"audio": kept.audio, "keep": kept.keep}
-    notes = {
-        "settings": settings,
-        "checkpoint": trained.origin() | {"objective": trained.config.objective},
-    }
-    bar = tqdm.tqdm(clips, "generating", len(prompts), unit="clip")
-    write_clips(iter(bar), request.folder, trained.codec, notes)
-    seconds = time.perf_counter() - started
-    logger.info(
-        "%d clips in %s, %.1f s with compilation", len(prompts), request.folder.out, seconds
-    )
+    arguments, notes = {}, {}
+    if request.kept is not None:
+        (audio, keep, ranges), trained = request.kept, pipeline.trained
+        known = read_known(audio, ranges, trained.codec, trained.config.model.num_tokens)
+        arguments, notes = {"known": known}, {"audio": audio, "keep": keep}
+    job = Job(pipeline, prompts, output, request.config, arguments, notes, ranker, share, overwrite)
+    logger.info("%s: %s", output.out, job.run())
 
 
 if __name__ == "__main__":

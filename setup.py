@@ -37,11 +37,13 @@ setup(
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "ml-dtypes>=0.5",
+        "msgpack>=1.0",
         "numpy>=2.0",
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
         "pillow>=10",
         "pyarrow>=15",  # of tensorflow-datasets too
+        "pyloudnorm>=0.2",
         "safetensors>=0.8",
         "scipy>=1.13",
         "soundfile>=0.13",

@@ -11,10 +11,10 @@ import pathlib
 from collections.abc import Iterator, Mapping
 
 from data.common.audio_files import SEPARATOR, embedding_column, open_parquet
-from fasttta_jax.storage.rows import TEXT_FORMATS, Check, Reader, Row
+from fasttta_jax.storage.rows import TEXT_FORMATS, Check, Found, Reader
 
 
-def _parquet_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
+def _parquet_rows(table: pathlib.Path, check: Check) -> Iterator[Found]:
     file = open_parquet(table)
     embedding = embedding_column(file)
     check(f"{table}:1", file.schema_arrow.names)

@@ -10,10 +10,9 @@ from __future__ import annotations
 import contextlib
 import io
 import os
-import pathlib
 import sys
 from collections.abc import Iterator
-from typing import Literal, get_args
+from typing import Literal, NamedTuple, get_args
 
 import librosa
 import numpy as np
@@ -22,7 +21,7 @@ from jaxtyping import Float
 
 from fasttta_jax.storage.files import whole
 
-AudioFormat = Literal["wav", "flac", "ogg"]
+AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
 AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite", "silent"]
 
 SUFFIXES = (".aif", ".aiff", ".flac", ".mp3", ".oga", ".ogg", ".opus", ".wav")
@@ -45,7 +44,19 @@ MAX_CHANNELS = 2
 _READ_FRAMES = 1 << 18
 _WRITE_FRAMES = 1 << 14  # libsndfile overflows its stack when Vorbis gets minutes in one call
 _SOURCE_RATES = (1_000, 1_000_000)
-_SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS"}
+_SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
+
+
+class Tags(NamedTuple):
+    """What a sound file says of itself."""
+
+    title: str = ""
+    comment: str = ""
+    software: str = ""
+
+
+NO_TAGS = Tags()
 
 
 class AudioError(ValueError):
@@ -303,40 +314,73 @@ def playback_level(
     return (audio.astype(np.float64) * gain).astype(np.float32)
 
 
+def check_format(format: AudioFormat, sample_rate: int) -> None:
+    """Raises ValueError where a format is unknown, or cannot hold sound of this rate."""
+    if format not in _SUBTYPES:
+        raise ValueError(f"format is {format!r}; allowed: {get_args(AudioFormat)}")
+    if format == "mp3" and sample_rate not in MP3_RATES:
+        raise ValueError(
+            f"format is 'mp3', which has no rate of {sample_rate} Hz; allowed: another format, or "
+            f"{', '.join(map(str, MP3_RATES))} Hz"
+        )
+
+
 def write_audio(
     path: str | os.PathLike[str],
     audio: Float[np.ndarray, " S"],
     sample_rate: int,
     format: AudioFormat = "wav",
+    tags: Tags = NO_TAGS,
 ) -> None:
-    """Writes a mono file: 16-bit WAV, 16-bit FLAC, or Ogg Vorbis.
-
-    The file appears whole or not at all. Equal input gives equal bytes in WAV and FLAC. Ogg carries
-    a random stream number that libsndfile does not let one set, so there only the decoded samples
-    are equal.
+    """Writes a mono file, which appears whole or not at all; see `encode_audio`.
 
     Args:
       path: file to write; its folder must exist, and an older file is replaced.
       audio: samples in [-1, 1].
       sample_rate: samples per second.
       format: container and coding.
+      tags: what the file says of itself.
 
     Raises:
-      ValueError: an unknown format, no samples, or samples not finite or beyond [-1, 1].
+      ValueError: see `encode_audio`; names the file.
       OSError: the file cannot be written; the message names it.
     """
-    path = pathlib.Path(path)
-    if format not in _SUBTYPES:
-        raise ValueError(f"{path}: format is {format!r}; allowed: {get_args(AudioFormat)}")
-    _check_waveform(audio, str(path))
+    try:
+        encoded = encode_audio(audio, sample_rate, format, tags)
+    except ValueError as error:
+        raise ValueError(f"{os.fspath(path)}: {error}") from error
+    try:
+        with whole(path) as temporary:
+            temporary.write_bytes(encoded)
+    except OSError as error:
+        raise OSError(
+            error.errno, f"the audio file could not be written ({error.strerror})", str(path)
+        ) from error
+
+
+def encode_audio(
+    audio: Float[np.ndarray, " S"],
+    sample_rate: int,
+    format: AudioFormat = "wav",
+    tags: Tags = NO_TAGS,
+) -> bytes:
+    """The content of a mono file: 16-bit WAV, 16-bit FLAC, Ogg Vorbis, or MP3.
+
+    Equal input gives equal bytes but in Ogg, which carries a random stream number that libsndfile
+    does not let one set; there only the decoded samples are equal. MP3 keeps no `software`.
+
+    Raises:
+      ValueError: an unknown format, or a rate that it does not have; no samples, or samples not
+        finite or beyond [-1, 1].
+    """
+    check_format(format, sample_rate)
+    _check_waveform(audio, "the waveform to write")
     if not audio.size:
-        raise ValueError(f"{path}: there are no samples to write")
+        raise ValueError("there are no samples to write")
     if (peak := float(np.max(np.abs(audio)))) > 1.0:
-        raise ValueError(
-            f"{path}: the peak is {peak:.3f} and would clip; call playback_level first"
-        )
+        raise ValueError(f"the peak is {peak:.3f} and would clip; call playback_level first")
     samples = np.asarray(audio, np.float32)
-    if format != "ogg":  # libsndfile rounds differently for WAV and for FLAC
+    if format in ("wav", "flac"):  # libsndfile rounds differently for WAV and for FLAC
         samples = np.clip(np.round(samples * FILE_SCALE), -FILE_SCALE, FILE_SCALE - 1).astype(
             np.int16
         )
@@ -344,15 +388,12 @@ def write_audio(
     with soundfile.SoundFile(
         encoded, "w", sample_rate, 1, subtype=_SUBTYPES[format], format=format.upper()
     ) as file:
+        for name, value in tags._asdict().items():
+            if value:
+                setattr(file, name, value)
         for start in range(0, audio.size, _WRITE_FRAMES):
             file.write(samples[start : start + _WRITE_FRAMES])
-    try:
-        with whole(path) as temporary:
-            temporary.write_bytes(encoded.getvalue())
-    except OSError as error:
-        raise OSError(
-            error.errno, f"the audio file could not be written ({error.strerror})", str(path)
-        ) from error
+    return encoded.getvalue()
 
 
 def _check_waveform(audio: np.ndarray, where: str) -> None:

@@ -24,7 +24,7 @@ from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.protocols import Key
 from fasttta_jax.evaluation.sound_tables import SoundsError, TableRow, find_table, read_table
 from fasttta_jax.evaluation.tagger import to_float
-from fasttta_jax.generation.folder import MANIFEST_FILE
+from fasttta_jax.generation.job_folder import MANIFEST_FILE
 from fasttta_jax.input_pipeline.records import DatasetError, Records
 
 logger = logging.getLogger(__name__)

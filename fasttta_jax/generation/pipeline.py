@@ -106,7 +106,7 @@ class Clip:
         return bool(np.isfinite(self.audio).all())
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes a .wav, .flac or .ogg file; a peak beyond full scale is brought down.
+        """Writes a .wav, .flac, .ogg or .mp3 file; a peak beyond full scale is brought down.
 
         Raises:
           ValueError: another ending.

@@ -186,3 +186,29 @@ def _check_counts(timeout: float) -> None:
     if len(set(counts.values())) > 1:
         shown = ", ".join(f"{counts[host]} by process {host}" for host in sorted(counts))
         raise ValueError(f"the number of processes differs: it was given as {shown}")
+
+
+SHARES = (
+    ("JAX_PROCESS_ID", "JAX_NUM_PROCESSES"),
+    ("JOB_COMPLETION_INDEX", "JAX_NUM_PROCESSES"),  # an indexed job of Kubernetes
+    ("SLURM_PROCID", "SLURM_STEP_NUM_TASKS"),  # inside srun
+    ("OMPI_COMM_WORLD_RANK", "OMPI_COMM_WORLD_SIZE"),
+)
+"""Variables that say which of how many processes this is, for work that is shared by number."""
+
+
+def find_share() -> tuple[int, int]:
+    """Number of this process, and of all, by the environment; 0 of 1 where it says nothing.
+
+    Raises:
+      ValueError: a variable is no number.
+    """
+    for names in SHARES:
+        given = [os.environ.get(name) for name in names]
+        if all(given):
+            for name, value in zip(names, given, strict=True):
+                if not re.fullmatch("[0-9]+", value or ""):
+                    raise ValueError(f"{name} is {value!r}; allowed: a whole number")
+            index, count = map(int, map(str, given))
+            return index, count
+    return 0, 1

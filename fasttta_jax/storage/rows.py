@@ -2,6 +2,7 @@
 
 Text is UTF-8, with a byte order mark or without, and lines may end as on any system. A .json file
 holds a list of objects, alone or as "data" of an object, or it is JSON Lines by another name.
+Rows of CSV, TSV and JSON Lines are read as they are asked for: a table may be of any length.
 """
 
 from __future__ import annotations
@@ -11,13 +12,20 @@ import functools
 import json
 import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, TextIO
+
+
+class RowError(ValueError):
+    """A row that cannot be read; names the table and the line."""
+
 
 Row = tuple[int, Mapping[str, Any]]
 """Line, or number of the row, and the columns."""
+Found = tuple[int, Mapping[str, Any] | RowError]
+"""A row, or what is wrong with it."""
 Check = Callable[[str, Sequence[str]], object]
 """Raises where a header, of which it is told the place and the columns, lacks something."""
-Reader = Callable[[pathlib.Path, Check], Iterator[Row]]
+Reader = Callable[[pathlib.Path, Check], Iterator[Found]]
 
 
 def unchecked(where: str, columns: Sequence[str]) -> None:
@@ -43,6 +51,25 @@ def read_rows(
       ValueError: the table is malformed; names the line.
       OSError: it cannot be read.
     """
+    for line, row in find_rows(table, check, formats=formats, readers=readers):
+        if isinstance(row, RowError):
+            raise row
+        yield line, row
+
+
+def find_rows(
+    table: pathlib.Path,
+    check: Check = unchecked,
+    *,
+    formats: Sequence[str] = (),
+    readers: Mapping[str, Reader] | None = None,
+) -> Iterator[Found]:
+    """As `read_rows`, but a malformed row is given as its error, and the rows behind it follow.
+
+    Raises:
+      ValueError: another format, a header that lacks something, or a .json that cannot be read.
+      OSError: the table cannot be read.
+    """
     known = TEXT_FORMATS if readers is None else readers
     allowed = formats or tuple(known)
     suffix = table.suffix.lower()
@@ -54,43 +81,92 @@ def read_rows(
         raise ValueError(f"{table}: is not UTF-8 text: {error}") from error
 
 
-def _csv_rows(table: pathlib.Path, check: Check, dialect: str) -> Iterator[Row]:
-    with open(table, encoding="utf-8-sig", newline="") as file:
+def _csv_rows(table: pathlib.Path, check: Check, dialect: str) -> Iterator[Found]:
+    with _open(table) as file:
         reader = csv.reader(file, dialect, strict=True)
-        try:
-            header = [column.strip() for column in next(reader, [])]
-            check(f"{table}:1", header)
-            for values in reader:
-                if not values:
-                    continue
-                if len(values) != len(header):
-                    raise ValueError(
-                        f"{table}:{reader.line_num}: has {len(values)} fields, but the header has "
-                        f"{len(header)}; a field that holds a {_NAMES[dialect]} needs double quotes"
-                    )
-                yield reader.line_num, dict(zip(header, values, strict=True))
-        except csv.Error as error:
-            message = f"{table}:{reader.line_num}: malformed {table.suffix[1:].upper()}: {error}"
-            raise ValueError(message) from error
+        header: list[str] | None = None
+        while True:
+            try:
+                values = next(reader, None)
+            except csv.Error as error:
+                fault = f"{table}:{reader.line_num}: malformed {table.suffix[1:].upper()}: {error}"
+                if header is None:
+                    raise ValueError(fault) from error
+                yield reader.line_num, RowError(fault)
+                continue
+            where = f"{table}:{reader.line_num}"
+            if header is None:
+                header = [column.strip() for column in values or []]
+                if (fault := _not_utf8(where, "".join(header))) is not None:
+                    raise fault
+                check(f"{table}:1", header)
+            elif values is not None and values:
+                yield reader.line_num, _columns(where, header, values, dialect)
+            if values is None:
+                return
+
+
+def _columns(
+    where: str, header: Sequence[str], values: Sequence[str], dialect: str
+) -> Mapping[str, Any] | RowError:
+    if len(values) != len(header):
+        return RowError(
+            f"{where}: has {len(values)} fields, but the header has {len(header)}; a field that "
+            f"holds a {_NAMES[dialect]} needs double quotes"
+        )
+    return _not_utf8(where, "".join(values)) or dict(zip(header, values, strict=True))
 
 
 _NAMES = {"excel": "comma", "excel-tab": "tab"}
 
 
-def _jsonl_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
-    del check
-    with open(table, encoding="utf-8-sig") as file:
+def _open(table: pathlib.Path) -> TextIO:
+    """The text, in which bytes that are not UTF-8 are kept for `_not_utf8` to find."""
+    return open(table, encoding="utf-8-sig", errors="surrogateescape", newline="")
+
+
+def _not_utf8(where: str, text: str) -> RowError | None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        return RowError(f"{where}: is not UTF-8 text: {error.object[error.start]!a}")
+    return None
+
+
+def _lines(table: pathlib.Path) -> Iterator[tuple[int, str, RowError | None]]:
+    """Number, text and fault of the lines that are not blank."""
+    with _open(table) as file:
         for line, text in enumerate(file, start=1):
-            if not text.strip():
-                continue
+            if text.strip():
+                yield line, text.strip(), _not_utf8(f"{table}:{line}", text)
+
+
+def _jsonl_rows(table: pathlib.Path, check: Check) -> Iterator[Found]:
+    del check
+    for line, text, fault in _lines(table):
+        if fault is None:
             try:
-                record = json.loads(text)
+                yield line, _object(f"{table}:{line}", json.loads(text))
+                continue
+            except RowError as error:
+                fault = error
             except (ValueError, RecursionError) as error:
-                raise ValueError(f"{table}:{line}: malformed JSON: {error}") from error
-            yield line, _object(f"{table}:{line}", record)
+                fault = RowError(f"{table}:{line}: malformed JSON: {error}")
+        yield line, fault
 
 
-def _json_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
+def lines_as(column: str) -> Reader:
+    """Reads plain text: a row for each line that is not blank, stripped, with one column."""
+
+    def read(table: pathlib.Path, check: Check) -> Iterator[Found]:
+        check(f"{table}:1", [column])
+        for line, text, fault in _lines(table):
+            yield line, fault or {column: text}
+
+    return read
+
+
+def _json_rows(table: pathlib.Path, check: Check) -> Iterator[Found]:
     try:
         found = json.loads(table.read_text("utf-8-sig"))
     except RecursionError as error:
@@ -107,16 +183,19 @@ def _json_rows(table: pathlib.Path, check: Check) -> Iterator[Row]:
             'one under "data", or an object a line'
         )
     for number, record in enumerate(records, start=1):
-        yield number, _object(f"{table}:{number}", record)
+        try:
+            yield number, _object(f"{table}:{number}", record)
+        except RowError as error:
+            yield number, error
 
 
 def _object(where: str, record: Any) -> Mapping[str, Any]:
     if not isinstance(record, dict):
-        raise ValueError(f"{where}: {json.dumps(record)[:60]!r} is not a JSON object")
+        raise RowError(f"{where}: {json.dumps(record)[:60]!r} is not a JSON object")
     try:
         json.dumps(record, ensure_ascii=False).encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{where}: malformed JSON: half a character, {error}") from error
+        raise RowError(f"{where}: malformed JSON: half a character, {error}") from error
     return record
 
 

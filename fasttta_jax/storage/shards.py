@@ -134,6 +134,21 @@ class ShardedWork:
         shards = self.of_process(process_id, num_processes)
         return [shard for shard in shards if not self._note(shard).is_file()]
 
+    def note(self, shard: Shard) -> dict[str, Any] | None:
+        """What a shard said of itself; None where it said nothing yet.
+
+        Raises:
+          StorageError: it was made with other settings.
+        """
+        if not self._note(shard).is_file():
+            return None
+        note = json.loads(self._note(shard).read_text())
+        if note["made_from_sha256"] != self._settings_sha256:
+            raise StorageError(
+                f"{self._note(shard)} was made with other settings; remove it and start again"
+            )
+        return note
+
     def done(self, shard: Shard, note: Mapping[str, Any]) -> None:
         """Notes that what a shard makes is written; `note` are JSON values."""
         plan = {
@@ -151,13 +166,7 @@ class ShardedWork:
         """
         if self.missing():
             return None
-        notes = [json.loads(self._note(shard).read_text()) for shard in self.shards]
-        for shard, note in zip(self.shards, notes, strict=True):
-            if note["made_from_sha256"] != self._settings_sha256:
-                raise StorageError(
-                    f"{self._note(shard)} was made with other settings; remove it and start again"
-                )
-        return notes
+        return [note for note in map(self.note, self.shards) if note is not None]
 
     @functools.cached_property
     def _settings_sha256(self) -> str:

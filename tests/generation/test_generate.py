@@ -11,13 +11,14 @@ import soundfile
 from absl import flags
 
 import generate
-from fasttta_jax.config import ConfigError
-from fasttta_jax.generation.folder import FolderConfig, write_clips
-from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
-from fasttta_jax.generation.prompts import PromptError, read_prompts, slug
+from fasttta_jax.audio.loudness import Level
+from fasttta_jax.generation.job_flags import Wishes
+from fasttta_jax.generation.names import NameTemplate
+from fasttta_jax.generation.outputs import OutputConfig
+from fasttta_jax.generation.pipeline import GenerateConfig
+from fasttta_jax.generation.prompts import Prompts
 from tests.support import commands
 from tests.support.helpers import CLIP_SAMPLES, SAMPLE_RATE, synthetic_audio
-from tests.support.type_checks import unchecked
 
 PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
 
@@ -33,26 +34,35 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         "--prompt=a dog",
         f"--prompts={table}",
         "--clips_per_prompt=2",
+        "--candidates=3",
+        "--rank=tagger",
+        "--tagger=report",
         "--checkpoint=30",
         "--seed=5",
         "--batch_size=4",
         "--guidance_scale=2",
         "--rms_dbfs=-26",
         "--format=flac",
+        "--name={slug}_{index}",
         "--audio=dog.wav",
         "--keep=0-1.28",
         "--pictures",
+        "--overwrite",
+    )
+    output = OutputConfig(
+        "sounds", "files", "flac", Level(rms_dbfs=-26.0), NameTemplate("{slug}_{index}"), True
     )
     assert request == generate.Request(
         workdir="run",
         which=30,
-        prompts=["a dog", "a dog", "rain", "rain"],
+        wishes=Wishes(Prompts(("a dog",), str(table), 2, 3, 5), output, overwrite=True),
         kept=generate.Kept("dog.wav", "0-1.28", ((0.0, 1.28),)),
         config=GenerateConfig(seed=5, batch_size=4, guidance_scale=2.0, with_states=True),
-        folder=FolderConfig("sounds", "flac", -26.0, pictures=True),
+        rank=generate.Rank("tagger", None, "report"),
     )
     plain = parse("--prompt=x")
     assert (plain.which, plain.kept, plain.config) == ("last", None, GenerateConfig())
+    assert plain.wishes == Wishes(Prompts(("x",)), OutputConfig("sounds"), overwrite=False)
 
 
 @pytest.mark.parametrize(
@@ -62,11 +72,29 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         (["--prompt=x", "--num_iterations=0"], "num_iterations"),
         (["--prompt=x", "--temperature=-1"], "temperature is -1.0; allowed: 0 or more"),
         (["--prompt=x", "--batch_size=0"], "batch_size"),
-        (["--prompt=x", "--format=aiff"], "<wav|flac|ogg>"),
+        (["--prompt=x", "--format=aiff"], "<wav|flac|ogg|mp3>"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
         (["--prompt=x", "--no_such_flag=1"], "no_such_flag"),
         (["--prompt=x", "--seed=4294967296"], "seed is 4294967296; allowed: 0 to 4294967295"),
         (["--prompt=x", "--rms_dbfs=1"], "rms_dbfs is 1.0; allowed: at most 0"),
+        (
+            ["--prompt=x", "--lufs=-23", "--rms_dbfs=-20"],
+            "lufs and rms_dbfs are given; allowed: one",
+        ),
+        (["--prompt=x", "--candidates=2"], "nothing ranks them; allowed: --rank=clap or"),
+        (["--prompt=x", "--rank=clap"], "--rank=clap needs --clap, a folder of converted weights"),
+        (["--prompt=x", "--tagger=x"], "allowed: --tagger with --rank=tagger"),
+        (
+            ["--prompt=x", "--candidates=2", "--rank=tagger", "--tagger=x", "--name={index}{seed}"],
+            "allowed: a name without {seed}",
+        ),
+        (["--prompt=x", "--name=a/{slug}"], "with '/'; allowed: a name without folders"),
+        (["--prompt=x", "--name={artist}"], "{artist}; allowed: {index}, {id}"),
+        (["--prompt=x", "--name={index:q}"], "Unknown format code 'q'"),
+        (["--prompt=x", "--name={index"], "--name is '{index'"),
+        (["--prompt=x", "--store=tar", "--pictures"], "pictures go with --store=files"),
+        (["--prompt=x", "--out=gs://bucket/x"], "allowed: a folder of this machine"),
+        (["--prompt=x", f"--out={__file__}/x"], "is a file; allowed: a folder"),
         (["--prompt=x", "--keep=0-1"], "--audio is missing; --audio and --keep go together"),
         (["--prompt=x", "--audio=a.wav"], "--keep is missing; --audio and --keep go together"),
         (["--prompt=x", "--audio=a.wav", "--keep=1-0"], "allowed: after its start"),
@@ -135,56 +163,3 @@ def test_what_is_no_flag_is_named(tmp_path: pathlib.Path) -> None:
     done = commands.run("generate.py", f"--workdir={tmp_path}", f"--out={tmp_path}", "a dog barks")
     assert done.returncode != 0
     assert "'a dog barks' is not a flag; flags look like --name=value" in done.stderr
-
-
-@pytest.mark.parametrize("file_format", ["flac", "ogg"])
-def test_formats_and_loudness(
-    file_format: str, runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
-) -> None:
-    pipeline = Pipeline.open(str(runs["student"]))
-    out = FolderConfig(str(tmp_path / "new" / "folder"), file_format, rms_dbfs=-26.0)
-    write_clips(pipeline.generate(["一只狗在叫"] * 2), out, pipeline.trained.codec, {"by": "test"})
-    files = sorted((tmp_path / "new" / "folder").glob(f"*.{file_format}"))
-    assert [file.name for file in files] == [f"0000{i}_clip.{file_format}" for i in (0, 1)]
-    for file in files:
-        audio, rate = soundfile.read(file)
-        assert rate == SAMPLE_RATE
-        assert np.abs(audio).max() <= 1.0
-        assert np.sqrt(np.mean(audio**2)) > 10 ** (-40 / 20)
-    rows = [json.loads(line) for line in (files[0].parent / "manifest.jsonl").open()]
-    assert [row["by"] for row in rows] == ["test", "test"]
-    message = "format is 'aiff'; allowed: one of 'wav', 'flac', 'ogg'"
-    with unchecked(), pytest.raises(ConfigError, match=message):
-        FolderConfig("x", "aiff")  # type: ignore[arg-type]
-
-
-def test_read_prompts(tmp_path: pathlib.Path) -> None:
-    expected = ["a dog, barking", "rain"]
-    contents = {
-        "a.txt": "a dog, barking\n\n  rain \n",
-        "b.csv": 'id,caption\n1,"a dog, barking"\n2,rain\n',
-        "c.jsonl": '{"prompt": "a dog, barking"}\n{"prompt": "rain"}\n',
-    }
-    for name, text in contents.items():
-        (tmp_path / name).write_text(text)
-        assert read_prompts(tmp_path / name) == expected
-    bad = {
-        "a.csv": ("id,text\n1,x\n", r"columns are \['id', 'text'\]; one must be prompt or caption"),
-        "b.jsonl": ('{"prompt": "x"}\nnonsense\n', "line 2 is not JSON"),
-        "c.jsonl": ('{"text": "x"}\n', "line 1: a text field named prompt or caption is missing"),
-        "d.txt": ("\n \n", "holds no prompts"),
-        "e.pdf": ("x", "ending is '.pdf'; allowed: .txt, .csv, .jsonl"),
-    }
-    for name, (text, message) in bad.items():
-        (tmp_path / name).write_text(text)
-        with pytest.raises(PromptError, match=message):
-            read_prompts(tmp_path / name)
-    (tmp_path / "f.txt").write_bytes(b"\xff\xfe\xfa")
-    with pytest.raises(PromptError, match="not UTF-8"):
-        read_prompts(tmp_path / "f.txt")
-
-
-def test_real_captions_are_prompts(datasets: pathlib.Path) -> None:
-    prompts = read_prompts(datasets / "audiocaps_captions" / "val.csv")
-    assert len(prompts) == 2475
-    assert all(0 < len(slug(prompt)) <= 40 for prompt in prompts)

@@ -29,7 +29,7 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 IMPORTED = [
     "tests.support.type_checks",
     "fasttta_jax.training.loop",
-    "fasttta_jax.generation.folder",
+    "fasttta_jax.evaluation.ranking",
     "fasttta_jax.cli",
     "jax.experimental.multihost_utils",
 ]
