@@ -1,13 +1,14 @@
-# `make demo`, `make test`, and `make test-long` for what is long by nature. Each sets up its own
-# virtual environment first.
+# `make demo`, `make test`, and `make test-long` for what is long by nature; `make model` trains the
+# model that comes with the package. Each sets up its own virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
 RUNS ?= runs/demo
 RUN := $(VENV)/bin/python
 DEMO := $(RUNS)/report/report.html
+MODEL ?= runs/soundscapes
 
-.PHONY: demo ablations test test-long suite lint setup clean
+.PHONY: demo model ablations test test-long suite lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -20,12 +21,12 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 # One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
 # for the tests, which mostly compile, in threads that would wait for that one arena.
-demo ablations: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
-demo ablations: export MALLOC_ARENA_MAX := 1
-demo ablations: export MALLOC_TRIM_THRESHOLD_ := 10000000000
+demo ablations model: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
+demo ablations model: export MALLOC_ARENA_MAX := 1
+demo ablations model: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 demo: setup
 	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
-	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec
+	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec --overlap_frames 6
 	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded --codec $(RUNS)/codec
 	$(RUN) -m data.embed_text --data $(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
@@ -34,6 +35,18 @@ demo: setup
 	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student
 	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --num_energy_clips=64 --gates=demo
 	@echo "Open $(DEMO)"
+
+# Goes on where it stopped. The model in the package is $(MODEL)/exported of the commit on its card.
+model: setup
+	$(RUN) -m data.soundscapes --out $(MODEL)/data --num_train 20000 --workers 2
+	$(RUN) -m data.spectrogram_codec --data $(MODEL)/data --out $(MODEL)/codec --overlap_frames 6
+	$(RUN) -m data.encode_latents --data $(MODEL)/data --out $(MODEL)/encoded --codec $(MODEL)/codec
+	$(RUN) -m data.embed_text --data $(MODEL)/encoded
+	$(RUN) train.py --config=configs/soundscapes_teacher.py --workdir=$(MODEL)/teacher --config.data.path=$(MODEL)/encoded
+	$(RUN) train.py --config=configs/soundscapes_student.py --workdir=$(MODEL)/student --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/teacher
+	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
+	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
+	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json
 
 ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations

@@ -1,8 +1,8 @@
 """The teacher of the model that comes with the package: the demo's, wider and trained longer.
 
-    make model
+    python train.py --config=configs/soundscapes_teacher.py --workdir=runs/soundscapes/teacher
 
-It takes 20,000 soundscapes and a codec whose patches overlap; the Makefile has the commands.
+`make model` builds its 20,000 soundscapes and its codec, whose patches overlap, before that.
 """
 
 import dataclasses

@@ -235,11 +235,12 @@ class Evaluator:
         real = self.test.with_audio(to_float(self.test.audio))
         rows = [self.row(REAL, "reference", real)]
         if self.setup.trained:
-            rebuilt = real.with_audio(self._through_codec(real))
+            rebuilt = real.with_audio(self.through_codec(real))
             rows.append(self.row("codec", "reference", rebuilt))
         return rows
 
-    def _through_codec(self, clips: Clips) -> Float[np.ndarray, "n S"]:
+    def through_codec(self, clips: Clips) -> Float[np.ndarray, "n S"]:
+        """The waveforms of clips as the tokens of the runs' codec keep them."""
         codec, size = self.runs.encoded.codec, self.config.batch_size
         rebuilt = np.empty_like(clips.audio)
         with self._stage("codec"), tqdm.tqdm(total=len(clips), desc="codec", unit="clip") as bar:

@@ -72,6 +72,7 @@ def train_tagger(
     num_steps: int = 600,
     batch_size: int = 32,
     learning_rate: float = 2e-3,
+    augmented: bool = True,
     progress: bool = True,
 ) -> Tagger:
     """Trains a tagger with AdamW and a cosine schedule; the result is a function of the arguments.
@@ -83,6 +84,8 @@ def train_tagger(
       num_steps: updates.
       batch_size: clips in an update; at most the number of clips.
       learning_rate: at its peak, after a twentieth of the steps.
+      augmented: whether clips are changed a little, which makes a tagger deaf to what generated
+        clips must not be punished for; False where that is what it is to hear.
       progress: whether to show a bar.
 
     Raises:
@@ -119,7 +122,7 @@ def train_tagger(
             learning_rates[index],
             step_key,
             network=network,
-            floor=math.log(spec.mel.floor),
+            floor=math.log(spec.mel.floor) if augmented else None,
         )
         if progress and index % 50 == 0:
             bar.set_postfix(loss=f"{float(loss):.3f}")
@@ -143,10 +146,13 @@ def _step(
     key: Key,
     *,
     network: TaggerNetwork,
-    floor: float,
+    floor: float | None,
 ) -> tuple[Params, optax.OptState, Float[Array, ""]]:
-    augmented = augment(batch.spectrograms.astype(jnp.float32), key, floor=floor)
-    batch = batch._replace(spectrograms=(augmented - scale[0]) / scale[1])
+    """One update; the clips are augmented where a floor is given."""
+    spectrograms = batch.spectrograms.astype(jnp.float32)
+    if floor is not None:
+        spectrograms = augment(spectrograms, key, floor=floor)
+    batch = batch._replace(spectrograms=(spectrograms - scale[0]) / scale[1])
     loss, gradients = jax.value_and_grad(_loss)(params, batch, network)
     directions, optimizer_state = _OPTIMIZER.update(gradients, optimizer_state, params)
     updates = jax.tree.map(lambda direction: -learning_rate * direction, directions)
