@@ -10,11 +10,11 @@ import ml_collections
 from configs import demo_student, soundscapes_teacher
 from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
-NUM_STEPS = 5_000
+NUM_STEPS = 4_000
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """5,000 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
+    """4,000 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
     demo = from_config_dict(demo_student.get_config())
     teacher = from_config_dict(soundscapes_teacher.get_config())
     return to_config_dict(
