@@ -50,7 +50,8 @@ from fasttta_jax.storage.files import write_json
 
 logger = logging.getLogger("fasttta_jax.structure")
 
-SIREN_HZ = (200.0, 2200.0)
+SIREN_HZ = {"low": (250.0, 800.0), "high": (800.0, 2200.0)}
+"""Where the strongest partial of a siren is looked for, by its pitch."""
 RHYTHMIC = ("clock", "footsteps", "alarm")
 EDGE_FRAMES = 8
 """Of a pitch track, at either end: their windows hang over."""
@@ -65,11 +66,11 @@ def single(clips: Clips, event: str) -> list[int]:
 
 def wails(clips: Clips, sample_rate: int) -> list[float]:
     """The share of each siren's contour that one sine explains."""
-    lowest, highest = SIREN_HZ
-    contours = [
-        pitch_track(clips.audio[row], sample_rate, lowest=lowest, highest=highest)
-        for row in single(clips, "siren")
-    ]
+    contours = []
+    for row in single(clips, "siren"):
+        lowest, highest = SIREN_HZ[clips.labels[row]["attributes"]["siren"]["pitch"]]
+        audio = to_float(clips.audio[row])
+        contours.append(pitch_track(audio, sample_rate, lowest=lowest, highest=highest))
     return [wail_share(contour[EDGE_FRAMES:-EDGE_FRAMES]) for contour in contours]
 
 

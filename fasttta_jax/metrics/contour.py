@@ -11,28 +11,34 @@ from jaxtyping import Float
 
 HOP_SECONDS = 0.01
 FRAME_SECONDS = 0.064
+SILENT = 1e-6
 
 
 def pitch_track(
     audio: Float[np.ndarray, " S"], sample_rate: int, *, lowest: float, highest: float
 ) -> Float[np.ndarray, " T"]:
-    """log2 of the pitch in Hz every hundredth of a second, by YIN (de Cheveigné & Kawahara, 2002).
+    """log2 of the frequency in Hz of the strongest partial, every hundredth of a second.
+
+    The top of a parabola through the logarithms of the highest bin and its neighbours.
 
     Args:
       audio: waveform.
       sample_rate: in Hz.
-      lowest: lowest pitch that is looked for, in Hz.
-      highest: highest pitch.
+      lowest: lowest frequency that is looked at, in Hz.
+      highest: highest frequency.
     """
-    pitch = librosa.yin(
-        np.asarray(audio),
-        sr=sample_rate,
-        fmin=lowest,
-        fmax=highest,
-        frame_length=round(FRAME_SECONDS * sample_rate),
-        hop_length=round(HOP_SECONDS * sample_rate),
+    n_fft = round(FRAME_SECONDS * sample_rate)
+    spectrum = librosa.stft(
+        np.asarray(audio), n_fft=n_fft, hop_length=round(HOP_SECONDS * sample_rate)
     )
-    return np.log2(pitch)
+    levels = np.log(np.abs(spectrum) + SILENT)
+    first, last = round(lowest * n_fft / sample_rate), round(highest * n_fft / sample_rate)
+    best = first + levels[first : last + 1].argmax(axis=0)
+    frames = np.arange(levels.shape[1])
+    left, middle, right = (levels[best + shift, frames] for shift in (-1, 0, 1))
+    bend = np.minimum(left - 2 * middle + right, -SILENT)
+    shift = np.clip((left - right) / (2 * bend), -0.5, 0.5)
+    return np.log2((best + shift) * sample_rate / n_fft)
 
 
 def wail_share(

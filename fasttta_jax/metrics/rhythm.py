@@ -18,7 +18,7 @@ from jaxtyping import Float
 HOP_SECONDS = 0.005
 NUM_MELS = 32
 BLUR_FRAMES = 2.0
-"""Of the onset strength, so that it does not matter whether a period is a whole number of frames."""
+"""Of the onset strength, so that a period need not be a whole number of frames."""
 NEARLY = 0.8
 """Of the highest peak: the first peak as high as this is the period, and not a multiple of it."""
 

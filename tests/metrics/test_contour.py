@@ -16,7 +16,7 @@ def tone(frequency: np.ndarray) -> np.ndarray:
 def test_the_pitch_of_a_wail_is_followed() -> None:
     time = np.arange(40_960) / RATE
     frequency = 500 * 1.3 ** np.sin(2 * np.pi * 0.8 * time)
-    contour = pitch_track(tone(frequency), RATE, lowest=200, highest=2200)
+    contour = pitch_track(tone(frequency), RATE, lowest=200, highest=800)
     inner = slice(8, -8)
     expected = np.log2(frequency[:: RATE // 100][: len(contour)])
     # A window of 64 ms averages a sweep of at most 2 octaves a second with a curvature of 10.
