@@ -31,8 +31,8 @@ demo: setup
 	$(RUN) -m data.embed_text --data $(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
-	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher
-	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student
+	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher --overwrite
+	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student --overwrite
 	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --num_energy_clips=64 --gates=demo
 	@echo "Open $(DEMO)"
 

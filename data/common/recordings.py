@@ -212,7 +212,7 @@ def cut_clips(whole: builder.Clip, settings: Settings) -> list[builder.Clip | Sk
     if settings.level:
         audio = audio_lib.level(whole.audio)
     else:
-        audio = audio_lib.playback_level(whole.audio, rms_dbfs=None, peak_dbfs=0.0)
+        audio = audio_lib.playback_level(whole.audio, peak_dbfs=0.0)
     pieces = np.array_split(audio, math.ceil(seconds / settings.max_seconds))
     clips: list[builder.Clip | Skipped] = []
     for index, piece in enumerate(pieces):

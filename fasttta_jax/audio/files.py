@@ -284,20 +284,16 @@ def gated_rms(audio: Float[np.ndarray, " S"]) -> float:
 
 
 def playback_level(
-    audio: Float[np.ndarray, " S"],
-    *,
-    rms_dbfs: float | None = None,
-    peak_dbfs: float = PLAYBACK_PEAK_DBFS,
+    audio: Float[np.ndarray, " S"], *, peak_dbfs: float = PLAYBACK_PEAK_DBFS
 ) -> Float[np.ndarray, " S"]:
-    """Scales a waveform, as a whole, to a sane loudness that does not clip.
+    """Scales a waveform, as a whole, so that it does not clip; `loudness.Level` sets a level.
 
     Args:
       audio: waveform, any float dtype.
-      rms_dbfs: level to bring the gated root mean square to; None keeps the level it has.
-      peak_dbfs: ceiling of the peak, at most 0; it wins over `rms_dbfs`.
+      peak_dbfs: ceiling of the peak, at most 0.
 
     Returns:
-      float32 [S]. Silence is not raised.
+      float32 [S].
 
     Raises:
       ValueError: samples are not finite, or the ceiling is above full scale.
@@ -305,12 +301,8 @@ def playback_level(
     if peak_dbfs > 0:
         raise ValueError(f"peak_dbfs is {peak_dbfs}; allowed: at most 0 (full scale)")
     _check_waveform(audio, "the waveform to play")
-    gain = 1.0
-    if rms_dbfs is not None and not is_silent(audio):
-        gain = amplitude(rms_dbfs) / gated_rms(audio)
     peak = float(np.max(np.abs(audio), initial=0.0))
-    if peak * gain > amplitude(peak_dbfs):
-        gain = amplitude(peak_dbfs) / peak
+    gain = min(1.0, amplitude(peak_dbfs) / peak) if peak else 1.0
     return (audio.astype(np.float64) * gain).astype(np.float32)
 
 

@@ -249,6 +249,7 @@ class JobFolder:
             return False
         for leftover in self.path.rglob(f".*{TEMPORARY}"):  # of a process that was killed
             leftover.unlink(missing_ok=True)
+        (self.path / LOCK_FILE).unlink(missing_ok=True)
         return True
 
 

@@ -171,26 +171,19 @@ def test_level_centres_and_scales():
     assert audio_lib.level(np.zeros(0, np.float32)).size == 0
 
 
-@pytest.mark.parametrize("rms_dbfs", [None, -60.0, -20.0, 0.0, 20.0])
 @pytest.mark.parametrize("peak_dbfs", [0.0, -1.0, -12.0])
 @pytest.mark.parametrize("gain", [1e-3, 0.3, 1.0, 40.0])
-def test_playback_level_keeps_the_shape_and_the_ceiling(rms_dbfs, peak_dbfs, gain):
+def test_playback_level_keeps_the_shape_and_the_ceiling(peak_dbfs, gain):
     noise = np.random.default_rng(0).standard_normal(RATE)
     audio = (gain * noise / np.max(np.abs(noise))).astype(np.float32)
-    played = audio_lib.playback_level(audio, rms_dbfs=rms_dbfs, peak_dbfs=peak_dbfs)
+    played = audio_lib.playback_level(audio, peak_dbfs=peak_dbfs)
     assert played.dtype == np.float32
     ceiling = audio_lib.amplitude(peak_dbfs)
     assert np.max(np.abs(played)) <= np.float32(ceiling)
     ratio = np.max(np.abs(played)) / np.max(np.abs(audio))
     np.testing.assert_allclose(played, audio * ratio, rtol=1e-5)
     at_ceiling = np.max(np.abs(played)) == pytest.approx(ceiling, rel=1e-5)
-    if rms_dbfs is None:
-        assert at_ceiling if gain > ceiling else np.array_equal(played, audio)
-    else:
-        target = audio_lib.amplitude(rms_dbfs)
-        reached = audio_lib.gated_rms(played)
-        assert reached <= target * 1.001
-        assert at_ceiling or reached == pytest.approx(target, rel=1e-4)
+    assert at_ceiling if gain > ceiling else np.array_equal(played, audio)
 
 
 def test_gated_level_ignores_the_pauses():
@@ -200,10 +193,9 @@ def test_gated_level_ignores_the_pauses():
     assert audio_lib.gated_rms(loud) == pytest.approx(0.2 / np.sqrt(2), rel=1e-3)
 
 
-@pytest.mark.parametrize("rms_dbfs", [None, -20.0])
-def test_playback_level_of_silence(rms_dbfs):
+def test_playback_level_of_silence():
     for silence in (np.zeros(0), np.zeros(100), np.full(100, 1e-6)):
-        played = audio_lib.playback_level(silence, rms_dbfs=rms_dbfs, peak_dbfs=-1.0)
+        played = audio_lib.playback_level(silence)
         np.testing.assert_array_equal(played, silence.astype(np.float32))
 
 
@@ -217,18 +209,23 @@ def test_playback_level_refuses_what_is_not_sound():
         audio_lib.playback_level(np.zeros(3), peak_dbfs=3)
 
 
-@pytest.mark.parametrize("format", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize("format", ["wav", "flac", "ogg", "mp3"])
 def test_written_files_read_back(tmp_path, format):
     path = tmp_path / f"tone.{format}"
-    audio_lib.write_audio(path, tone(440, peak=1.0), RATE, format)
+    tags = audio_lib.Tags("a 犬 barks", '{"seed": 3}', "fasttta_jax")
+    audio_lib.write_audio(path, tone(440, peak=1.0), RATE, format, tags)
     assert soundfile.info(path).format == format.upper()
+    with soundfile.SoundFile(path) as file:
+        found = file.copy_metadata()
+    assert (found["title"], found["comment"]) == (tags.title, tags.comment)
+    assert format == "mp3" or found["software"].startswith(tags.software)
     audio = audio_lib.read_audio(path, RATE)
     assert audio.size == RATE // 2
     half_step = 2.0**-16
     error = np.abs(audio - np.minimum(tone(440, peak=1.0), 1 - 2 * half_step))
-    assert np.max(error) <= (0.05 if format == "ogg" else half_step)
+    assert np.max(error) <= {"ogg": 0.05, "mp3": 0.5}.get(format, half_step)  # mp3: at its ends
     first = path.read_bytes()
-    audio_lib.write_audio(path, tone(440, peak=1.0), RATE, format)
+    audio_lib.write_audio(path, tone(440, peak=1.0), RATE, format, tags)
     if format != "ogg":
         assert path.read_bytes() == first
     np.testing.assert_array_equal(audio_lib.read_audio(path, RATE), audio)
