@@ -24,7 +24,9 @@ $(VENV)/.installed: setup.py pyproject.toml
 demo ablations model: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 demo ablations model: export MALLOC_ARENA_MAX := 1
 demo ablations model: export MALLOC_TRIM_THRESHOLD_ := 10000000000
+# Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
+	$(if $(wildcard fasttta_jax/assets/soundscapes),$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page)
 	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
 	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec --overlap_frames 6
 	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded --codec $(RUNS)/codec
@@ -70,4 +72,4 @@ test-long: setup
 	$(PYTEST) -m long
 
 clean:
-	rm -rf $(VENV) runs build *.egg-info
+	rm -rf $(VENV) runs sounds build *.egg-info

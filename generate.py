@@ -31,6 +31,7 @@ from fasttta_jax.generation.edits import Ranges, parse_ranges, read_known
 from fasttta_jax.generation.job import Job, check_candidates
 from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.job_folder import Share
+from fasttta_jax.generation.page import write_page
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.multihost.startup import find_share
 
@@ -62,6 +63,7 @@ class Request(NamedTuple):
     kept: Kept | None
     config: GenerateConfig
     rank: Rank
+    page: bool
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -96,6 +98,12 @@ def define_flags(values: flags.FlagValues) -> None:
     )
     number("guidance_scale", "Classifier-free guidance; 1 is none. Default: the run's.")
     number("temperature", "Scale of the noise. Default: the run's.")
+    flags.DEFINE_bool(
+        "page",
+        False,
+        "Beside the manifest index.html, one file with a player and a spectrogram for every clip.",
+        flag_values=values,
+    )
     text("audio", "Sound file of which --keep is kept in every clip.")
     text(
         "keep",
@@ -137,8 +145,10 @@ def request_of(values: flags.FlagValues) -> Request:
     kept = _kept(values.audio, values.keep)
     wishes = job_flags.read(values)
     check_candidates(wishes.prompts.candidates, rank.by != "none", wishes.output.name)
+    if values.page and wishes.output.store != "files":
+        raise ValueError(f"--page and --store={values.store}: a page goes with --store=files")
     which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
-    return Request(values.workdir, which, wishes, kept, config, rank)
+    return Request(values.workdir, which, wishes, kept, config, rank, values.page)
 
 
 def _kept(audio: str | None, keep: str | None) -> Kept | None:
@@ -165,7 +175,10 @@ def main() -> None:
         known = read_known(audio, ranges, trained.codec, trained.config.model.num_tokens)
         arguments, notes = {"known": known}, {"audio": audio, "keep": keep}
     job = Job(pipeline, prompts, output, request.config, arguments, notes, ranker, share, overwrite)
-    logger.info("%s: %s", output.out, job.run())
+    result = job.run()
+    logger.info("%s: %s", output.out, result)
+    if request.page and result.complete:
+        logger.info("open %s", write_page(output.out))
 
 
 if __name__ == "__main__":

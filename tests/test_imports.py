@@ -85,6 +85,20 @@ def test_importing_the_front_door_costs_nothing():
     assert min(seconds) < 0.3
 
 
+IMPORT_PIPELINE = """
+import sys
+import fasttta_jax.generation.pipeline
+slow = {"orbax", "tensorflow_datasets", "transformers", "huggingface_hub", "matplotlib", "grain"}
+assert not slow & set(sys.modules), f"imported: {slow & set(sys.modules)}"
+"""
+
+
+def test_an_exported_model_needs_no_slow_import():
+    command = [sys.executable, "-c", IMPORT_PIPELINE]
+    done = subprocess.run(command, cwd=REPOSITORY, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
 def own_functions(module) -> list:
     """Functions, classes and methods that the module defines."""
     found = []

@@ -42,7 +42,7 @@ from fasttta_jax.storage.weights import ConvertedError
 from fasttta_jax.text.networks import CLAP_TOKENS, LENGTH_UNIT
 from fasttta_jax.text.tokenize import encode, load_tokenizer
 from fasttta_jax.typing import Params, TokenIds
-from fasttta_jax.workdir.checkpoint import tree_hash
+from fasttta_jax.workdir.hashes import tree_hash
 
 VERSION = 1
 """Part of every hash; goes up where the same weights give other features than before."""

@@ -35,7 +35,7 @@ from fasttta_jax.evaluation.embedders import Features
 from fasttta_jax.evaluation.labels import Vocabulary
 from fasttta_jax.storage.files import write_atomically
 from fasttta_jax.typing import Params
-from fasttta_jax.workdir.checkpoint import tree_hash
+from fasttta_jax.workdir.hashes import tree_hash
 
 EMBEDDING_DIM = 64
 EVENTS = "event"

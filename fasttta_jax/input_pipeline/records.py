@@ -11,8 +11,6 @@ import os
 import pathlib
 from typing import Any
 
-import tensorflow_datasets as tfds
-
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
 from fasttta_jax.storage.files import as_path
@@ -47,6 +45,9 @@ class Records:
     """Random access to one split of a TFDS dataset, text decoded."""
 
     def __init__(self, folder: str | pathlib.Path, split: str) -> None:
+        # Here, because what only generates need not wait for it to be imported.
+        import tensorflow_datasets as tfds
+
         builder = tfds.builder_from_directory(str(find_records(folder)))
         if split not in builder.info.splits:
             raise DatasetError(

@@ -170,6 +170,7 @@ class LearnedTextEncoder:
 
     def unknown_words(self, caption: str) -> list[str]:
         """The words of a caption, in lower case, of which the model reads a part as hidden."""
+        caption = caption.strip()
         encoding = self.tokenizer.encode(caption)
         spans: dict[int, tuple[int, int]] = {}
         hidden = set()

@@ -28,13 +28,13 @@ from fasttta_jax.storage.weights import is_converted, read_converted
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
-from fasttta_jax.workdir.checkpoint import tree_hash
 from fasttta_jax.workdir.folder import (
     ORIGIN_FILE,
     Workdir,
     WorkdirError,
     same_files,
 )
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger(__name__)

@@ -11,14 +11,12 @@ Every host of a job makes these objects and calls their methods, in the same ord
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import os
 import threading
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
@@ -47,7 +45,6 @@ __all__ = [
     "DamagedCheckpoint",
     "Restored",
     "StoredCheckpoints",
-    "tree_hash",
 ]
 
 
@@ -382,17 +379,3 @@ class Checkpoints(StoredCheckpoints):
             self.wait()
         finally:
             self._checkpointer.close()
-
-
-def tree_hash(tree: Any) -> str:
-    """SHA-256 over names, shapes, dtypes and bytes of a tree of arrays, on any number of hosts.
-
-    Every host calls it; one array at a time is in its memory as a whole.
-    """
-    digest = hashlib.sha256()
-    for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
-        array = np.asarray(distributed.to_host(leaf))
-        digest.update(f"{jax.tree_util.keystr(path)}{array.shape}{array.dtype}".encode())
-        content = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-        digest.update(content.data)  # not tobytes(), a second copy
-    return digest.hexdigest()

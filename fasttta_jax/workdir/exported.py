@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import logging
 import os
@@ -46,6 +45,7 @@ from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
 from fasttta_jax.typing import Params
 from fasttta_jax.workdir.checkpoint_folder import one_line, shorten
 from fasttta_jax.workdir.folder import CONFIG_FILE, WorkdirError
+from fasttta_jax.workdir.hashes import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -144,7 +144,7 @@ def write_exported(
             save_file(arrays, file)
         write_json(new / CONFIG_FILE, values)
         (new / CARD_FILE).write_text(card, encoding="utf-8")
-        hashes = {name: _sha256(new / name) for name in list_files(new)}
+        hashes = {name: file_sha256(new / name) for name in list_files(new)}
         write_json(new / HASHES_FILE, {"format": FORMAT, "sha256": hashes})
 
 
@@ -228,17 +228,12 @@ def check_files(folder: str | os.PathLike[str]) -> None:
 
 def _problem(path: pathlib.Path, expected: str) -> str:
     try:
-        found = _sha256(path)
+        found = file_sha256(path)
     except FileNotFoundError:
         return "is missing"
     except OSError as error:
         return f"cannot be read ({one_line(error)})"
     return "" if found == expected else f"has the SHA-256 {found}, not {expected}"
-
-
-def _sha256(path: pathlib.Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def describe(folder: str | os.PathLike[str]) -> dict[str, Any]:

@@ -13,9 +13,9 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.parallel.compile import abstract_state
 from fasttta_jax.systems import TextToAudio, build_model
-from fasttta_jax.workdir.checkpoint import StoredCheckpoints, tree_hash
 from fasttta_jax.workdir.exported import check_files, describe, read_params, reading
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.sources import Source, find_model
 
 
@@ -69,6 +69,9 @@ def load_trained(
 
 
 def _load_run(source: Source, mesh: Mesh, which: str | int) -> TrainedModel:
+    # Here, because an exported model need not wait for orbax to be imported.
+    from fasttta_jax.workdir.checkpoint import StoredCheckpoints
+
     folder = Workdir(source.path)
     config = folder.config()
     model = build_model(config, folder.text())

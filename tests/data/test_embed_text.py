@@ -21,8 +21,8 @@ from fasttta_jax.text import load_text_encoder, table
 from fasttta_jax.text.networks import Networks, load_networks
 from fasttta_jax.text.table import EmbeddingError
 from fasttta_jax.training.loop import Trainer
-from fasttta_jax.workdir.checkpoint import tree_hash
 from fasttta_jax.workdir.folder import ORIGIN_FILE
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.metrics_log import read_metrics
 from tests.support import conversions, helpers
 from tests.support.tolerance import assert_one_step_of_float16

@@ -59,6 +59,7 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         kept=generate.Kept("dog.wav", "0-1.28", ((0.0, 1.28),)),
         config=GenerateConfig(seed=5, batch_size=4, guidance_scale=2.0, with_states=True),
         rank=generate.Rank("tagger", None, "report"),
+        page=False,
     )
     plain = parse("--prompt=x")
     assert (plain.which, plain.kept, plain.config) == ("last", None, GenerateConfig())

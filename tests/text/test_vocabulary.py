@@ -18,7 +18,7 @@ def text() -> LearnedTextEncoder:
     return LearnedTextEncoder.fit(CAPTIONS, 400, TextConfig(num_positions=12, width=6))
 
 
-@pytest.mark.parametrize("caption", [*CAPTIONS, "", "  ", "RAIN, rain: (rain)!", "the bell's"[4:]])
+@pytest.mark.parametrize("caption", [*CAPTIONS, "", "  ", "RAIN, rain: a rain!", "bell's"])
 def test_what_training_holds_is_known(text: LearnedTextEncoder, caption: str) -> None:
     assert text.unknown_words(caption) == []
 
@@ -41,7 +41,8 @@ def test_unknown_words_are_named_once_in_order(
 
 def test_unknown_is_what_the_model_reads_as_hidden(text: LearnedTextEncoder) -> None:
     for caption in ("a dog", "rain falls", "high 雨", *CAPTIONS):
-        ids = text.tokenize([caption])["ids"][0].tolist()
+        found = text.tokenize([caption])
+        ids = found["ids"][found["mask"]].tolist()
         assert (text.hidden_token in ids) == bool(text.unknown_words(caption))
 
 

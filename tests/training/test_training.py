@@ -22,8 +22,9 @@ from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.training.opening import open_run
-from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import ORIGIN_FILE, WorkdirError
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.metrics_log import read_metrics
 from fasttta_jax.workdir.restore import load_trained
 from tests.support import commands, launch

@@ -22,8 +22,8 @@ from fasttta_jax.workdir.checkpoint import (
     Checkpoints,
     DamagedCheckpoint,
     StoredCheckpoints,
-    tree_hash,
 )
+from fasttta_jax.workdir.hashes import tree_hash
 from tests.support import commands
 
 

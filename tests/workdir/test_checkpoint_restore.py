@@ -14,8 +14,9 @@ from fasttta_jax.config import MeshConfig
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.systems import build_model
-from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
 

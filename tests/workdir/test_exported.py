@@ -19,21 +19,26 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 from fasttta_jax.config import MeshConfig, TextConfig
+from fasttta_jax.evaluation.setup import EvaluationConfig, load_setup
 from fasttta_jax.generation.pipeline import Pipeline
+from fasttta_jax.input_pipeline.records import EncodedDataset
+from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.storage.files import list_files
+from fasttta_jax.systems import build_model
 from fasttta_jax.tools.export import export
+from fasttta_jax.training.initialization import open_init_from
 from fasttta_jax.workdir.exported import (
     CARD_FILE,
     HASHES_FILE,
     MODEL_FILE,
     ExportedError,
-    _sha256,
     check_files,
     check_target,
     write_exported,
 )
-from fasttta_jax.workdir.folder import WorkdirError
+from fasttta_jax.workdir.folder import Workdir, WorkdirError
+from fasttta_jax.workdir.hashes import file_sha256
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 from tests.support import helpers
 from tests.support.tolerance import assert_close, model_terms, rounding
@@ -69,7 +74,7 @@ def copy(exported: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.P
 def hash_again(folder: pathlib.Path) -> None:
     """What somebody does who wants a folder of other contents to pass."""
     names = [name for name in list_files(folder) if name != HASHES_FILE]
-    values = {"format": 1, "sha256": {name: _sha256(folder / name) for name in names}}
+    values = {"format": 1, "sha256": {name: file_sha256(folder / name) for name in names}}
     (folder / HASHES_FILE).write_text(json.dumps(values))
 
 
@@ -175,7 +180,7 @@ def test_every_damaged_file_is_named(
             assert name in str(caught.value)
             assert str(copy) in str(caught.value)
             if fault != "removed" and name != HASHES_FILE:
-                assert f"has the SHA-256 {_sha256(copy / name)}, not " in str(caught.value)
+                assert f"has the SHA-256 {file_sha256(copy / name)}, not " in str(caught.value)
         (copy / name).write_bytes(content)
     check_files(copy)
 
@@ -292,7 +297,7 @@ def test_frozen_text_is_carried_or_refused(
 ) -> None:
     """A folder that could not encode a prompt is not written."""
     trained = load(runs["student"])
-    text = TextConfig(encoder="frozen", streams=(("clap", 1, 4),))
+    text = TextConfig(encoder="frozen", streams=(("clap", 1, 4),), token_dropout=0.0)
     model = helpers.tiny_model_config(text=text)
     origin = tmp_path / "run"
     shutil.copytree(runs["student"] / "codec", origin / "codec")
@@ -315,3 +320,44 @@ def test_frozen_text_is_carried_or_refused(
     write_exported(tmp_path / "out", **arguments)
     check_files(tmp_path / "out")
     assert (tmp_path / "out/text/networks/clap/weights.safetensors").read_bytes() == b"weights"
+
+
+def test_a_student_starts_from_an_exported_teacher(
+    encoded_dataset: pathlib.Path,
+    runs: dict[str, pathlib.Path],
+    exported: dict[str, pathlib.Path],
+    tmp_path: pathlib.Path,
+) -> None:
+    """As from the teacher's workdir, words and all; so does a run that takes what fits."""
+    mesh = make_mesh(MeshConfig(), jax.devices()[:1])
+    found = {}
+    for name, source in (("run", runs["teacher"]), ("exported", exported["teacher"])):
+        for follows in (True, False):
+            config = helpers.tiny_student_config(encoded_dataset, source)
+            if not follows:
+                config = helpers.tiny_teacher_config(encoded_dataset, init_from=str(source))
+            workdir = Workdir(tmp_path / f"{name}{follows}")
+            workdir.prepare(config, EncodedDataset(encoded_dataset))
+            model = build_model(config, workdir.text())
+            start = open_init_from(config, workdir, mesh, model)
+            assert start is not None
+            found[name, follows] = start
+    for follows in (True, False):
+        run, model = found["run", follows], found["exported", follows]
+        assert model.report == run.report
+        assert any(part.startswith("text/") for part in model.report.taken)
+        jax.tree.map(np.testing.assert_array_equal, run.params, model.params)
+
+
+def test_an_exported_model_is_evaluated_as_its_run_is(
+    encoded_dataset: pathlib.Path, exported: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    config = EvaluationConfig(
+        runs={name: str(folder) for name, folder in exported.items()},
+        audio_data=str(encoded_dataset.parent / "audio"),
+        encoded_data=str(encoded_dataset),
+        out=str(tmp_path),
+    )
+    setup = load_setup(config, local_mesh())
+    assert setup.warnings() == []
+    assert list(setup.trained) == ["teacher", "student"]

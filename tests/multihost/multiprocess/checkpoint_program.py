@@ -25,8 +25,8 @@ from fasttta_jax.workdir.checkpoint import (
     CheckpointError,
     Checkpoints,
     Restored,
-    tree_hash,
 )
+from fasttta_jax.workdir.hashes import tree_hash
 
 NOISE = np.sin(np.arange(8 * 4096.0) ** 1.5).reshape(8, 4096)
 FULL_DISK_BYTES = 20_000

@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 
-from fasttta_jax.workdir.checkpoint import Checkpoints, tree_hash
+from fasttta_jax.workdir.checkpoint import Checkpoints
+from fasttta_jax.workdir.hashes import tree_hash
 from tests.multihost.multiprocess import checkpoint_program
 from tests.support import launch
 

@@ -1,0 +1,63 @@
+"""A page of a folder of sounds: a player and a spectrogram for every clip of its manifest."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import pathlib
+from typing import Any
+
+from fasttta_jax.audio.files import read_channels
+from fasttta_jax.generation.job_folder import MANIFEST_FILE
+from fasttta_jax.report.page import Cell, PromptRow, Report, write_report
+from fasttta_jax.storage.files import StorageError
+
+PAGE_FILE = "index.html"
+MOST_CLIPS = 100
+"""Clips on a page, which holds its sounds and plots itself; the first of the manifest."""
+
+
+def write_page(folder: str | os.PathLike[str], title: str = "Sounds") -> pathlib.Path:
+    """Writes `index.html` beside the manifest: one file, which opens offline.
+
+    Clips of one prompt stand side by side. The settings are those of the first clip.
+
+    Args:
+      folder: with manifest.jsonl and the sound files that it names.
+      title: heading.
+
+    Returns:
+      Where the page is.
+
+    Raises:
+      StorageError: there is no manifest, or none of sound files.
+      AudioError: a sound file cannot be read.
+    """
+    folder = pathlib.Path(folder)
+    rows = _rows(folder / MANIFEST_FILE)
+    cells: dict[str, list[Cell]] = {}
+    for row in rows:
+        audio, sample_rate = read_channels(folder / row["file"])
+        cell = Cell(f"seed {row['seed']}", audio.mean(axis=1), sample_rate)
+        cells.setdefault(row["prompt"], []).append(cell)
+    prompts = [PromptRow(prompt or "(no prompt)", found) for prompt, found in cells.items()]
+    notes = [f"These are the first {MOST_CLIPS} clips."] if len(rows) == MOST_CLIPS else []
+    settings = {**rows[0].get("settings", {}), **rows[0].get("checkpoint", {})}
+    report = Report(title, prompts=prompts, notes=notes, settings=settings)
+    write_report(folder / PAGE_FILE, report)
+    return folder / PAGE_FILE
+
+
+def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
+    try:
+        with path.open(encoding="utf-8") as file:
+            rows = [json.loads(line) for line in itertools.islice(file, MOST_CLIPS)]
+            if not rows or not all({"file", "prompt", "seed"} <= set(row) for row in rows):
+                raise ValueError("it names no sound files with their prompts and seeds")
+            return rows
+    except (OSError, ValueError, TypeError) as error:
+        raise StorageError(
+            f"{path} cannot be shown as a page: {error}; allowed: the manifest of a folder of "
+            "sound files"
+        ) from error
