@@ -26,6 +26,8 @@ def get_config() -> ml_collections.ConfigDict:
             init_from="runs/soundscapes/teacher",
             data=teacher.data,
             model=teacher.model,
+            # In one program, not four, it compiles in a third of the time and is as fast.
+            decode=dataclasses.replace(demo.decode, max_segments=1),
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,
                 warmup_steps=100,
