@@ -26,7 +26,7 @@ def get_config() -> ml_collections.ConfigDict:
             init_from="runs/soundscapes/teacher",
             data=teacher.data,
             model=teacher.model,
-            # In one program, not four, it compiles in a third of the time and is as fast.
+            # In one program, not four, it compiles in a third of the time and runs about as fast.
             decode=dataclasses.replace(demo.decode, max_segments=1),
             optimizer=OptimizerConfig(
                 learning_rate=7e-4,

@@ -84,10 +84,10 @@ def model_card(
       text: what people say of it.
       metrics: contents of a metrics.json, for figures; None leaves them out.
     """
-    parts = [_head(text), f"# {text.title}", _summary(trained, dtype), _use()]
+    parts = [_head(text), f"# {text.title}", _summary(trained, dtype)]
     if text.notes.strip():
         parts.append(text.notes.strip())
-    parts += [_origin(trained), _limits(trained)]
+    parts += [_use(), _origin(trained), _limits(trained)]
     if metrics is not None:
         parts.append(_figures(metrics))
     parts.append(_licences(trained, text))
