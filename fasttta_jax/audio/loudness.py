@@ -9,7 +9,6 @@ import dataclasses
 import math
 
 import numpy as np
-import pyloudnorm
 from jaxtyping import Float
 
 from fasttta_jax.audio.files import (
@@ -30,6 +29,8 @@ def loudness(audio: Float[np.ndarray, " S"], sample_rate: int) -> float:
       ValueError: the sound is shorter than `BLOCK_SECONDS`.
     """
     check_length(audio.size, sample_rate)
+    import pyloudnorm  # here, because scipy.signal takes long to import, and few ask for loudness
+
     meter = pyloudnorm.Meter(sample_rate, block_size=BLOCK_SECONDS)
     with np.errstate(divide="ignore"):
         return float(meter.integrated_loudness(np.asarray(audio, np.float64)))
