@@ -48,7 +48,7 @@ model: setup
 	$(RUN) train.py --config=configs/soundscapes_student.py --workdir=$(MODEL)/student --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/teacher
 	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
 	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
-	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json
+	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json --title=Soundscapes --licence=apache-2.0 --notes=configs/soundscapes_card.md
 
 ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
