@@ -42,9 +42,11 @@ def write_page(folder: str | os.PathLike[str], title: str = "Sounds") -> pathlib
         cell = Cell(f"seed {row['seed']}", audio.mean(axis=1), sample_rate)
         cells.setdefault(row["prompt"], []).append(cell)
     prompts = [PromptRow(prompt or "(no prompt)", found) for prompt, found in cells.items()]
-    notes = [f"These are the first {MOST_CLIPS} clips."] if len(rows) == MOST_CLIPS else []
-    settings = {**rows[0].get("settings", {}), **rows[0].get("checkpoint", {})}
-    report = Report(title, prompts=prompts, notes=notes, settings=settings)
+    model = rows[0].get("checkpoint", {})
+    settings = {**rows[0].get("settings", {}), **model}
+    first = "The first " if len(rows) == MOST_CLIPS else ""
+    lead = f"{first}{len(rows)} clips" + (f" of {model['workdir']}" if "workdir" in model else "")
+    report = Report(title, f"{lead}.", prompts=prompts, settings=settings)
     write_report(folder / PAGE_FILE, report)
     return folder / PAGE_FILE
 

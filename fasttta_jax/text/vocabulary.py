@@ -12,8 +12,11 @@ MOST_NAMED = 50
 """Unknown words that are named in one process."""
 MOST_LISTED = 200
 """Known words up to which they are listed."""
-SHORTEST_LISTED = 3
-"""Letters of a known word that is listed; "a" and "of" tell nobody what can be heard."""
+
+
+def tells(word: str) -> bool:
+    """Whether a word may say what is heard: "a", "of" and "is" do not."""
+    return len(word) > 2 or not word.isascii()
 
 
 def note(unknown: Sequence[str], known: Sequence[str]) -> str:
@@ -21,7 +24,7 @@ def note(unknown: Sequence[str], known: Sequence[str]) -> str:
     missing = ", ".join(map(repr, unknown))
     listed = f" {len(known):,} other words"
     if len(known) <= MOST_LISTED:
-        listed = ": " + ", ".join(word for word in known if len(word) >= SHORTEST_LISTED)
+        listed = ": " + ", ".join(word for word in known if tells(word))
     return f"the model knows no {missing}, and reads a blank there; it knows{listed}"
 
 
@@ -36,7 +39,8 @@ class UnknownWordsLog:
         """More unknown words; those that were named before, and those beyond `MOST_NAMED`, pass."""
         with self._lock:
             before = len(self._named)
-            fresh = [word for word in unknown if word not in self._named][: MOST_NAMED - before]
+            fresh = [word for word in unknown if tells(word) and word not in self._named]
+            del fresh[MOST_NAMED - before :]
             self._named |= dict.fromkeys(fresh)
         if not fresh:
             return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import pathlib
@@ -56,6 +57,7 @@ def described(trained: TrainedModel) -> dict[str, Any]:
     }
 
 
+@functools.cache
 def commit() -> str | None:
     """The commit of the code that runs, with "+" where files differ from it; None outside git."""
     folder = pathlib.Path(__file__).parents[2]

@@ -61,7 +61,7 @@ def test_a_million_clips_make_no_endless_page(
     write_folder(tmp_path, ["a", "b", "c"])
     html = write_page(tmp_path).read_text()
     assert html.count("<audio") == 2
-    assert "These are the first 2 clips." in html
+    assert "The first 2 clips." in html
 
 
 def test_a_folder_without_sounds_is_named(tmp_path: pathlib.Path) -> None:

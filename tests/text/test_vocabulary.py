@@ -60,9 +60,11 @@ def test_a_note_lists_what_is_known(caplog: pytest.LogCaptureFixture) -> None:
         log.add(["dog", "cat"], known)
         log.add(["cat"], known)
         log.add([], known)
+        log.add(["is", "雨"], known)
     assert caplog.messages == [
         "the model knows no 'dog', and reads a blank there; it knows: bell, rain",
         "the model knows no 'cat', either",
+        "the model knows no '雨', either",
     ]
     many = note(["dog"], [f"word{index}" for index in range(MOST_LISTED + 1)])
     assert many.endswith("it knows 201 other words")
