@@ -10,6 +10,7 @@ Dimensions: B clips, T positions of the input, U positions of an output.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from fractions import Fraction
 from typing import TypeVar
@@ -17,8 +18,9 @@ from typing import TypeVar
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jaxtyping import Array, Float
+from jaxtyping import Float
 
+Inputs = TypeVar("Inputs")
 Outputs = TypeVar("Outputs")
 
 
@@ -60,8 +62,8 @@ class Chunks:
 
 
 def in_chunks(
-    function: Callable[[Float[Array, "B T ..."]], Outputs],
-    inputs: Float[Array, "B T ..."],
+    function: Callable[[Inputs], Outputs],
+    inputs: Inputs,
     chunks: Chunks,
 ) -> Outputs:
     """function(inputs) with the memory of one window.
@@ -71,7 +73,7 @@ def in_chunks(
         arrays will do, each with a rate of its own, which is read off the shapes: 160 for a
         vocoder, 1/4 for an encoder. The positions of an output must lie evenly over those of the
         input.
-      inputs: the sequence, which has its positions on the second axis.
+      inputs: the sequence, which has its positions on the second axis; an array or a tree of them.
       chunks: how to cut it. Up to `chunks.length` positions run in one piece.
 
     Returns:
@@ -80,12 +82,16 @@ def in_chunks(
     Raises:
       ValueError: a window would begin between two positions of an output.
     """
-    num_positions = inputs.shape[1]
+    num_positions = jax.tree.leaves(inputs)[0].shape[1]
     if num_positions <= chunks.length:
         return function(inputs)
     starts = chunks.starts(num_positions)
-    window = jax.ShapeDtypeStruct((inputs.shape[0], chunks.length, *inputs.shape[2:]), inputs.dtype)
-    outputs, structure = jax.tree.flatten(jax.eval_shape(function, window))
+
+    def window(start: int | jax.Array) -> Inputs:
+        cut = functools.partial(jax.lax.dynamic_slice_in_dim, axis=1)
+        return jax.tree.map(lambda x: cut(x, start, chunks.length), inputs)
+
+    outputs, structure = jax.tree.flatten(jax.eval_shape(lambda: function(window(0))))
     rates = [Fraction(output.shape[1], chunks.length) for output in outputs]
     for rate in rates:
         _check_alignment(rate, chunks, num_positions)
@@ -100,8 +106,7 @@ def in_chunks(
         return jax.lax.dynamic_update_slice_in_dim(whole, blended, start, axis=1)
 
     def step(wholes: list[jax.Array], start: jax.Array) -> tuple[list[jax.Array], None]:
-        part = jax.lax.dynamic_slice_in_dim(inputs, start, chunks.length, axis=1)
-        parts = jax.tree.leaves(function(part))
+        parts = jax.tree.leaves(function(window(start)))
         at = [start // rate.denominator * rate.numerator for rate in rates]
         return list(map(blend, wholes, parts, at, ramps)), None
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
+import math
 import pathlib
 from typing import Any
 
@@ -26,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from fasttta_jax.audio.mel import (
     MelConfig,
@@ -36,11 +37,16 @@ from fasttta_jax.audio.mel import (
     stft,
 )
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
+from fasttta_jax.codecs.chunks import Chunks, in_chunks
 from fasttta_jax.typing import AnyArray, Audio, SomeArray, Tokens
 
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
 MOMENTUM = 0.99
+WINDOW_FRAMES = 1536
+"""Frames that are decoded in one piece, and whose starting phases differ."""
+FADE_FRAMES = 32
+"""Over which one piece fades into the next, where they agree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -287,20 +293,38 @@ def _mel_inverse(config: MelConfig) -> Float[np.ndarray, "R F"]:
     return np.linalg.pinv(mel_matrix(config).astype(np.float64)).astype(np.float32)
 
 
+def reach(config: MelConfig, num_iterations: int) -> int:
+    """Frames on either side of a sample that `griffin_lim` hears: a window more an iteration."""
+    return (num_iterations + 1) * math.ceil(config.n_fft / config.hop_length)
+
+
 @functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
 def griffin_lim(
-    spectrogram: Float[Array, "B T F"], config: MelConfig, num_iterations: int
+    spectrogram: Float[Array, "B T F"],
+    config: MelConfig,
+    num_iterations: int,
+    numbers: Int[Array, "1 T"] | None = None,
 ) -> Float[Array, "B S"]:
     """Waveforms whose log-mel spectrogram is close to the given one.
 
     The floor is subtracted, so that silence stays silent instead of hissing. The starting phase is
     the same fixed noise for every clip: the result depends on nothing but the clip.
+
+    Args:
+      spectrogram: log-mel.
+      config: its grid.
+      num_iterations: of phase reconstruction.
+      numbers: of the frames, by which they start from the noise, where they are not the first.
     """
     mel = jnp.maximum(jnp.exp(spectrogram) - config.floor, 0.0)
     magnitude = jnp.maximum(jnp.matmul(mel, _mel_inverse(config).T), 0.0)
     num_samples = spectrogram.shape[1] * config.hop_length
-    phase = jax.random.uniform(jax.random.key(0), magnitude.shape[1:], maxval=2 * np.pi)
-    start = magnitude * jnp.exp(1j * phase)[None]
+    numbers = jnp.arange(magnitude.shape[1])[None] if numbers is None else numbers
+    noise = jax.random.uniform(
+        jax.random.key(0), (WINDOW_FRAMES, magnitude.shape[2]), maxval=2 * np.pi
+    )
+    phase = noise[numbers % WINDOW_FRAMES]
+    start = magnitude * jnp.exp(1j * phase)
 
     def iterate(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         accelerated, previous = carry
@@ -311,6 +335,24 @@ def griffin_lim(
     accelerated, _ = jax.lax.fori_loop(0, num_iterations, iterate, (start, jnp.zeros_like(start)))
     unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
     return inverse_stft(magnitude * unit, config, num_samples)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
+def _to_audio(
+    spectrogram: Float[Array, "B T F"],
+    numbers: Int[Array, "1 T"],
+    config: MelConfig,
+    num_iterations: int,
+) -> Float[Array, "B S"]:
+    """`griffin_lim` in the memory of one window, whose margins hold all that its middle hears."""
+    margin = reach(config, num_iterations)
+    overlap = 2 * margin + FADE_FRAMES
+
+    def part(inputs: tuple[Float[Array, "B T F"], Int[Array, "1 T"]]) -> Float[Array, "B S"]:
+        return griffin_lim(inputs[0], config, num_iterations, inputs[1])
+
+    chunks = Chunks(max(WINDOW_FRAMES, 2 * overlap), overlap, margin)
+    return in_chunks(part, (spectrogram, numbers), chunks)
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -382,9 +424,33 @@ class SpectrogramCodec:
         return _to_log_mel(tokens, *self._arrays, config=self.config)
 
     def decode(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
-        """Waveforms [B, S] of tokens [B, N, C]."""
+        """Waveforms [B, S] of tokens [B, N, C]; long ones in the memory of a window."""
         spectrogram = self.to_log_mel(jnp.asarray(tokens, jnp.float32))
-        return griffin_lim(spectrogram, self.config.mel, self.config.griffin_lim_iterations)
+        numbers = jnp.arange(spectrogram.shape[1])[None]
+        config = self.config
+        return _to_audio(spectrogram, numbers, config.mel, config.griffin_lim_iterations)
+
+    def decode_circular(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
+        """Waveforms [B, S] to be repeated: the first column follows the last.
+
+        The circle is decoded with as much of it again on either side as a sample can hear.
+        """
+        config, stride = self.config, self.config.patch_frames
+        # One column more, at which the spectrogram ends as a clip does.
+        margin = math.ceil(reach(config.mel, config.griffin_lim_iterations) / stride) + 1
+        columns = jnp.asarray(tokens, jnp.float32).reshape(
+            len(tokens), -1, config.bands, config.token_dim
+        )
+        num_columns = columns.shape[1]
+        around = np.arange(-margin, num_columns + margin) % num_columns
+        wrapped = columns[:, around].reshape(len(tokens), -1, config.token_dim)
+        numbers = np.arange(-margin * stride, (num_columns + margin) * stride)
+        numbers = jnp.asarray(numbers % (num_columns * stride))[None]
+        audio = _to_audio(
+            self.to_log_mel(wrapped), numbers, config.mel, config.griffin_lim_iterations
+        )
+        first = margin * self.samples_per_column
+        return audio[:, first : first + num_columns * self.samples_per_column]
 
     def silence(self) -> Float[np.ndarray, "G C"]:
         """One column of silence, float32 [G, C]."""
