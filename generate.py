@@ -9,13 +9,17 @@ Clip i of the list uses seed + i and depends on nothing but its prompt, its seed
 The folder gets one sound file a clip and manifest.jsonl, which says how each was made. Started
 again, the same command makes what is missing, on as many hosts as one likes.
 
-To continue a sound, or to fill a gap in it, give the file and the seconds to keep:
+A clip may be of any length, a loop, or a change of another sound:
 
-    ... --audio=dog.wav --keep=0-1.28        continues after 1.28 s
+    ... --seconds=60                         longer, or shorter, than what the model was trained on
+    ... --loop                               its end leads to its beginning
+    ... --timeline="0-4 rain; 2-3 thunder"   another prompt at another time
+    ... --audio=dog.wav --keep=0-1.28        continues the file after 1.28 s
     ... --audio=dog.wav --keep=0-1,2-2.56    makes what is between 1 and 2 s anew
+    ... --vary=dog.wav --share=0.3           makes three tenths of it anew, other ones in each clip
 
-The file should be as loud as the sounds that the model was trained on. Kept tokens come back
-exactly; the sound of a clip is decoded as a whole, so that no joint is heard.
+A file should be as loud as the sounds that the model was trained on. Kept tokens come back exactly;
+the sound of a clip is decoded as a whole, so that no joint is heard.
 """
 
 import logging
@@ -26,8 +30,8 @@ from absl import flags
 
 from fasttta_jax import cli
 from fasttta_jax.evaluation.ranking import RANKS, check_ranking, open_ranker
-from fasttta_jax.generation import job_flags
-from fasttta_jax.generation.edits import Ranges, parse_ranges, read_known
+from fasttta_jax.generation import edit_flags, job_flags
+from fasttta_jax.generation.edit_flags import EditFlags
 from fasttta_jax.generation.job import Job, check_candidates
 from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.job_folder import Share
@@ -36,14 +40,6 @@ from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.multihost.startup import find_share
 
 logger = logging.getLogger("fasttta_jax.generate")
-
-
-class Kept(NamedTuple):
-    """What every clip keeps of a sound file: --audio and --keep as given, and ranges in seconds."""
-
-    audio: str
-    keep: str
-    ranges: Ranges
 
 
 class Rank(NamedTuple):
@@ -60,7 +56,7 @@ class Request(NamedTuple):
     workdir: str | None
     which: str | int
     wishes: Wishes
-    kept: Kept | None
+    edits: EditFlags
     config: GenerateConfig
     rank: Rank
     page: bool
@@ -104,12 +100,7 @@ def define_flags(values: flags.FlagValues) -> None:
         "Beside the manifest index.html, one file with a player and a spectrogram for every clip.",
         flag_values=values,
     )
-    text("audio", "Sound file of which --keep is kept in every clip.")
-    text(
-        "keep",
-        "Seconds of --audio to keep: START-END, several with commas; whole token columns inside "
-        "them.",
-    )
+    edit_flags.define(values)
 
 
 def parse(argv: Sequence[str]) -> Request:
@@ -142,22 +133,13 @@ def request_of(values: flags.FlagValues) -> Request:
         values.temperature,
         with_states=values.pictures,
     )
-    kept = _kept(values.audio, values.keep)
+    edits = edit_flags.read(values)
     wishes = job_flags.read(values)
     check_candidates(wishes.prompts.candidates, rank.by != "none", wishes.output.name)
     if values.page and wishes.output.store != "files":
         raise ValueError(f"--page and --store={values.store}: a page goes with --store=files")
     which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
-    return Request(values.workdir, which, wishes, kept, config, rank, values.page)
-
-
-def _kept(audio: str | None, keep: str | None) -> Kept | None:
-    if audio is None and keep is None:
-        return None
-    if audio is None or keep is None:
-        missing = "--audio" if audio is None else "--keep"
-        raise ValueError(f"{missing} is missing; --audio and --keep go together")
-    return Kept(audio, keep, parse_ranges(keep))
+    return Request(values.workdir, which, wishes, edits, config, rank, values.page)
 
 
 def main() -> None:
@@ -169,11 +151,7 @@ def main() -> None:
         logger.warning("an empty prompt makes an unconditional clip")
     ranker = open_ranker(*request.rank)
     pipeline = Pipeline.open(request.workdir, request.which)
-    arguments, notes = {}, {}
-    if request.kept is not None:
-        (audio, keep, ranges), trained = request.kept, pipeline.trained
-        known = read_known(audio, ranges, trained.codec, trained.config.model.num_tokens)
-        arguments, notes = {"known": known}, {"audio": audio, "keep": keep}
+    arguments, notes = request.edits.arguments(), request.edits.given()
     job = Job(pipeline, prompts, output, request.config, arguments, notes, ranker, share, overwrite)
     result = job.run()
     logger.info("%s: %s", output.out, result)

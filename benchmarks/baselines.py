@@ -23,11 +23,11 @@ from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decode import (
     DecodeState,
     Segment,
-    both,
     next_positions,
     plan_segments,
+    repeat_rows,
     reveal,
-    twice,
+    rows_of,
     with_unconditional,
 )
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
@@ -110,7 +110,7 @@ class HostLoop:
         return self._compiled[name, size](*arguments)
 
     def _double(self, x: jax.Array) -> jax.Array:
-        return twice(x) if self._guided else x
+        return repeat_rows(x, 2) if self._guided else x
 
     def _begin(
         self, params: Params, text: TextBatch, keys: Key
@@ -175,7 +175,8 @@ class HostLoop:
         """States with text and without, the latter only under guidance."""
         if not self._guided:
             return hidden, None
-        return both(hidden)
+        with_text, without = rows_of(hidden, 2)
+        return with_text, without
 
     def _draw(
         self, params: Params, hidden: jax.Array, keys: Key, iteration: jax.Array, scale: jax.Array

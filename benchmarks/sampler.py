@@ -26,7 +26,7 @@ from benchmarks.baselines import HostLoop, full_length
 from fasttta_jax import cli
 from fasttta_jax.config import MeshConfig, RunConfig
 from fasttta_jax.decode import DecodeResult
-from fasttta_jax.generation.sampler import Sampler, Start
+from fasttta_jax.generation.sampler import Sampler
 from fasttta_jax.parallel.compile import Compiled, Program
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import DecodeKind, sampling_flops
@@ -110,8 +110,10 @@ class Case:
         else:
             system = full_length(system) if decode == "full_length" else system
             mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-            self._sampler = Sampler(system, run.decode, mesh, batch_size).program
-            self._inputs = params, text, Start(keys, None)
+            sampler = Sampler(system, run.decode, mesh, batch_size)
+            self._sampler = sampler.program
+            _, start = sampler.inputs(["a caption"] * batch_size, range(batch_size))
+            self._inputs = params, text, start._replace(keys=keys)
 
     @functools.cached_property
     def _compiled(self) -> HostLoop | Compiled[DecodeResult]:

@@ -3,15 +3,18 @@
 Source: MAR's sampler. The schedule is known before tracing, so the iterations are grouped into a
 few segments, each a `lax.scan` with its own static number of visible tokens for the encoder and of
 revealed tokens, the only ones that the last block and the head compute. Guidance runs the backbone
-once on a doubled batch and is skipped at scale 1. Tokens may be given from the start: then the
-schedule runs over the others alone, which fills gaps or continues a clip.
+once on a doubled batch, whose other half reads a negative text or none, and is skipped where the
+config's scale is 1. Tokens may be given from the start: then the schedule runs over the others
+alone, which fills gaps or continues a clip. A clip may have several texts: the backbone runs once
+for each, and a position takes the weighted mean of their states.
 Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revealed at once
-(padded).
+(padded), X texts of a clip, R = X + 1 rows of a guided clip, X of another.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
@@ -64,6 +67,18 @@ class Known(NamedTuple):
 
     tokens: Float[Array | np.ndarray, "B N C"]
     mask: Bool[Array | np.ndarray, "B N"]
+
+
+class Guidance(NamedTuple):
+    """Guidance of every clip; without it, all have the config's, away from no text.
+
+    Attributes:
+      scales: float32 strength in each iteration; 1 is none.
+      negative: text streams that guidance leads away from.
+    """
+
+    scales: Float[Array, "B T"]
+    negative: Conditioning
 
 
 class DecodeState(NamedTuple):
@@ -200,22 +215,26 @@ def parallel_decode(
     token_dim: int,
     known: Known | None = None,
     num_known: int = 0,
+    guidance: Guidance | None = None,
+    weights: Float[Array, "B N X"] | None = None,
     return_states: bool = False,
 ) -> DecodeResult:
     """Generates the latents of a batch; a pure function to be jitted as a whole.
 
-    A clip depends on its own key, text and known tokens, not on its neighbours.
+    A clip depends on its own key, texts, guidance and known tokens, not on its neighbours.
 
     Args:
       model: backbone and token sampler.
       params: their parameters.
-      conditioning: text streams [B, ...].
+      conditioning: text streams [B, ...], or [B * X, ...] with those of one clip side by side.
       key: one key per clip, [B].
-      config: iterations, guidance, temperature.
+      config: iterations, guidance, temperature; whether anything is guided.
       num_tokens: N.
       token_dim: C.
       known: tokens that are given; their places may differ from clip to clip.
       num_known: how many are given, the same number in every clip; the caller guarantees it.
+      guidance: of each clip; None for the config's scale and no negative text.
+      weights: of each clip's texts at each position, with a sum of 1; None where it has one text.
       return_states: also return the state after every iteration.
 
     Raises:
@@ -224,34 +243,44 @@ def parallel_decode(
     segments = plan_segments(config, num_tokens, num_known)
     guided = config.guidance_scale != 1.0
     temperature = jnp.float32(config.temperature)
+    num_texts = 1 if weights is None else weights.shape[2]
+    num_rows = num_texts + 1 if guided else num_texts
+    scales = None
     if guided:
-        conditioning = with_unconditional(conditioning)
+        scales, negative = guidance or _common_guidance(
+            segments, conditioning, key.shape[0], num_texts
+        )
+        conditioning = jax.tree.map(
+            functools.partial(_with_last, num_rows=num_rows), conditioning, negative
+        )
     state = _first_state((key.shape[0], num_tokens, token_dim), known, num_known)
     order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked)
-    double = twice if guided else lambda x: x
 
     history = []
     for segment in segments:
 
         def iterate(
             state: DecodeState,
-            step: tuple[jax.Array, jax.Array, jax.Array, jax.Array],
+            step: tuple[jax.Array, jax.Array, jax.Array, jax.Array | None],
             segment: Segment = segment,
         ) -> tuple[DecodeState, DecodeState | None]:
             iteration, start, count, scale = step
             positions = next_positions(order, start, count, segment.num_revealed)
-            hidden = model.hidden(
+            places = jnp.minimum(positions, num_tokens - 1)
+            rows = model.hidden(
                 params,
-                double(state.tokens),
-                double(state.masked),
+                repeat_rows(state.tokens, num_rows),
+                repeat_rows(state.masked, num_rows),
                 conditioning,
                 num_visible=segment.num_visible,
-                positions=double(jnp.minimum(positions, num_tokens - 1)),
+                positions=repeat_rows(places, num_rows),
             )
+            hidden = rows_of(rows, num_rows)
             new = model.sample_tokens(
                 params,
-                *(both(hidden) if guided else (hidden, None)),
-                scale,
+                _mixed(hidden[:num_texts], weights, places),
+                hidden[-1] if guided else None,
+                jnp.float32(1) if scale is None else scale[:, None, None],
                 fold_in_each(key, iteration),
                 temperature,
             )
@@ -263,7 +292,7 @@ def parallel_decode(
             jnp.asarray(iterations, jnp.int32),
             jnp.asarray(segment.starts, jnp.int32),
             jnp.asarray(segment.counts, jnp.int32),
-            jnp.asarray(segment.guidance_scales, jnp.float32),
+            None if scales is None else scales[:, segment.first : iterations.stop].T,
         )
         state, states = jax.lax.scan(iterate, state, steps)
         history.append(states)
@@ -271,24 +300,26 @@ def parallel_decode(
     return DecodeResult(state.tokens, states)
 
 
-def interleave(first: jax.Array, second: jax.Array) -> jax.Array:
-    """Rows [B, ...] of two arrays as [2B, ...], those of one clip side by side.
+def interleave(*parts: jax.Array) -> jax.Array:
+    """Rows [B, ...] of R arrays as [B * R, ...], those of one clip side by side.
 
     The halves of a guided batch lie so, and not one behind the other, because a device then keeps
     both of each of its clips.
     """
-    return jnp.stack([first, second], axis=1).reshape(-1, *first.shape[1:])
+    return jnp.stack(parts, axis=1).reshape(-1, *parts[0].shape[1:])
 
 
-def twice(x: jax.Array) -> jax.Array:
-    """Every row of [B, ...] twice: the doubled batch of guidance."""
-    return interleave(x, x)
+def repeat_rows(x: jax.Array, number: int) -> jax.Array:
+    """Every row of [B, ...] so often: what the rows of a clip have in common."""
+    return x if number == 1 else interleave(*[x] * number)
 
 
-def both(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The two arrays [B, ...] that `interleave` put together."""
-    pairs = x.reshape(-1, 2, *x.shape[1:])
-    return pairs[:, 0], pairs[:, 1]
+def rows_of(x: jax.Array, number: int) -> tuple[jax.Array, ...]:
+    """The arrays [B, ...] that `interleave` put together."""
+    if number == 1:
+        return (x,)
+    parts = x.reshape(-1, number, *x.shape[1:])
+    return tuple(parts[:, index] for index in range(number))
 
 
 def with_unconditional(conditioning: Conditioning) -> Conditioning:
@@ -319,6 +350,34 @@ def reveal(
         jax.vmap(write)(state.tokens, positions, tokens.astype(jnp.float32)),
         jax.vmap(write)(state.masked, positions, revealed),
     )
+
+
+def _with_last(x: jax.Array, last: jax.Array, num_rows: int) -> jax.Array:
+    """Rows [B * (R - 1), ...] with one of [B, ...] behind those of every clip, [B * R, ...]."""
+    return interleave(*rows_of(x, num_rows - 1), last)
+
+
+def _common_guidance(
+    segments: Sequence[Segment], conditioning: Conditioning, num_clips: int, num_texts: int
+) -> Guidance:
+    """The config's scales for all clips, away from no text."""
+    scales = [scale for segment in segments for scale in segment.guidance_scales]
+    first = jax.tree.map(lambda x: rows_of(x, num_texts)[0], conditioning)
+    every = jnp.broadcast_to(jnp.asarray(scales, jnp.float32), (num_clips, len(scales)))
+    return Guidance(every, unconditional(first))
+
+
+def _mixed(
+    hidden: tuple[jax.Array, ...],
+    weights: Float[Array, "B N X"] | None,
+    places: Int[Array, "B Q"],
+) -> Float[Array, "B Q D"]:
+    """The mean of the states of a clip's texts, by the weights of each place."""
+    if weights is None:
+        return hidden[0]
+    here = jnp.take_along_axis(weights, places[..., None], axis=1)
+    terms = [here[..., index, None] * state for index, state in enumerate(hidden)]
+    return functools.reduce(jnp.add, terms)
 
 
 def _first_state(shape: tuple[int, int, int], known: Known | None, num_known: int) -> DecodeState:

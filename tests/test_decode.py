@@ -46,7 +46,7 @@ class Recorder:
         )
 
     def sample_tokens(self, params, hidden, baseline, guidance_scale, keys, temperature):
-        scale = jnp.broadcast_to(guidance_scale, hidden.shape[:2])[..., None]
+        scale = jnp.broadcast_to(guidance_scale, (*hidden.shape[:2], 1))
         draws = normal_per_clip(keys, (hidden.shape[1], 1))
         return jnp.concatenate([hidden, scale, temperature * draws], axis=-1)
 

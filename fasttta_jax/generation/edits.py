@@ -1,30 +1,115 @@
-"""A sound file and the seconds to keep, as known tokens: gaps are filled, clips are continued.
+"""What is kept of a sound file, as known tokens: gaps are filled, clips continued or varied.
 
 Tokens are time-major, and a column of G tokens stands for a stretch of samples of its own. Columns
-that lie wholly inside the kept ranges are known; everything else is generated. The kept tokens
-reach the result bit by bit. The waveform does not: it is decoded as a whole, without splicing the
-file back in, because codecs choose their own phases and every joint would click. So a kept part
-sounds as the codec renders it.
-Dimensions: N tokens, C channels, P token columns, S audio samples.
+that lie wholly inside the kept ranges are known, or all but a random share of them; everything else
+is generated. The kept tokens reach the result bit by bit. The waveform does not: it is decoded as a
+whole, without splicing the file back in, because codecs choose their own phases and every joint
+would click. So a kept part sounds as the codec renders it.
+Dimensions: n clips, N tokens, C channels, P token columns, S audio samples.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
+from collections.abc import Mapping, Sequence
+from typing import Any
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float
 
 from fasttta_jax.audio.files import playback_level, read_audio
 from fasttta_jax.codecs import Codec
+from fasttta_jax.config.checks import check
 from fasttta_jax.decode import Known
+from fasttta_jax.generation.seconds import NUMBER
+from fasttta_jax.generation.timeline import Entry, parse_timeline
+from fasttta_jax.randomness import stream
 
 Ranges = tuple[tuple[float, float], ...]
 
-_NUMBER = r"(\d+(?:\.\d*)?|\.\d+)"
-_RANGE = re.compile(rf"\s*{_NUMBER}\s*-\s*{_NUMBER}\s*")
+SHARE = 0.3
+"""Of the columns that are made anew where a sound is varied."""
+_RANGE = re.compile(rf"\s*{NUMBER}\s*-\s*{NUMBER}\s*")
+
+
+class EditError(ValueError):
+    """Edits that do not go together; names them."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Edits:
+    """How clips differ from those that a model makes by itself.
+
+    Attributes:
+      audio: sound file of which a part is kept.
+      keep: which part, START-END in seconds, several with commas.
+      vary: sound file of which new takes are made.
+      share: of its token columns that are made anew, above 0 and up to 1; None is 0.3.
+      loop: whether the clip's beginning follows its end.
+      timeline: "START-END TEXT; ..." in seconds; the prompt holds where it says nothing.
+
+    Raises:
+      EditError: edits that do not go together.
+      ValueError: a value is not allowed.
+    """
+
+    audio: str | os.PathLike[str] | None = None
+    keep: str | None = None
+    vary: str | os.PathLike[str] | None = None
+    share: float | None = None
+    loop: bool = False
+    timeline: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.audio is None) != (self.keep is None):
+            missing = "audio" if self.audio is None else "keep"
+            raise EditError(f"{missing} is missing; audio and keep go together")
+        if self.share is not None:
+            if self.vary is None:
+                raise EditError("vary is missing; share says how much of its sound is made anew")
+            check(0 < self.share <= 1, "share", self.share, "above 0, up to 1")
+        for one, others in REFUSED.items():
+            for other in others:
+                if self.has(one) and self.has(other):
+                    raise EditError(
+                        f"{one} and {other} do not go together; seconds goes with audio and keep, "
+                        "loop and timeline; timeline also with audio and keep, and with loop; vary "
+                        "goes with none of them"
+                    )
+        _ = self.ranges, self.entries  # checks the texts
+
+    def has(self, name: str) -> bool:
+        """Whether that is asked for."""
+        return getattr(self, name) not in (None, False)
+
+    @property
+    def ranges(self) -> Ranges:
+        """`keep`, read."""
+        return () if self.keep is None else parse_ranges(self.keep)
+
+    @property
+    def entries(self) -> tuple[Entry, ...]:
+        """`timeline`, read."""
+        return () if self.timeline is None else parse_timeline(self.timeline)
+
+    def given(self) -> dict[str, Any]:
+        """What is asked for, by name."""
+        return {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if self.has(field.name)
+        }
+
+
+REFUSED: Mapping[str, tuple[str, ...]] = {
+    "vary": ("audio", "loop", "timeline"),
+    "loop": ("audio",),
+}
+"""Edits that do not go together."""
 
 
 class RangeError(ValueError):
@@ -77,7 +162,7 @@ def kept_columns(
         if last > limit:
             raise RangeError(
                 f"the range {start:g}-{end:g} ends beyond {limit / sample_rate:g} s; the sound has "
-                f"{num_samples / sample_rate:g} s and the model's clips "
+                f"{num_samples / sample_rate:g} s and the clip "
                 f"{clip_samples / sample_rate:g} s"
             )
         kept[first:last] = True
@@ -104,7 +189,7 @@ def known_tokens(
       audio: waveform at the codec's rate; cut, or padded with silence, to the length of a clip.
       ranges: start and end in seconds, inside the sound.
       codec: encodes the sound.
-      num_tokens: N.
+      num_tokens: N, of the clip.
 
     Returns:
       One clip: NumPy arrays [1, N, C], zero where nothing is kept, and [1, N].
@@ -136,5 +221,30 @@ def read_known(
       AudioError: the file is missing or cannot be used.
       RangeError: see `kept_columns`.
     """
-    audio = playback_level(read_audio(path, codec.sample_rate), peak_dbfs=0.0)
-    return known_tokens(audio, ranges, codec, num_tokens)
+    return known_tokens(read_sound(path, codec), ranges, codec, num_tokens)
+
+
+def read_sound(path: str | os.PathLike[str], codec: Codec) -> Float[np.ndarray, " S"]:
+    """A sound file at its own level; peaks beyond full scale are brought down.
+
+    Raises:
+      AudioError: the file is missing or cannot be used.
+    """
+    return playback_level(read_audio(path, codec.sample_rate), peak_dbfs=0.0)
+
+
+def varied_columns(share: float, strata: Sequence[range], seed: int) -> Bool[np.ndarray, " P"]:
+    """Columns that a new take makes anew, by its seed: a share of each stretch, at least one.
+
+    Args:
+      share: above 0, up to 1.
+      strata: stretches of columns that follow one another from the first column on.
+      seed: of the clip.
+    """
+    chosen = np.zeros(strata[-1].stop, bool)
+    keys = jax.vmap(lambda n: jax.random.fold_in(stream(jax.random.key(seed), "vary"), n))
+    for stretch, key in zip(strata, keys(jnp.arange(len(strata))), strict=True):
+        count = max(1, round(share * len(stretch)))
+        order = np.asarray(jax.random.permutation(key, len(stretch)))
+        chosen[stretch.start + order[:count]] = True
+    return chosen

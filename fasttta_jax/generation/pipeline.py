@@ -10,6 +10,7 @@ Dimensions: N tokens, C channels, S audio samples.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import itertools
 import math
 import os
@@ -17,7 +18,6 @@ import pathlib
 from collections.abc import Iterable, Iterator, Sequence, Sized
 from typing import cast
 
-import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float
@@ -26,7 +26,10 @@ from fasttta_jax.audio.files import AudioFormat, playback_level, write_audio
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.config.checks import NOT_NEGATIVE, check, check_choice, check_fields
 from fasttta_jax.decode import Known
-from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States, check_seeds
+from fasttta_jax.generation.edits import Edits
+from fasttta_jax.generation.requests import Request, read_requests
+from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States
+from fasttta_jax.generation.sequences import Sequences
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import batch_shards
 from fasttta_jax.text import LearnedTextEncoder
@@ -83,9 +86,10 @@ class Clip:
       sample_rate: samples per second.
       prompt: what it was made from.
       seed: what it was made with.
-      tokens: float32 latents.
+      tokens: float32 latents of all that was decoded, whose sound may have been cut.
       known: True where a token was given.
-      states: the tokens behind every iteration, [T, N, C] and [T, N], where they were asked for.
+      states: the tokens behind every iteration, [T, N, C] and [T, N], where they were asked for
+        and the clip is one window.
     """
 
     audio: Float[np.ndarray, " S"]
@@ -172,8 +176,8 @@ class Pipeline:
         if unknown := [word for prompt in prompts for word in self.unknown_words(prompt)]:
             unknown_words_log.add(list(dict.fromkeys(unknown)), self.known_words)
 
-    def sampler(self, config: GenerateConfig, num_known: int = 0) -> Sampler:
-        """The token sampler of these settings.
+    def sampler(self, config: GenerateConfig, num_known: int = 0, num_texts: int = 1) -> Sampler:
+        """The token sampler of these settings, for so many known tokens and texts of every clip.
 
         Raises:
           ValueError: more iterations than tokens to generate.
@@ -184,8 +188,9 @@ class Pipeline:
             config.decode_config(self.trained.config.decode),
             self.mesh,
             math.ceil(config.batch_size / shards) * shards,
-            num_known,
-            config.with_states,
+            num_known=num_known,
+            num_texts=num_texts,
+            with_states=config.with_states,
         )
 
     def generate(
@@ -194,9 +199,17 @@ class Pipeline:
         *,
         seed: int = 0,
         seeds: Iterable[int] | None = None,
+        negative: str | Iterable[str] = "",
+        guidance_scale: float | Iterable[float | None] | None = None,
         num_iterations: int | None = None,
-        guidance_scale: float | None = None,
         temperature: float | None = None,
+        seconds: float | Iterable[float | None] | None = None,
+        audio: str | os.PathLike[str] | None = None,
+        keep: str | None = None,
+        vary: str | os.PathLike[str] | None = None,
+        share: float | None = None,
+        loop: bool = False,
+        timeline: str | None = None,
         known: Known | None = None,
         batch_size: int = 8,
         with_states: bool = False,
@@ -205,89 +218,85 @@ class Pipeline:
         """A clip for every prompt, in order, computed a batch at a time as they are taken.
 
         A clip depends on its prompt, its seed, its known tokens and the settings, and not on the
-        batch that it is computed in. The arguments are checked at once, before the first clip.
+        batch that it is computed in. The arguments are checked at once, before the first clip;
+        what has no length, as it is read.
 
         Args:
           prompts: any number; what is no list is read as it is needed. "" is an unconditional clip.
           seed: see `GenerateConfig`, also for the other settings.
-          seeds: one a prompt, in place of `seed`; read as they are needed, like the prompts.
-          known: given tokens, [1, N, C] for all clips or [len(prompts), N, C]; as many in each.
+          seeds: one a prompt, in place of `seed`.
+          negative: what guidance leads away from, in place of no text; for all, or one a prompt.
+          guidance_scale: for all, or one a prompt; None is the run's.
+          seconds: of any length, for all, or one a prompt; None is the model's, the end of the
+            timeline or the length of the varied sound. A loop has whole token columns.
+          audio: see `generation.edits.Edits`, also for the edits that follow; of all clips.
+          known: given tokens, [1, N, C] for all clips or [len(prompts), N, C], from the beginning.
           with_not_finite: a clip with values that are not finite is no error: its `is_finite` says.
 
         Raises:
-          ValueError: a setting, seed or known token that does not fit; or, when a batch is read,
-            prompts or seeds that end before the others.
+          ValueError: a setting, seed or known token that does not fit, prompts, seeds or settings
+            that end before the others, or edits that do not go together.
+          AudioError: a sound file is missing or cannot be used.
           FloatingPointError: at the clip, which has values that are not finite.
         """
-        if isinstance(prompts, str):
-            raise ValueError(f"prompts is the string {prompts!r}; allowed: a list of strings")
         config = GenerateConfig(
-            seed, batch_size, num_iterations, guidance_scale, temperature, with_states
+            seed=seed,
+            batch_size=batch_size,
+            num_iterations=num_iterations,
+            temperature=temperature,
+            with_states=with_states,
         )
-        num_known = 0 if known is None else int(np.sum(known.mask[0]))
+        requests = read_requests(
+            prompts,
+            seed=seed,
+            seeds=seeds,
+            negative=negative,
+            guidance_scale=guidance_scale,
+            seconds=seconds,
+            run_scale=self.trained.config.decode.guidance_scale,
+        )
         if isinstance(prompts, Sized):
             # One prompt alone need not pay for a whole batch.
             config = dataclasses.replace(config, batch_size=min(batch_size, max(1, len(prompts))))
-            last = seed + max(0, len(prompts) - 1)
-            if isinstance(seeds, Sized) and len(seeds) != len(prompts):
-                raise ValueError(
-                    f"{len(seeds)} seeds for {len(prompts)} prompts; allowed: one each"
-                )
-            if seeds is None and last > MAX_SEED:
-                raise ValueError(f"seed + {last - seed} is {last}; allowed: 0 to {MAX_SEED}")
             if known is not None and len(known.mask) not in (1, len(prompts)):
                 raise ValueError(
                     f"known has {len(known.mask)} clips; allowed: 1 or {len(prompts)}, the prompts"
                 )
-        if isinstance(seeds, Sequence):
-            check_seeds(seeds)
-        requests = zip(prompts, itertools.count(seed)) if seeds is None else _pairs(prompts, seeds)
-        clips = self._clips(self.sampler(config, num_known), requests, known)
+        each = isinstance(seconds, Iterable)
+        sequences = Sequences.plan(
+            self.trained,
+            functools.partial(self._sampler, config),
+            Edits(audio, keep, vary, share, loop, timeline),
+            seconds=None if each else cast(float | None, seconds),
+            each=each,
+            known=known,
+        )
+        if sequences.is_one_window:
+            self.sampler(config, sequences.num_known)
+        clips = self._clips(sequences, self.sampler(config).batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 
+    def _sampler(
+        self, config: GenerateConfig, scale: float, num_known: int, num_texts: int
+    ) -> Sampler:
+        """The sampler of a window, with no more iterations than tokens to make."""
+        num_iterations = config.decode_config(self.trained.config.decode).num_iterations
+        unknown = self.trained.config.model.num_tokens - num_known
+        config = dataclasses.replace(
+            config, guidance_scale=scale, num_iterations=min(num_iterations, unknown)
+        )
+        return self.sampler(config, num_known, num_texts)
+
     def _clips(
-        self, sampler: Sampler, requests: Iterator[tuple[str, int]], known: Known | None
+        self, sequences: Sequences, batch_size: int, requests: Iterator[Request]
     ) -> Iterator[Clip]:
-        trained, first = self.trained, 0
-        while batch := list(itertools.islice(requests, sampler.batch_size)):
-            prompts, seeds = [prompt for prompt, _ in batch], [seed for _, seed in batch]
-            self._note_unknown(prompts)
-            part = _known_rows(known, first, len(batch))
-            tokens, states = sampler(trained.params, prompts, seeds, part)
-            audio = decode_padded(trained, tokens, sampler.batch_size)
-            mask = np.zeros(tokens.shape[:2], bool) if part is None else np.asarray(part.mask)
-            for row, (prompt, seed) in enumerate(batch):
-                yield Clip(
-                    audio[row],
-                    trained.codec.sample_rate,
-                    prompt,
-                    seed,
-                    tokens[row],
-                    mask[row],
-                    None if states is None else States(states.tokens[row], states.masked[row]),
-                )
+        first, rate = 0, self.trained.codec.sample_rate
+        while batch := list(itertools.islice(requests, batch_size)):
+            self._note_unknown([text for each in batch for text in sequences.texts(each)])
+            for request, made in zip(batch, sequences.make(batch, first), strict=True):
+                tokens, known, states = made.tokens, made.known, made.states
+                yield Clip(made.audio, rate, request.prompt, request.seed, tokens, known, states)
             first += len(batch)
-
-
-def decode_padded(
-    trained: TrainedModel, tokens: Float[np.ndarray, "n N C"], batch_size: int
-) -> Float[np.ndarray, "n S"]:
-    """Audio of tokens, decoded in a batch of fixed size so that one program serves."""
-    padded = np.zeros((batch_size, *tokens.shape[1:]), np.float32)
-    padded[: len(tokens)] = tokens
-    return np.asarray(trained.codec.decode(jnp.asarray(padded)))[: len(tokens)]
-
-
-def _pairs(prompts: Iterable[str], seeds: Iterable[int]) -> Iterator[tuple[str, int]]:
-    """A prompt and a seed for each clip; ValueError where one of them ends before the other."""
-    ended = object()
-    for number, (prompt, seed) in enumerate(itertools.zip_longest(prompts, seeds, fillvalue=ended)):
-        if prompt is ended or seed is ended:
-            first, second = ("prompts", "seeds") if prompt is ended else ("seeds", "prompts")
-            raise ValueError(
-                f"{first} end after {number}, {second} go on; allowed: one seed a prompt"
-            )
-        yield cast(str, prompt), cast(int, seed)
 
 
 def _finite(clip: Clip) -> Clip:
@@ -297,11 +306,3 @@ def _finite(clip: Clip) -> Clip:
             "the guidance scale may be at fault"
         )
     return clip
-
-
-def _known_rows(known: Known | None, first: int, number: int) -> Known | None:
-    """The known tokens of some clips, [number, N, C]."""
-    if known is None:
-        return None
-    rows = slice(first, first + number) if len(known.mask) > 1 else np.zeros(number, int)
-    return Known(np.asarray(known.tokens)[rows], np.asarray(known.mask)[rows])

@@ -1,14 +1,15 @@
 """The compiled token sampler: captions and seeds to a batch of tokens.
 
-A clip depends on its prompt, its seed, its known tokens and the settings, not on the batch it is
-computed in.
-Dimensions: B clips, N tokens, C channels, T iterations.
+A clip depends on its texts, its seed, its guidance, its known tokens and the settings, not on the
+batch it is computed in.
+Dimensions: B clips, N tokens, C channels, T iterations, X texts of a clip.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -20,17 +21,21 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.config.checks import check
-from fasttta_jax.decode import DecodeResult, Known, parallel_decode, plan_segments
+from fasttta_jax.decode import DecodeResult, Guidance, Known, parallel_decode, plan_segments
+from fasttta_jax.masking import guidance_scales
 from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.compile import Program, compile_sampler
 from fasttta_jax.parallel.mesh import AnyMesh, batch_shards
 from fasttta_jax.parallel.rows import spread_rows
+from fasttta_jax.randomness import fold_in_each
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params
 
 MAX_SEED = 2**32 - 1
 MAX_PROGRAMS = 32
+WINDOWS = zlib.crc32(b"windows")
+"""Under which a clip's key has those of its windows; the first has the clip's own."""
 
 
 def check_seeds(seeds: Sequence[int]) -> None:
@@ -40,16 +45,32 @@ def check_seeds(seeds: Sequence[int]) -> None:
             raise ValueError(f"seeds[{index}] is {seed}; allowed: 0 to {MAX_SEED}")
 
 
+class TextGuidance(NamedTuple):
+    """`decode.Guidance` before its text is embedded.
+
+    Attributes:
+      scales: float32 strength in each iteration.
+      negative: tokenized texts, one a clip; "" is none.
+    """
+
+    scales: Float[jax.Array | np.ndarray, "B T"]
+    negative: TextBatch
+
+
 class Start(NamedTuple):
-    """What every clip starts from, beside its text.
+    """What every clip starts from, beside its texts.
 
     Attributes:
       keys: one key per clip, [B].
       known: tokens that are given, if any.
+      guidance: of each clip, where the sampler guides.
+      weights: of the texts at each position, where a clip has several.
     """
 
     keys: Key
     known: Known | None
+    guidance: TextGuidance | None = None
+    weights: Float[jax.Array | np.ndarray, "B N X"] | None = None
 
 
 class States(NamedTuple):
@@ -70,10 +91,12 @@ class Sampler:
 
     Attributes:
       model: of a run.
-      config: iterations, guidance, temperature.
+      config: iterations, guidance, temperature. The scale of guidance is an input of the program:
+        samplers that differ in it alone share one, but for a scale of 1, which guides nothing.
       mesh: devices; the batch is split over them. On an abstract mesh the program only compiles.
       batch_size: clips computed together; must divide over the mesh.
       num_known: tokens of every clip that will be given.
+      num_texts: X, texts of every clip.
       with_states: also return the state behind every iteration.
 
     Raises:
@@ -85,6 +108,7 @@ class Sampler:
     mesh: AnyMesh
     batch_size: int
     num_known: int = 0
+    num_texts: int = 1
     with_states: bool = False
 
     def __post_init__(self) -> None:
@@ -94,45 +118,110 @@ class Sampler:
         plan_segments(self.config, self.model.config.num_tokens, self.num_known)
 
     @property
+    def guided(self) -> bool:
+        return self.config.guidance_scale != 1.0
+
+    @property
     def program(self) -> Program[DecodeResult]:
         """The jitted function of (parameters, text, start); its states are [B, T, ...]."""
-        return _compiled(self.model, self.config, self.mesh, self.num_known, self.with_states)
+        any_scale = dataclasses.replace(self.config, guidance_scale=2.0 if self.guided else 1.0)
+        return _compiled(self.model, any_scale, self.mesh, self.num_known, self.with_states)
 
     def inputs(
-        self, prompts: Sequence[str], seeds: Sequence[int], known: Known | None = None
+        self,
+        texts: Sequence[str],
+        seeds: Sequence[int],
+        known: Known | None = None,
+        *,
+        negatives: Sequence[str] | None = None,
+        scales: Sequence[float] | None = None,
+        weights: Float[np.ndarray, "n N X"] | None = None,
+        window: int = 0,
     ) -> tuple[TextBatch, Start]:
         """What `program` takes after the parameters, padded to the batch size.
 
         Args:
-          prompts: at most `batch_size`.
-          seeds: one a prompt, 0 to 2**32 - 1.
-          known: given tokens [len(prompts), N, C], exactly `num_known` in each clip.
+          texts: `num_texts` for each of at most `batch_size` clips, those of a clip in a row.
+          seeds: one a clip, 0 to 2**32 - 1.
+          known: given tokens [n, N, C], exactly `num_known` in each clip.
+          negatives: what guidance leads away from, one a clip; "", nothing, where None.
+          scales: strength of guidance, one a clip; the config's where None.
+          weights: of a clip's texts at each position; needed where there are several.
+          window: number of this stretch of the clip, which has randomness of its own.
 
         Raises:
           ValueError: a seed is out of range, or the lengths or the known tokens do not fit.
         """
-        if not 1 <= len(prompts) <= self.batch_size or len(seeds) != len(prompts):
+        num_clips, num_texts = len(seeds), self.num_texts
+        if not 1 <= num_clips <= self.batch_size or len(texts) != num_clips * num_texts:
             raise ValueError(
-                f"{len(prompts)} prompts and {len(seeds)} seeds; allowed: 1 to {self.batch_size}, "
-                "the batch size, and one seed a prompt"
+                f"{len(texts)} prompts and {num_clips} seeds; allowed: 1 to {self.batch_size} "
+                f"clips, the batch size, and one seed and {num_texts} prompts a clip"
             )
         check_seeds(seeds)
-        surplus = self.batch_size - len(prompts)
-        text = self.model.text.tokenize([*prompts, *[""] * surplus])
-        numbers = np.asarray([*seeds, *[0] * surplus], np.uint32)
-        keys = jax.vmap(jax.random.key)(numbers)
-        start = Start(keys, self._padded(known, len(prompts)))
+        surplus = self.batch_size - num_clips
+        text = self.model.text.tokenize([*texts, *[""] * surplus * num_texts])
+        keys = jax.vmap(jax.random.key)(np.asarray([*seeds, *[0] * surplus], np.uint32))
+        if window:
+            keys = fold_in_each(fold_in_each(keys, WINDOWS), window)
+        rows = np.minimum(np.arange(self.batch_size), num_clips - 1)  # the last fills the surplus
+        start = Start(
+            keys,
+            self._known(known, num_clips, rows),
+            self._guidance(negatives, scales, num_clips, rows),
+            self._weights(weights, num_clips, rows),
+        )
         assert isinstance(self.mesh, Mesh), "an abstract mesh has no devices for arrays"
         return spread_rows((text, start), self.mesh)
 
-    def _padded(self, known: Known | None, num_prompts: int) -> Known | None:
-        """`known` as checked arrays of a whole batch; the last clip fills the surplus."""
+    def _guidance(
+        self,
+        negatives: Sequence[str] | None,
+        scales: Sequence[float] | None,
+        num_clips: int,
+        rows: np.ndarray,
+    ) -> TextGuidance | None:
+        negatives = [""] * num_clips if negatives is None else list(negatives)
+        scales = [self.config.guidance_scale] * num_clips if scales is None else list(scales)
+        if len(negatives) != num_clips or len(scales) != num_clips:
+            raise ValueError(
+                f"{len(negatives)} negative prompts and {len(scales)} scales of guidance for "
+                f"{num_clips} clips; allowed: one each"
+            )
+        if not self.guided:
+            if any(negatives) or any(scale != 1.0 for scale in scales):
+                raise ValueError("this sampler guides nothing: its config's guidance_scale is 1")
+            return None
+        found = {scale: self._scales(scale) for scale in set(scales)}
+        text = self.model.text.tokenize([negatives[row] for row in rows])
+        return TextGuidance(np.stack([found[scales[row]] for row in rows]), text)
+
+    def _scales(self, scale: float) -> Float[np.ndarray, " T"]:
+        """Strength in each iteration, rounded as a constant of the program would be."""
+        config = dataclasses.replace(self.config, guidance_scale=scale)
+        segments = plan_segments(config, self.model.config.num_tokens, self.num_known)
+        counts = tuple(count for segment in segments for count in segment.counts)
+        return np.asarray(guidance_scales(config, counts, num_known=self.num_known), np.float32)
+
+    def _weights(
+        self, weights: Float[np.ndarray, "n N X"] | None, num_clips: int, rows: np.ndarray
+    ) -> Float[np.ndarray, "B N X"] | None:
+        shape = (num_clips, self.model.config.num_tokens, self.num_texts)
+        if weights is None and self.num_texts == 1:
+            return None
+        if weights is None or weights.shape != shape:
+            found = None if weights is None else weights.shape
+            raise ValueError(f"weights are {found}; allowed: {shape} for {self.num_texts} texts")
+        return np.asarray(weights, np.float32)[rows]
+
+    def _known(self, known: Known | None, num_clips: int, rows: np.ndarray) -> Known | None:
+        """`known` as checked arrays of a whole batch."""
         if known is None:
             if self.num_known:
                 raise ValueError(f"known is missing; this sampler takes {self.num_known} a clip")
             return None
         tokens, mask = np.asarray(known.tokens, np.float32), np.asarray(known.mask, bool)
-        shape = (num_prompts, self.model.config.num_tokens, self.model.config.token_dim)
+        shape = (num_clips, self.model.config.num_tokens, self.model.config.token_dim)
         if tokens.shape != shape or mask.shape != shape[:2]:
             raise ValueError(
                 f"known has tokens {tokens.shape} and a mask {mask.shape}; "
@@ -143,22 +232,22 @@ class Sampler:
             raise ValueError(
                 f"known gives {found} tokens a clip; this sampler takes {self.num_known} in each"
             )
-        rows = np.minimum(np.arange(self.batch_size), num_prompts - 1)
         return Known(tokens[rows], mask[rows])
 
     def __call__(
         self,
         params: Params,
-        prompts: Sequence[str],
+        texts: Sequence[str],
         seeds: Sequence[int],
         known: Known | None = None,
+        **more: Any,
     ) -> tuple[Float[np.ndarray, "B N C"], States | None]:
         """Tokens, and states where this sampler keeps them; for arguments and errors see `inputs`.
 
         On a mesh of several hosts all of them call this with the same arguments, and get all.
         """
-        found = to_host(self.program(params, *self.inputs(prompts, seeds, known)))
-        tokens, states = jax.tree.map(lambda rows: rows[: len(prompts)], found)
+        found = to_host(self.program(params, *self.inputs(texts, seeds, known, **more)))
+        tokens, states = jax.tree.map(lambda rows: rows[: len(seeds)], found)
         return tokens, None if states is None else States(*states)
 
 
@@ -173,6 +262,12 @@ def _compiled(
     """Jitted once for equal arguments; every batch size is a specialization of its own."""
 
     def sample(params: Params, text: TextBatch, start: Start) -> DecodeResult:
+        guidance, weights = None, None
+        if start.guidance is not None:
+            negative = model.condition(params, start.guidance.negative)
+            guidance = Guidance(jnp.asarray(start.guidance.scales), negative)
+        if start.weights is not None:
+            weights = jnp.asarray(start.weights)
         tokens, states = parallel_decode(
             model,
             params,
@@ -183,6 +278,8 @@ def _compiled(
             token_dim=model.config.token_dim,
             known=start.known,
             num_known=num_known,
+            guidance=guidance,
+            weights=weights,
             return_states=with_states,
         )
         # The first axis is the one that is split over the mesh.

@@ -134,7 +134,7 @@ class Objective(Protocol):
           head: parameters of the head.
           hidden: backbone states with text.
           hidden_unconditional: those without; None where nothing is guided.
-          guidance_scale: strength of guidance.
+          guidance_scale: strength of guidance, a number or, for each clip, [B, 1, 1].
           keys: one per clip.
           temperature: below 1 narrows the samples.
         """

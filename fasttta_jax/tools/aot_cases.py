@@ -16,10 +16,11 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 from jax.sharding import AbstractMesh, AxisType, Mesh
 
 from fasttta_jax.config import ConfigError, RunConfig
-from fasttta_jax.generation.sampler import Sampler, Start
+from fasttta_jax.generation.sampler import Sampler, Start, TextGuidance
 from fasttta_jax.parallel.compile import Program, abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import AXES, AnyMesh, check_batch_size, mesh_sizes
 from fasttta_jax.parallel.sharding import batch_sharding, check_rules, layout_warnings, replicated
@@ -114,7 +115,12 @@ def build(case: Case, text: TextEncoder, mesh: AnyMesh) -> tuple[Program[Any], d
         return compile_train_step(step, state, frozen, mesh), arguments
     size = config.data.batch_size
     sampler = Sampler(context.model, config.decode, mesh, size)
-    start = Start(_key((size,), batch_sharding(mesh)), None)
+    rows = batch_sharding(mesh)
+    start = Start(_key((size,), rows), None)
+    if sampler.guided:
+        shape = (size, config.decode.num_iterations)
+        scales: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
+        start = start._replace(guidance=TextGuidance(scales, batch["text"]))
     return sampler.program, {"params": state.ema, "text": batch["text"], "start": start}
 
 

@@ -12,6 +12,8 @@ from absl import flags
 
 import generate
 from fasttta_jax.audio.loudness import Level
+from fasttta_jax.generation.edit_flags import EditFlags
+from fasttta_jax.generation.edits import Edits
 from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.outputs import OutputConfig
@@ -46,6 +48,9 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         "--name={slug}_{index}",
         "--audio=dog.wav",
         "--keep=0-1.28",
+        "--seconds=20",
+        "--negative=wind",
+        "--timeline=0-4 rain",
         "--pictures",
         "--overwrite",
     )
@@ -56,13 +61,15 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         workdir="run",
         which=30,
         wishes=Wishes(Prompts(("a dog",), str(table), 2, 3, 5), output, overwrite=True),
-        kept=generate.Kept("dog.wav", "0-1.28", ((0.0, 1.28),)),
+        edits=EditFlags("wind", 20.0, Edits("dog.wav", "0-1.28", timeline="0-4 rain")),
         config=GenerateConfig(seed=5, batch_size=4, guidance_scale=2.0, with_states=True),
         rank=generate.Rank("tagger", None, "report"),
         page=False,
     )
     plain = parse("--prompt=x")
-    assert (plain.which, plain.kept, plain.config) == ("last", None, GenerateConfig())
+    assert (plain.which, plain.config) == ("last", GenerateConfig())
+    assert plain.edits == EditFlags("", None, Edits())
+    assert plain.edits.given() == {}
     assert plain.wishes == Wishes(Prompts(("x",)), OutputConfig("sounds"), overwrite=False)
 
 
@@ -96,9 +103,17 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         (["--prompt=x", "--store=tar", "--pictures"], "pictures go with --store=files"),
         (["--prompt=x", "--out=gs://bucket/x"], "allowed: a folder of this machine"),
         (["--prompt=x", f"--out={__file__}/x"], "is a file; allowed: a folder"),
-        (["--prompt=x", "--keep=0-1"], "--audio is missing; --audio and --keep go together"),
-        (["--prompt=x", "--audio=a.wav"], "--keep is missing; --audio and --keep go together"),
+        (["--prompt=x", "--keep=0-1"], "audio is missing; audio and keep go together"),
+        (["--prompt=x", "--audio=a.wav"], "keep is missing; audio and keep go together"),
         (["--prompt=x", "--audio=a.wav", "--keep=1-0"], "allowed: after its start"),
+        (["--prompt=x", "--seconds=0"], "seconds is 0.0; allowed: above 0, up to 86400, a day"),
+        (["--prompt=x", "--seconds=-1"], "seconds is -1.0; allowed"),
+        (["--prompt=x", "--seconds=nan"], "seconds is nan; allowed"),
+        (["--prompt=x", "--seconds=86401"], "seconds is 86401.0; allowed"),
+        (["--prompt=x", "--vary=a.wav", "--seconds=3"], "vary and seconds do not go together"),
+        (["--prompt=x", "--vary=a.wav", "--loop"], "vary and loop do not go together"),
+        (["--prompt=x", "--share=0.2"], "vary is missing; share says"),
+        (["--prompt=x", "--timeline=rain"], "write START-END TEXT in seconds"),
     ],
 )
 def test_bad_input_is_named(arguments: list[str], message: str) -> None:

@@ -22,6 +22,8 @@ from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.workdir.checkpoint import CheckpointError
 from fasttta_jax.workdir.folder import WorkdirError
 from tests.support.helpers import CLIP_SAMPLES, NUM_TOKENS, SAMPLE_RATE, TOKEN_DIM
+from tests.support.tolerance import assert_close
+from tests.test_decode_models import decode_rounding
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
@@ -30,11 +32,6 @@ PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]
 def open_on_one_device(workdir: pathlib.Path, which: str | int = "last") -> Pipeline:
     mesh = make_mesh(MeshConfig(), jax.devices()[:1])
     return Pipeline.open(str(workdir), which, mesh=mesh)
-
-
-@pytest.fixture(scope="module")
-def student(runs: dict[str, pathlib.Path]) -> Pipeline:
-    return open_on_one_device(runs["student"])
 
 
 def as_int16(clip: Clip) -> np.ndarray:
@@ -77,6 +74,34 @@ def test_every_setting_counts(runs: dict[str, pathlib.Path]) -> None:
         assert not np.array_equal(other, plain)
 
 
+def test_guidance_and_negative_prompt_are_each_clips_own(student: Pipeline) -> None:
+    """And one program serves them all."""
+
+    def tokens(prompts: list[str], **settings) -> np.ndarray:
+        return np.stack([clip.tokens for clip in student.generate(prompts, seed=3, **settings)])
+
+    program = student.sampler(GenerateConfig(batch_size=3)).program
+    plain = tokens(PROMPTS)
+    size = program.jitted._cache_size()
+    np.testing.assert_array_equal(tokens(PROMPTS, negative=""), plain)
+    scale = student.trained.config.decode.guidance_scale
+    np.testing.assert_array_equal(tokens(PROMPTS, guidance_scale=[scale, None, scale]), plain)
+    negative, scales = ["", "clicks", "a tone"], [None, 3.5, None]
+    mixed = tokens(PROMPTS, negative=iter(negative), guidance_scale=scales)
+    np.testing.assert_array_equal(mixed[0], plain[0])
+    for other in (tokens(PROMPTS, negative=negative), tokens(PROMPTS, guidance_scale=3.5)):
+        assert not np.array_equal(other[1], mixed[1])
+    np.testing.assert_array_equal(tokens(PROMPTS, negative="a tone")[2], mixed[2])
+    assert not np.array_equal(mixed[2], plain[2])
+    assert program.jitted._cache_size() == size
+    unguided = student.sampler(GenerateConfig(guidance_scale=1.0)).program
+    assert unguided is not program
+    alone = tokens(PROMPTS[:1], guidance_scale=1.0)[0]
+    assert unguided.jitted._cache_size() == 1  # took the program that does not guide
+    beside = tokens(PROMPTS, guidance_scale=[1.0, 2.0, 2.0])[0]
+    assert_close(beside, alone, decode_rounding("energy"))
+
+
 def test_prompts_are_read_as_they_are_needed(student: Pipeline) -> None:
     read = []
 
@@ -105,9 +130,9 @@ def test_seeds_are_read_as_they_are_needed(student: Pipeline) -> None:
 @pytest.mark.parametrize(
     ("num_prompts", "num_seeds", "message"),
     [
-        (3, 2, "seeds end after 2, prompts go on; allowed: one seed a prompt"),
-        (2, 3, "prompts end after 2, seeds go on; allowed: one seed a prompt"),
-        (1, 0, "seeds end after 0, prompts go on"),
+        (3, 2, "seeds ends after 2, prompts goes on; allowed: one for each prompt"),
+        (2, 3, "prompts ends after 2, seeds goes on; allowed: one for each prompt"),
+        (1, 0, "seeds ends after 0, prompts goes on"),
     ],
 )
 @pytest.mark.parametrize("lazy_prompts", [True, False])
@@ -184,7 +209,15 @@ def test_odd_prompts_work(student: Pipeline) -> None:
         (["x"], {"seed": 2**32}, "seed is 4294967296; allowed: 0 to 4294967295"),
         (["x", "y"], {"seed": 2**32 - 1}, r"seed \+ 1 is 4294967296; allowed: 0 to 4294967295"),
         (["x"], {"seeds": [-1]}, r"seeds\[0\] is -1; allowed: 0 to 4294967295"),
-        (["x", "y"], {"seeds": [1]}, "1 seeds for 2 prompts; allowed: one each"),
+        (["x", "y"], {"seeds": [1]}, "seeds ends after 1, prompts goes on; allowed: one for"),
+        (["x", "y"], {"negative": ["rain"]}, "negative ends after 1, prompts goes on"),
+        (["x"], {"guidance_scale": [-1.0]}, r"guidance_scale\[0\] is -1.0; allowed: 0 or more"),
+        (["x"], {"guidance_scale": np.nan}, "guidance_scale is nan; allowed: 0 or more"),
+        (
+            ["x"],
+            {"guidance_scale": [1.0], "negative": "rain"},
+            r"'rain' is for guidance to lead away from, and guidance_scale\[0\] is 1, which is no",
+        ),
         (
             ["x", "y"],
             {"known": Known(np.zeros((3, 8, 8), np.float32), np.zeros((3, 8), bool))},

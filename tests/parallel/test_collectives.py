@@ -24,7 +24,7 @@ from fasttta_jax.config import (
     RunConfig,
     TextConfig,
 )
-from fasttta_jax.generation.sampler import Sampler, Start
+from fasttta_jax.generation.sampler import Sampler, Start, TextGuidance
 from fasttta_jax.parallel.compile import abstract_state, compile_train_step
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
@@ -150,7 +150,10 @@ def test_the_sampler_sends_nothing() -> None:
     rows = batch_sharding(mesh)
     params = abstract_state(model.init, mesh)
     batch = programs.abstract_batch(config, text, mesh)
-    start = Start(key_shape((BATCH,), rows), None)  # type: ignore[arg-type]
+    scales = jax.ShapeDtypeStruct((BATCH, config.decode.num_iterations), "float32", sharding=rows)
+    guidance = TextGuidance(scales, batch["text"])  # type: ignore[arg-type]
+    start = Start(key_shape((BATCH,), rows), None, guidance)  # type: ignore[arg-type]
+    assert sampler.guided
     compiled = sampler.program.lower(params, batch["text"], start).compile()
     assert math.prod(mesh.shape.values()) == 8
     assert find_collectives(compiled.as_text(), mesh) == ()

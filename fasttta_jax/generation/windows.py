@@ -1,0 +1,146 @@
+"""Sequences of any length from a model of N tokens: windows, one after the other, that overlap.
+
+A window is given what is known of its columns, because windows before it have made them or because
+the caller has, and the sampler makes the rest. The last column of a window ends like a clip, so the
+next window makes it anew, as one that goes on. A loop is a sequence whose ends are then made anew
+together, in a window that lies over the seam and knows the columns on both sides.
+Dimensions: n clips, Z columns of a sequence, P columns of a window, G tokens per column, C
+channels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+OVERLAP = 0.25
+"""Share of a window that it shares with the one before it."""
+SEAM = 0.5
+"""Share of a window that is made anew around the seam of a loop."""
+
+Sample = Callable[
+    [int, "Window", Float[np.ndarray, "n P G C"], Bool[np.ndarray, "n P G"]],
+    Float[np.ndarray, "n P G C"],
+]
+"""Tokens of a window, by its number, from what is known of it and where."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Window:
+    """Columns that are sampled together.
+
+    Attributes:
+      first: number of the first of them.
+      length: P.
+      anew: those, counted in the window, that are made even where they are there already.
+      circle: columns after which the sequence begins anew; 0 where it does not.
+    """
+
+    first: int
+    length: int
+    anew: range
+    circle: int = 0
+
+    @property
+    def columns(self) -> Int[np.ndarray, " P"]:
+        """Their numbers in the sequence."""
+        columns = np.arange(self.first, self.first + self.length)
+        return columns % self.circle if self.circle else columns
+
+
+def advance(length: int) -> int:
+    """Columns by which a window of `length` columns goes beyond the one before it.
+
+    Raises:
+      ValueError: such windows cannot overlap.
+    """
+    if length < 2:
+        raise ValueError(
+            "the model's clips are one column of tokens, so that windows cannot overlap; allowed: "
+            "no more than its clip's seconds"
+        )
+    return length - _overlap(length) - (length > 2)
+
+
+def _overlap(length: int) -> int:
+    return max(1, round(OVERLAP * length))
+
+
+def line(num_columns: int, length: int) -> tuple[Window, ...]:
+    """Windows that cover so many columns, or more.
+
+    Raises:
+      ValueError: see `advance`.
+    """
+    if num_columns <= length:
+        return (Window(0, length, range(length)),)
+    step = advance(length)
+    later = math.ceil((num_columns - length) / step)
+    anew = range(_overlap(length), length)
+    return tuple(
+        Window(number * step, length, anew if number else range(length))
+        for number in range(later + 1)
+    )
+
+
+def num_columns(windows: tuple[Window, ...]) -> int:
+    """Z, columns that the windows of a line cover."""
+    return windows[-1].first + windows[-1].length
+
+
+def seam(circle: int, length: int) -> Window:
+    """The window over the seam of a loop of `circle` columns.
+
+    Raises:
+      ValueError: the loop is so short that nothing would be known.
+    """
+    middle = length // 2
+    width = max(2, round(SEAM * length)) // 2
+    if circle < least_circle(length):
+        raise ValueError(f"a loop has {circle} columns; allowed: {least_circle(length)} or more")
+    return Window(circle - middle, length, range(middle - width, middle + width), circle)
+
+
+def least_circle(length: int) -> int:
+    """Columns of the shortest loop."""
+    return 2 * (max(2, round(SEAM * length)) // 2) + 2
+
+
+def fill(
+    windows: tuple[Window, ...],
+    tokens: Float[np.ndarray, "n Z G C"],
+    given: Bool[np.ndarray, "n Z G"],
+    sample: Sample,
+    *,
+    made: bool = False,
+    number: int = 0,
+) -> Float[np.ndarray, "n Z G C"]:
+    """The sequences with everything made that the windows cover.
+
+    Args:
+      windows: in the order in which they are made.
+      tokens: what is known.
+      given: where it is the caller's, who gets it back.
+      sample: makes the tokens of a window. It is called for the clips alike in the number of known
+        tokens, whose rows in the batch the caller finds by their order.
+      made: whether all columns are there already.
+      number: of the first window.
+    """
+    tokens = tokens.copy()
+    there = np.full(tokens.shape[1], made)
+    for index, window in enumerate(windows, number):
+        columns = window.columns
+        anew = np.isin(columns, columns[window.anew])
+        known = given[:, columns] | (there[columns] & ~anew)[None, :, None]
+        if not known.all():
+            found = sample(index, window, tokens[:, columns], known)
+            # In a circle shorter than the window, the columns nearest to its middle count.
+            spare = max(0, window.length - window.circle) // 2 if window.circle else 0
+            kept = slice(spare, spare + window.circle) if spare else slice(None)
+            tokens[:, columns[kept]] = found[:, kept]
+        there[columns] = True
+    return tokens
