@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import Known, parallel_decode
-from fasttta_jax.masking import sample_orders
+from fasttta_jax.decode import Guidance, Known, parallel_decode
+from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
 from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.typing import unconditional
 from tests.support import helpers
@@ -155,6 +155,36 @@ def test_decoding_equals_a_plain_loop(objective, num_iterations, num_known):
     found = decode(objective, settings, [0, 1, 2, 3], known)
     expected = plain_loop(objective, settings, known)
     assert_close(found, expected, decode_rounding(objective, settings))
+
+
+def test_guidance_is_each_clips_own():
+    """The teacher's as the student's; what a clip reads and how strongly is no neighbour's."""
+    model, params = system("diffusion")
+    negatives = ["", "", "", "a loud tone"]
+    scales = jnp.asarray(guidance_scales(GUIDED, decode_counts(8, 3)), jnp.float32)
+    each = jnp.stack([scales, scales, 0.5 * scales, scales])
+
+    @jax.jit
+    def guided(params, text, negative, keys, scales):
+        return parallel_decode(
+            model,
+            params,
+            model.condition(params, text),
+            keys,
+            GUIDED,
+            num_tokens=helpers.NUM_TOKENS,
+            token_dim=helpers.TOKEN_DIM,
+            guidance=Guidance(scales, model.condition(params, negative)),
+        ).tokens
+
+    text, negative = model.text.tokenize(CAPTIONS), model.text.tokenize(negatives)
+    found = np.asarray(guided(params, text, negative, clip_keys(), each))
+    plain = decode("diffusion", GUIDED, [0, 1, 2, 3])
+    tolerance = decode_rounding("diffusion")
+    assert_close(found[:2], plain[:2], tolerance)
+    for clip in (2, 3):
+        other = np.abs(found[clip] - plain[clip]).max()
+        assert other > 10 * tolerance * np.abs(plain[clip]).max()
 
 
 def test_no_known_tokens_is_plain_decoding():

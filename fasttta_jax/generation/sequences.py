@@ -187,7 +187,9 @@ class Sequences:
         shape = (len(batch), windows.num_columns(longest), codec.tokens_per_column)
         tokens, given = self._start(batch, first, shape)
         states: list[States | None] = []
-        sample = functools.partial(self._sample, batch, shape[1], states)
+        # A clip that ends before its neighbours ends as it would alone.
+        last = [len(line) + self.edits.loop for line in lines]
+        sample = functools.partial(self._sample, batch, last, shape[1], states)
         tokens = windows.fill(longest, tokens, given, sample)
         if self.edits.loop:
             circle = self.num_columns(self.seconds)
@@ -243,6 +245,7 @@ class Sequences:
     def _sample(
         self,
         batch: Sequence[Request],
+        last: Sequence[int],
         num_columns: int,
         states: list[States | None],
         number: int,
@@ -250,12 +253,12 @@ class Sequences:
         tokens: Float[np.ndarray, "n P G C"],
         known: Bool[np.ndarray, "n P G"],
     ) -> Float[np.ndarray, "n P G C"]:
-        """A window of all clips; those with as many known tokens are sampled together."""
+        """A window of all clips that go on; those with as many known tokens are made together."""
         texts, weights = self._texts(window, num_columns)
         found, counts = tokens.copy(), known.sum(axis=(1, 2))
         for count in np.unique(counts):
-            rows = np.flatnonzero(counts == count)
-            if count == known[0].size:
+            rows = np.flatnonzero((counts == count) & (np.asarray(last) > number))
+            if count == known[0].size or not len(rows):
                 continue
             chosen = [batch[int(row)] for row in rows]
             scales = [request.guidance_scale for request in chosen]

@@ -125,8 +125,7 @@ def fill(
       windows: in the order in which they are made.
       tokens: what is known.
       given: where it is the caller's, who gets it back.
-      sample: makes the tokens of a window. It is called for the clips alike in the number of known
-        tokens, whose rows in the batch the caller finds by their order.
+      sample: makes the tokens of a window; what it leaves as it was stays.
       made: whether all columns are there already.
       number: of the first window.
     """

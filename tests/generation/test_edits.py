@@ -97,7 +97,7 @@ def test_columns_wholly_inside_are_kept(text, expected):
 @pytest.mark.parametrize(
     ("text", "num_samples", "message"),
     [
-        ("0-0.65", 8 * COLUMN, r"0-0.65 ends beyond 0.64 s; the sound has 1.28 s .* clips 0.64 s"),
+        ("0-0.65", 8 * COLUMN, r"0-0.65 ends beyond 0.64 s; the sound has 1.28 s .* clip 0.64 s"),
         ("0-0.4", 2 * COLUMN, r"0-0.4 ends beyond 0.32 s; the sound has 0.32 s"),
         ("0.01-0.3", 4 * COLUMN, r"nothing is kept: .* columns of 0.16 s"),
         ("0-0.64", 4 * COLUMN, r"nothing is left to generate: all 4 token columns"),

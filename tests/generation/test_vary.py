@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from fasttta_jax.audio.files import AudioError
 from fasttta_jax.generation.edits import EditError, Edits, varied_columns
 from fasttta_jax.generation.pipeline import Pipeline
 from tests.support.helpers import SAMPLE_RATE
@@ -80,5 +81,5 @@ def test_shares_that_cannot_be_are_named(share: float) -> None:
 def test_a_take_has_the_length_of_its_sound(student: Pipeline, sound: pathlib.Path) -> None:
     with pytest.raises(EditError, match="vary and seconds do not go together"):
         student.generate(["x"], vary=sound, seconds=3.0)
-    with pytest.raises(OSError, match=r"nowhere\.wav"):
+    with pytest.raises(AudioError, match=r"nowhere\.wav: missing"):
         student.generate(["x"], vary="nowhere.wav")
