@@ -85,7 +85,7 @@ def benchmark(
     plain = list(pipeline.generate(prompts, batch_size=16))
     loops = list(pipeline.generate(prompts, batch_size=16, loop=True))
     # One long clip of some prompts, evenly chosen.
-    few = [prompts[round(index)] for index in np.linspace(0, len(prompts) - 1, LONG_CLIPS)]
+    few = [prompts[index * (len(prompts) - 1) // (LONG_CLIPS - 1)] for index in range(LONG_CLIPS)]
     long = list(pipeline.generate(few, batch_size=LONG_CLIPS, seconds=seconds))
     borders = [column * hops - 1 for column in range(1, length)]
     line = windows.line(round(seconds * codec.sample_rate / codec.samples_per_column), length)
