@@ -20,7 +20,8 @@ import numpy as np
 from jaxtyping import Float
 
 from fasttta_jax.audio.files import playback_level
-from fasttta_jax.evaluation.networks import ClapEmbedder, load_clap
+from fasttta_jax.evaluation.embedders import TextEmbedder, embed_each
+from fasttta_jax.evaluation.networks import load_clap
 from fasttta_jax.evaluation.tagger import Tagger
 from fasttta_jax.evaluation.tagger_cache import TAGGER_FILE
 from fasttta_jax.generation.job import Ranker
@@ -36,7 +37,7 @@ LEAST = 1e-6
 class ClapRanker:
     """The cosine of a sound's and its prompt's CLAP embeddings."""
 
-    network: ClapEmbedder
+    network: TextEmbedder
 
     @property
     def settings(self) -> Mapping[str, Any]:
@@ -57,7 +58,7 @@ class ClapRanker:
     ) -> list[float]:
         """Cosines, in [-1, 1]."""
         audio = [_heard(sound, sample_rate, self.network.sample_rate) for sound in sounds]
-        features = self.network.embed_each(audio)
+        features = embed_each(self.network, audio)
         embeddings = np.concatenate([one.embeddings for one in features])
         texts = np.stack([self._text(prompt) for prompt in prompts])
         return clap_scores(embeddings, texts).tolist()

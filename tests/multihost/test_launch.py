@@ -12,15 +12,18 @@ from typing import Any
 
 import pytest
 import yaml
+from absl import flags
 
+import generate
 from fasttta_jax.config import RunConfig
 from fasttta_jax.multihost import exit_codes, startup
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 FOLDER = REPOSITORY / "launch"
 SHELL = sorted([*FOLDER.glob("*.sh"), *FOLDER.glob("*.sbatch")])
-YAML = sorted(FOLDER.glob("*.yaml"))
-RECIPES = [*SHELL, *YAML]
+YAML = sorted(FOLDER.glob("jobset_*.yaml"))
+GENERATING = sorted(FOLDER.glob("generate*"))
+RECIPES = sorted({*SHELL, *YAML} - {*GENERATING})
 ABORTED, KILLED = 134, 137  # as a shell sees signals 6 and 9
 
 
@@ -64,7 +67,7 @@ def test_flags_of_the_readme_exist() -> None:
     assert set(flags) <= flags_of_train()
     for variable in startup.VARIABLES:
         assert f"`{variable}`" in text
-    for recipe in RECIPES:
+    for recipe in (*RECIPES, *GENERATING):
         assert f"`{recipe.name}`" in text
 
 
@@ -90,7 +93,7 @@ def test_shell_recipes_parse_and_say_what_is_missing(recipe: pathlib.Path) -> No
         check=False,
     )
     assert done.returncode != 0
-    assert re.search(r"the config file|a name for", done.stderr)
+    assert re.search(r"the config file|a name for|the table of prompts", done.stderr)
 
 
 def stub(folder: pathlib.Path, name: str, script: str) -> None:
@@ -128,6 +131,46 @@ def test_slurm_requeues_what_is_worth_another_start(
     assert (tmp_path / "told").exists() == again
     if again:
         assert (tmp_path / "told").read_text() == "requeue 77\n"
+
+
+@pytest.mark.parametrize("recipe", GENERATING, ids=names(GENERATING))
+def test_flags_of_generating_exist(recipe: pathlib.Path) -> None:
+    known = flags.FlagValues()
+    generate.define_flags(known)
+    text = re.sub(r"^#SBATCH.*$", "", recipe.read_text(), flags=re.MULTILINE)
+    given = set(re.findall(r"(?:^| )(?:- )?--([a-z_]+)=", text, re.MULTILINE))
+    assert {"prompts", "out"} <= given <= set(known)
+
+
+@pytest.mark.parametrize(("code", "again"), [(0, False), (1, False), (KILLED, True), (143, True)])
+def test_slurm_makes_what_is_missing(tmp_path: pathlib.Path, code: int, again: bool) -> None:
+    stub(tmp_path, "srun", f'echo "$@" > {tmp_path}/ran; exit {code}')
+    stub(tmp_path, "scontrol", f'echo "$@" > {tmp_path}/told')
+    environment = {
+        "PATH": f"{tmp_path}:{os.environ['PATH']}",
+        "SLURM_SUBMIT_DIR": str(REPOSITORY),
+        "SLURM_JOB_ID": "77",
+    }
+    command = ["bash", str(FOLDER / "generate.sbatch"), "a.csv", str(tmp_path / "sounds")]
+    done = subprocess.run(
+        [*command, "--store=tar"], env=environment, timeout=10, check=False, capture_output=True
+    )
+    assert done.returncode == code
+    ran = (tmp_path / "ran").read_text()
+    assert f"python generate.py --prompts=a.csv --out={tmp_path}/sounds" in ran
+    assert ran.endswith("--store=tar\n")
+    assert (tmp_path / "told").exists() == again
+
+
+def test_kubernetes_shares_the_prompts_by_index() -> None:
+    spec = yaml.safe_load((FOLDER / "generate_job.yaml").read_text())["spec"]
+    assert spec["completionMode"] == "Indexed"
+    (container,) = spec["template"]["spec"]["containers"]
+    given = {variable["name"]: variable["value"] for variable in container["env"]}
+    assert given["JAX_NUM_PROCESSES"] == str(spec["completions"])
+    assert ("JOB_COMPLETION_INDEX", "JAX_NUM_PROCESSES") in startup.SHARES
+    rule = spec["podFailurePolicy"]["rules"][0]["onExitCodes"]
+    assert (rule["containerName"], rule["values"]) == (container["name"], [exit_codes.ERROR])
 
 
 @pytest.mark.parametrize(
