@@ -36,6 +36,12 @@ def define(values: flags.FlagValues) -> None:
     def choice(name: str, default: str, names: Sequence[str], help: str) -> None:
         flags.DEFINE_enum(name, default, list(names), help, flag_values=values)
 
+    def number(name: str, help: str) -> None:
+        flags.DEFINE_float(name, None, help, flag_values=values)
+
+    def switch(name: str, help: str) -> None:
+        flags.DEFINE_bool(name, False, help, flag_values=values)
+
     flags.DEFINE_multi_string(
         "prompt", [], "What to hear; may be given several times.", flag_values=values
     )
@@ -57,22 +63,15 @@ def define(values: flags.FlagValues) -> None:
     )
     choice("format", "wav", get_args(AudioFormat), "Format of the sounds.")
     text("name", DEFAULT, "Of the sound files; fields: index, id, prompt, slug, seed.")
-    for name, what in (
-        ("lufs", "clip to this loudness, such as -23"),
-        ("peak_dbfs", "clip's highest sample to this level, such as -1"),
-        ("rms_dbfs", "clip's root mean square to this level, such as -23"),
-    ):
-        help = f"Bring every {what}. Default: the level that the model gives."
-        flags.DEFINE_float(name, None, help, flag_values=values)
-    for name, help in (
-        (
-            "pictures",
-            "Beside every sound a PNG of its mel spectrogram, and one of how decoding filled it "
-            "in.",
-        ),
-        ("overwrite", "Replace what other settings or other prompts made in the folder."),
-    ):
-        flags.DEFINE_bool(name, False, help, flag_values=values)
+    as_it_is = "Default: the level that the model gives."
+    number("lufs", f"Bring every clip to this loudness, such as -23. {as_it_is}")
+    number("peak_dbfs", f"Bring every clip's highest sample to this level. {as_it_is}")
+    number("rms_dbfs", f"Bring every clip's root mean square to this level. {as_it_is}")
+    switch(
+        "pictures",
+        "Beside every sound a PNG of its mel spectrogram, and one of how decoding filled it in.",
+    )
+    switch("overwrite", "Replace what other settings or other prompts made in the folder.")
     cli.define_share_flags(values)
 
 
