@@ -10,6 +10,9 @@ VERSION = re.search(
     r'__version__ = "(.+)"', (ROOT / "fasttta_jax/__init__.py").read_text(encoding="utf-8")
 ).group(1)
 
+# The web page; among the test extras too, so that it is tested.
+DEMO = ["gradio>=6.31,<7"]
+
 setup(
     name="fasttta_jax",
     version=VERSION,
@@ -56,6 +59,7 @@ setup(
     ],
     extras_require={
         "test": [
+            *DEMO,
             "beartype>=0.22",
             "chex>=0.1.90",
             "basedpyright==1.40.2",
@@ -71,6 +75,7 @@ setup(
         # libtpu of the version that goes with jax; compiles for TPUs on any x86 machine.
         "aot": ["jax[tpu]"],
         "cuda": ["jax[cuda13]"],
+        "demo": DEMO,
         # For gs:// datasets and workdirs.
         "gcs": ["gcsfs>=2025.3"],
         # For folders of T5 that have spiece.model and no tokenizer.json.
