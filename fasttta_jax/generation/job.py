@@ -30,7 +30,7 @@ from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.outputs import Finished, OutputConfig
 from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
 from fasttta_jax.generation.progress import Progress
-from fasttta_jax.generation.prompts import BadRow, Prompts, Wanted
+from fasttta_jax.generation.prompts import SETTINGS, BadRow, Prompts, Wanted
 
 logger = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ class Job:
           StorageError: the folder holds something else.
           OSError: it cannot be written; what is there stays, and the same job goes on from there.
         """
-        self._check_sound()
+        self._check_settings()
         named = (one for one in self.checked() if isinstance(one, Wanted))
         self.output.name.check_unique(named)
         settings = {**self._settings, **self._settings_of_folder()}
@@ -189,20 +189,59 @@ class Job:
             raise ValueError(f"none of {skipped} clips could be made; {listed} says why")
         return Result(made, plan.found, skipped, writing.progress.seconds, complete)
 
-    def _check_sound(self) -> None:
+    def _check_settings(self) -> None:
         trained = self.pipeline.trained
         num_columns = trained.config.model.num_tokens // trained.codec.tokens_per_column
-        num_samples = num_columns * trained.codec.samples_per_column
-        self.output.check_sound(num_samples, trained.codec.sample_rate)
+        rate, seconds = trained.codec.sample_rate, self.arguments.get("seconds")
+        model_samples = num_columns * trained.codec.samples_per_column
+        num_samples = model_samples if seconds is None else round(seconds * rate)
+        self.output.check_sound(num_samples, rate)
+        for name in ("vary", "known"):
+            if "seconds" in self.prompts.columns and self.arguments.get(name) is not None:
+                raise ValueError(
+                    f"{self.prompts.table} has a column seconds, and {name} says how long clips "
+                    "are; allowed: one of them"
+                )
+
+    def _check(self, wanted: Wanted) -> None:
+        """Raises ValueError where a clip can be neither named, ranked nor made."""
+        self.output.name.of(wanted)
+        if self.ranker is not None:
+            self.ranker.check(wanted.prompt)
+        if wanted.seconds is not None:
+            rate = self.pipeline.trained.codec.sample_rate
+            self.output.check_sound(round(wanted.seconds * rate), rate)
+        values = self._values(wanted)
+        if values["negative"] and values["guidance_scale"] == 1.0:
+            raise ValueError(
+                f"the negative prompt {values['negative']!r} is for guidance to lead away from, "
+                "and guidance is 1, which is none"
+            )
+
+    @functools.cached_property
+    def _common(self) -> dict[str, Any]:
+        """What clips have where their rows say nothing of it."""
+        decode = self.decoding.decode_config(self.pipeline.trained.config.decode)
+        return {
+            "negative": self.arguments.get("negative", ""),
+            "guidance_scale": decode.guidance_scale,
+            "seconds": self.arguments.get("seconds"),
+        }
+
+    def _values(self, wanted: Wanted) -> dict[str, Any]:
+        """The settings of a clip that a row may have of its own."""
+        own = {name: getattr(wanted, name) for name in SETTINGS}
+        return self._common | {name: value for name, value in own.items() if value is not None}
+
+    def _column(self, name: str, each: Iterator[tuple[Wanted, int]]) -> Iterator[Any]:
+        return (self._values(wanted)[name] for wanted, _ in each)
 
     def checked(self) -> Iterator[Wanted | BadRow]:
         """All requests; those that can be neither named nor ranked as bad rows."""
         for request in self.prompts:
             if isinstance(request, Wanted):
                 try:
-                    self.output.name.of(request)
-                    if self.ranker is not None:
-                        self.ranker.check(request.prompt)
+                    self._check(request)
                 except ValueError as error:
                     yield BadRow(request.index, request.place, str(error))
                     continue
@@ -239,11 +278,13 @@ class Job:
         # One prompt alone need not pay for a whole batch.
         values["batch_size"] = min(self.decoding.batch_size, len(self.prompts) * number)
         each = ((request, request.seed + take) for request in todo for take in range(number))
-        prompts, seeds, wanted = itertools.tee(each, 3)
+        own = sorted(self.prompts.columns)
+        prompts, seeds, wanted, *columns = itertools.tee(each, 3 + len(own))
+        each_own = dict(zip(own, map(self._column, own, columns), strict=True))
         clips = self.pipeline.generate(
             (request.prompt for request, _ in prompts),
             seeds=(seed for _, seed in seeds),
-            **{**values, **self.arguments},
+            **{**values, **self.arguments, **each_own},
             with_not_finite=True,
         )
         made = zip((request for request, _ in wanted), clips, strict=True)
@@ -283,11 +324,13 @@ class Job:
             row |= {"score": kept.scores[clip.seed], "scores": scores}
         if self.prompts.candidates > 1:
             row["candidates"] = self.prompts.candidates
-        row |= {"settings": self._settings, "checkpoint": self._origin, "request": request.key}
+        own = {name: self._values(request)[name] for name in self.prompts.columns}
+        settings = {**self._settings, **own}
+        row |= {"settings": settings, "checkpoint": self._origin, "request": request.key}
         model = {"model_sha256": self._origin["sha256"], "step": self._origin["step"]}
         tags = Tags(
             clip.prompt,
-            json.dumps({"seed": clip.seed, **model, **self._settings}, ensure_ascii=False),
+            json.dumps({"seed": clip.seed, **model, **settings}, ensure_ascii=False),
             f"fasttta_jax {fasttta_jax.__version__}",
         )
         name = self.output.name.of(request)

@@ -49,7 +49,7 @@ def define(values: flags.FlagValues) -> None:
         "prompts",
         None,
         "Table of prompts: .txt (one a line), .csv, .tsv, .jsonl or .json with a column prompt or "
-        "caption, and optional columns of id and seed.",
+        "caption, and where rows differ in them id, seed, negative, guidance, seconds.",
     )
     whole("seed", 0, "Seed of the first clip.", 0)
     whole("clips_per_prompt", 1, "Clips for each prompt.")

@@ -5,11 +5,14 @@ A table is .txt (a prompt a line), .csv, .tsv, .jsonl or .json. Columns:
     prompt      what to hear (or: caption)
     id          optional: a name of the row's own; no two rows have the same
     seed        optional: of the row's first clip
+    negative    optional: what guidance leads away from
+    guidance    optional: its scale (or: guidance_scale)
+    seconds     optional: length of the row's clips
 
-Others are left aside, but for settings that all clips of a job share: those are refused. The table
-is read twice: once whole, before anything is computed, to count its rows and find ids that come
-twice, and then again as clips are made. Of a row the first reading keeps a hash of 8 bytes, so
-that a table may have millions of them.
+What a row leaves empty is as for all clips. Others are left aside, but for settings that all clips
+of a job share: those are refused. The table is read several times: once whole, before anything is
+computed, to count its rows and find ids that come twice, and again as clips are made. Of a row the
+first reading keeps a hash of 8 bytes, so that a table may have millions of them.
 
 A row that cannot be used is a `BadRow`; it keeps its place, so that the other clips are what they
 would be without it.
@@ -22,6 +25,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -30,10 +34,14 @@ import numpy as np
 
 from fasttta_jax.config.checks import check
 from fasttta_jax.generation.sampler import MAX_SEED
+from fasttta_jax.generation.seconds import check_seconds
 from fasttta_jax.storage.rows import TEXT_FORMATS, RowError, find_rows, lines_as
 
 PROMPT, ID, SEED = "prompt", "id", "seed"
 PROMPT_COLUMNS = (PROMPT, "caption")
+GUIDANCE_COLUMNS = ("guidance", "guidance_scale")
+SETTINGS = ("negative", "guidance_scale", "seconds")
+"""What a row may have of its own, as `Wanted` and `Pipeline.generate` call it."""
 SHARED = ("checkpoint", "iterations", "num_iterations", "temperature")
 """Columns that cannot be: one program makes all clips of a job."""
 MAX_CHARACTERS = 2000
@@ -56,6 +64,9 @@ class Wanted:
       prompt: what to hear; "" for an unconditional clip.
       seed: of the first candidate; the others have the numbers that follow.
       place: file and line of its row.
+      negative: what guidance leads away from; None is what all clips have, also below.
+      guidance_scale: strength of guidance.
+      seconds: length.
     """
 
     index: int
@@ -63,6 +74,9 @@ class Wanted:
     prompt: str
     seed: int
     place: str = ""
+    negative: str | None = None
+    guidance_scale: float | None = None
+    seconds: float | None = None
 
     @functools.cached_property
     def key(self) -> str:
@@ -122,6 +136,11 @@ class Prompts:
         if not self._scan[0]:
             raise PromptError(f"{self.table} holds no prompts")
 
+    @property
+    def columns(self) -> frozenset[str]:
+        """Which settings some row has of its own: of negative, guidance_scale and seconds."""
+        return self._scan[2]
+
     def __len__(self) -> int:
         return self._scan[0] * self.clips_per_prompt
 
@@ -150,7 +169,16 @@ class Prompts:
             found, prompt = _id(row), _prompt(row)
             if not prompt and number >= len(self.prompts):
                 raise ValueError("the prompt is empty")
-            return Wanted(index, str(number) if found is None else found, prompt, seed, place)
+            return Wanted(
+                index,
+                str(number) if found is None else found,
+                prompt,
+                seed,
+                place,
+                _text(row, "negative"),
+                _number(row, GUIDANCE_COLUMNS),
+                _seconds(row),
+            )
         except ValueError as error:
             return BadRow(index, place, str(error))
 
@@ -165,23 +193,26 @@ class Prompts:
             yield place, str(row).removeprefix(f"{place}: ") if isinstance(row, RowError) else row
 
     @functools.cached_property
-    def _scan(self) -> tuple[int, dict[int, str]]:
-        """How many rows there are, and of those whose id came before, where that was."""
+    def _scan(self) -> tuple[int, dict[int, str], frozenset[str]]:
+        """How many rows there are; of those whose id came before, where that was; `columns`."""
         hashes = array.array("Q")
         first_fault, usable = None, False
+        columns: set[str] = set()
         for place, row in self._rows():
             found = None if isinstance(row, str) else _id(row)
             # A row without an id has a number of its own, which no hash of an id is mistaken for.
             hashes.append(len(hashes) if found is None else hash64(found) | 1 << 63)
             one = self._request(0, len(hashes) - 1, 0, place, row)
             usable = usable or isinstance(one, Wanted)
+            columns |= {name for name in SETTINGS if getattr(one, name, None) is not None}
             first_fault = first_fault or (one if isinstance(one, BadRow) else None)
         if hashes and not usable and first_fault is not None:
             raise PromptError(
                 f"none of the {len(hashes)} rows can be used; the first: {first_fault.place}: "
                 f"{first_fault.reason}"
             )
-        return len(hashes), self._repeated(np.frombuffer(hashes, np.uint64))
+        repeated = self._repeated(np.frombuffer(hashes, np.uint64))
+        return len(hashes), repeated, frozenset(columns)
 
     def _repeated(self, hashes: np.ndarray) -> dict[int, str]:
         values, counts = np.unique(hashes, return_counts=True)
@@ -224,12 +255,42 @@ def _prompt(row: Mapping[str, Any]) -> str:
     if not isinstance(found, str):
         raise ValueError(f"a text named {' or '.join(PROMPT_COLUMNS)} is missing")
     _check_shared("", list(row))
-    prompt = found.strip()
-    if len(prompt) > MAX_CHARACTERS:
-        raise ValueError(f"the prompt has {len(prompt):,} characters; allowed: {MAX_CHARACTERS:,}")
-    if any(ord(character) < 32 and not character.isspace() for character in prompt):
-        raise ValueError("the prompt has control characters")
-    return prompt
+    return _checked_text("the prompt", found)
+
+
+def _checked_text(name: str, text: str) -> str:
+    if len(text := text.strip()) > MAX_CHARACTERS:
+        raise ValueError(f"{name} has {len(text):,} characters; allowed: {MAX_CHARACTERS:,}")
+    if any(ord(character) < 32 and not character.isspace() for character in text):
+        raise ValueError(f"{name} has control characters")
+    return text
+
+
+def _text(row: Mapping[str, Any], name: str) -> str | None:
+    found = row.get(name)
+    if found is not None and not isinstance(found, str):
+        raise ValueError(f"{name} is {found!r}; allowed: a text")
+    return _checked_text(name, found) or None if found else None
+
+
+def _number(row: Mapping[str, Any], names: Sequence[str]) -> float | None:
+    name = next((each for each in names if row.get(each) not in (None, "")), None)
+    if name is None:
+        return None
+    try:
+        found = math.nan if isinstance(row[name], bool) else float(row[name])
+    except (TypeError, ValueError):
+        found = math.nan
+    if not 0 <= found < math.inf:
+        raise ValueError(f"{name} is {row[name]!r}; allowed: a number, 0 or more")
+    return found
+
+
+def _seconds(row: Mapping[str, Any]) -> float | None:
+    found = _number(row, ["seconds"])
+    if found is not None:
+        check_seconds("seconds", found)
+    return found
 
 
 def _id(row: Mapping[str, Any] | str) -> str | None:

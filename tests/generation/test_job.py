@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import itertools
 import json
@@ -15,6 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
+from fasttta_jax.audio.loudness import Level
 from fasttta_jax.generation import outputs
 from fasttta_jax.generation.job_folder import merge
 from fasttta_jax.generation.names import NameTemplate
@@ -170,6 +172,36 @@ def test_many_clips_are_in_folders(tmp_path, monkeypatch):
     assert all((tmp_path / file).is_file() for file in files)
 
 
+def test_rows_with_settings_of_their_own(tmp_path):
+    """What they leave empty is as for all; what cannot be is a bad row before anything is made."""
+    table, pipeline = tmp_path / "table.csv", StandInPipeline()
+    table.write_text(
+        "prompt,negative,guidance,seconds\nrain,wind,3,\nrain,,,2\nrain,wind,1,\nrain,,,0.1\n"
+    )
+    wanted = Prompts(table=str(table))
+    made = job(tmp_path / "out", wanted, pipeline=pipeline, level=Level(lufs=-30.0))
+    made = dataclasses.replace(
+        made,
+        decoding=dataclasses.replace(made.decoding, guidance_scale=2.0),
+        arguments={"negative": "hum", "seconds": None},
+    )
+    made.run()
+    assert pipeline.columns == {
+        "negative": ["wind", "hum"],
+        "guidance_scale": [3.0, 2.0],
+        "seconds": [None, 2.0],
+    }
+    settings = [row["settings"] for row in manifest(tmp_path / "out")]
+    assert [one["negative"] for one in settings] == ["wind", "hum"]
+    assert [one["guidance_scale"] for one in settings] == [3.0, 2.0]
+    reasons = [row["reason"] for row in manifest(tmp_path / "out", "skipped.jsonl")]
+    assert "'wind' is for guidance to lead away from, and guidance is 1" in reasons[0]
+    assert "the sound has 0.1 s; loudness in LUFS needs 0.4 s or more" in reasons[1]
+    varied = dataclasses.replace(made, arguments={"vary": "a.wav"}, overwrite=True)
+    with pytest.raises(ValueError, match="a column seconds, and vary says how long clips are"):
+        varied.run()
+
+
 class Loudest:
     """Ranks sounds by their peak."""
 
@@ -281,3 +313,46 @@ def test_the_place_of_a_process_is_that_of_its_launcher(monkeypatch):
     monkeypatch.setenv("JAX_PROCESS_ID", "one")
     with pytest.raises(ValueError, match="JAX_PROCESS_ID is 'one'; allowed: a whole number"):
         find_share()
+
+
+@pytest.mark.long
+def test_five_hundred_clips_survive_kills_of_their_hosts(tmp_path, runs):
+    """generate.py on 2 processes, killed at random moments, goes on as 1 and as 3."""
+    table = tmp_path / "table.txt"
+    table.write_text("".join(f"a loud tone {index}\n" for index in range(500)))
+    command = ["generate.py", f"--workdir={runs['student']}", f"--prompts={table}"]
+    command += ["--num_iterations=2", "--clips_per_shard=32"]
+
+    def start(out: pathlib.Path, process: int, count: int):
+        share = [f"--process_id={process}", f"--num_processes={count}"]
+        (tmp_path / out.name).mkdir(exist_ok=True)
+        return commands.start(
+            [*command, f"--out={out}", *share], tmp_path / out.name, f"_{process}"
+        )
+
+    def finish(out: pathlib.Path, count: int) -> None:
+        for process in [start(out, index, count) for index in range(count)]:
+            process.join(1200)
+            assert process.exitcode == 0, (tmp_path / out.name / "stderr_0").read_text()
+
+    whole, folder = tmp_path / "sounds" / "whole", tmp_path / "sounds" / "folder"
+    finish(whole, 1)
+    rng = np.random.default_rng(0)
+    for _ in range(4):
+        made = len(list(folder.glob("*.wav")))
+        hosts = [start(folder, index, 2) for index in range(2)]
+        for process in hosts:
+            while process.exitcode is None and len(list(folder.glob("*.wav"))) < made + 8:
+                time.sleep(0.05)
+            time.sleep(rng.uniform(0, 1))
+            assert process.pid is not None
+            if process.exitcode is None:
+                os.kill(process.pid, signal.SIGKILL)
+            process.join(60)
+    wanted = contents(whole)
+    assert len(wanted) == 501
+    for count in (1, 3):
+        again = tmp_path / "sounds" / f"again_{count}"
+        shutil.copytree(folder, again)
+        finish(again, count)
+        assert contents(again) == wanted

@@ -102,6 +102,33 @@ def test_a_table_without_prompts_is_refused(tmp_path, name, text, message):
         Prompts(table=str(tmp_path / name))
 
 
+def test_rows_have_settings_of_their_own(tmp_path):
+    table = tmp_path / "t.jsonl"
+    given = [
+        {"prompt": "rain", "seconds": 2.5, "guidance": "3", "negative": " wind "},
+        {"prompt": "rain", "seconds": "", "guidance_scale": None, "negative": ""},
+        {"prompt": "rain", "seconds": 0},
+        {"prompt": "rain", "seconds": "a day"},
+        {"prompt": "rain", "guidance": True},
+        {"prompt": "rain", "guidance": -1},
+        {"prompt": "rain", "negative": 3},
+    ]
+    table.write_text("".join(json.dumps(row) + "\n" for row in given))
+    first, second, *bad = rows(table)
+    assert Prompts(table=str(table)).columns == {"negative", "guidance_scale", "seconds"}
+    assert (first.negative, first.guidance_scale, first.seconds) == ("wind", 3.0, 2.5)
+    assert (second.negative, second.guidance_scale, second.seconds) == (None, None, None)
+    assert [one.reason for one in bad] == [
+        "seconds is 0.0; allowed: above 0, up to 86400, a day",
+        "seconds is 'a day'; allowed: a number, 0 or more",
+        "guidance is True; allowed: a number, 0 or more",
+        "guidance is -1; allowed: a number, 0 or more",
+        "negative is 3; allowed: a text",
+    ]
+    table.write_text('{"prompt": "rain"}')
+    assert Prompts(table=str(table)).columns == set()
+
+
 def test_without_any_prompt_it_says_what_to_give():
     with pytest.raises(PromptError, match="give --prompt or --prompts"):
         Prompts()

@@ -49,10 +49,14 @@ class StandInPipeline:
         self.trained: Any = SimpleNamespace(config=config, codec=codec, origin=lambda: origin)
         self.delay = delay
         self.batches: list[int] = []
+        self.columns: dict[str, list[Any]] = {}
 
     def generate(
-        self, prompts: Iterable[str], *, seeds: Iterable[int], batch_size: int, **_: Any
+        self, prompts: Iterable[str], *, seeds: Iterable[int], batch_size: int, **others: Any
     ) -> Iterator[Clip]:
+        self.columns = {
+            name: list(values) for name, values in others.items() if isinstance(values, Iterator)
+        }
         pairs = zip(prompts, seeds, strict=True)
         while batch := list(itertools.islice(pairs, batch_size)):
             self.batches.append(len(batch))
