@@ -17,10 +17,12 @@ from collections.abc import Callable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-OVERLAP = 0.25
-"""Share of a window that it shares with the one before it."""
-SEAM = 0.5
-"""Share of a window that is made anew around the seam of a loop."""
+OVERLAP = 0.0625
+"""Share of a window that it shares with the one before it. A quarter makes joints smoother, but
+then what is known outweighs what the text says (`docs/generating.md`)."""
+SEAM = 0.25
+"""Share of a window that is made anew around the seam of a loop; with half, less of what was heard
+is left."""
 
 Sample = Callable[
     [int, "Window", Float[np.ndarray, "n P G C"], Bool[np.ndarray, "n P G"]],
