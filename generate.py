@@ -31,8 +31,9 @@ from absl import flags
 from fasttta_jax import cli
 from fasttta_jax.evaluation.ranking import RANKS, check_ranking, open_ranker
 from fasttta_jax.generation import edit_flags, job_flags
+from fasttta_jax.generation.candidates import check_candidates
 from fasttta_jax.generation.edit_flags import EditFlags
-from fasttta_jax.generation.job import Job, check_candidates
+from fasttta_jax.generation.job import Job
 from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.job_folder import Share
 from fasttta_jax.generation.page import write_page

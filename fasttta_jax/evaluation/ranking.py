@@ -24,7 +24,7 @@ from fasttta_jax.evaluation.embedders import TextEmbedder, embed_each
 from fasttta_jax.evaluation.networks import load_clap
 from fasttta_jax.evaluation.tagger import Tagger
 from fasttta_jax.evaluation.tagger_cache import TAGGER_FILE
-from fasttta_jax.generation.job import Ranker
+from fasttta_jax.generation.candidates import Ranker
 from fasttta_jax.metrics.similarity import clap_scores
 
 RANKS = ("none", "clap", "tagger")

@@ -16,17 +16,15 @@ import json
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
-import numpy as np
 import tqdm
-from jaxtyping import Float
 
 import fasttta_jax
 from fasttta_jax.audio.files import Tags
 from fasttta_jax.generation import outputs
+from fasttta_jax.generation.candidates import Kept, Ranker, check_candidates
 from fasttta_jax.generation.job_folder import SKIPPED_FILE, JobFolder, Part, Plan, Share, merge
-from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.outputs import Finished, OutputConfig
 from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
 from fasttta_jax.generation.progress import Progress
@@ -40,26 +38,6 @@ ALONE = Share()
 WRITERS = 8
 """Threads that encode and write the clips of a batch."""
 NOT_FINITE = "the sound is not finite; the checkpoint or the guidance scale may be at fault"
-
-
-@runtime_checkable
-class Ranker(Protocol):
-    """Says how well a sound fits its prompt: the higher, the better."""
-
-    @property
-    def settings(self) -> Mapping[str, Any]:
-        """What decides its scores, as JSON values."""
-        ...
-
-    def check(self, prompt: str) -> None:
-        """Raises ValueError where sounds cannot be ranked by this prompt."""
-        ...
-
-    def score(
-        self, sounds: Sequence[Float[np.ndarray, " _"]], sample_rate: int, prompts: Sequence[str]
-    ) -> list[float]:
-        """The score of each sound against its own prompt, whatever the others are."""
-        ...
 
 
 class Result(NamedTuple):
@@ -88,34 +66,6 @@ class Result(NamedTuple):
         if not self.complete:
             parts.append("clips of other processes are missing")
         return "; ".join(parts)
-
-
-class Kept(NamedTuple):
-    """What a request got.
-
-    Attributes:
-      request: what was wanted.
-      clip: the best candidate; None where none is finite.
-      scores: of all candidates that are finite, where they were ranked, by seed.
-    """
-
-    request: Wanted
-    clip: Clip | None
-    scores: Mapping[int, float]
-
-
-def check_candidates(candidates: int, has_ranker: bool, name: NameTemplate) -> None:
-    """Raises ValueError where there are candidates and no ranker, or their seed is in names."""
-    if candidates > 1 and not has_ranker:
-        raise ValueError(
-            f"candidates is {candidates}, and nothing ranks them; allowed: --rank=clap or "
-            "--rank=tagger with them. --clips_per_prompt keeps several clips of a prompt"
-        )
-    if candidates > 1 and name.has_seed:
-        raise ValueError(
-            f"--name is {name.text!r}, and which of {candidates} candidates is kept is only known "
-            "at the end; allowed: a name without {seed}, which the manifest has"
-        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
