@@ -31,7 +31,7 @@ from fasttta_jax.generation.pipeline import Clip, Pipeline
 from fasttta_jax.metrics.seams import frame_steps, joint_ratio
 from fasttta_jax.report.text_table import format_table
 
-LONG_CLIPS = 4
+LONG_CLIPS = 12
 MEL = MelConfig(floor=1e-2)
 MEASURES = ("mean", "error", "median")
 
