@@ -26,7 +26,8 @@ demo ablations model: export MALLOC_ARENA_MAX := 1
 demo ablations model: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 # Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
-	$(if $(wildcard fasttta_jax/assets/soundscapes),$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page)
+	$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page
+	@echo "Open sounds/index.html"
 	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
 	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec --overlap_frames 6
 	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded --codec $(RUNS)/codec
