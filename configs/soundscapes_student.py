@@ -1,6 +1,8 @@
 """The one-step student that comes with the package; it starts from `soundscapes_teacher`.
 
-make model
+    python train.py --config=configs/soundscapes_student.py --workdir=runs/soundscapes/student
+
+`make model` runs it after the teacher.
 """
 
 import dataclasses

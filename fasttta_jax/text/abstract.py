@@ -1,6 +1,6 @@
 """Text encoders without files: the shapes of the real ones, for counting and timing.
 
-Captions mean nothing to them; every position holds text.
+What captions say means nothing to them: every position holds text, and no position of an empty one.
 Dimensions: B captions, L positions, E width of a stream.
 """
 
@@ -11,6 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import tokenizers
+from jaxtyping import Bool
 
 from fasttta_jax.config import TextConfig
 from fasttta_jax.text.base import TextBatch, TextEncoder
@@ -37,16 +38,20 @@ def abstract_text_encoder(config: TextConfig, vocabulary_size: int = 1000) -> Te
 
 class _AbstractFrozen(FrozenTextEncoder):
     def tokenize(self, captions: Sequence[str]) -> TextBatch:
-        """Ones of the right shapes."""
+        """Ones of the right shapes; an empty caption is empty."""
         batch: dict[str, np.ndarray] = {}
         for name, positions, width in self.config.streams:
             batch[name] = np.ones((len(captions), positions, width), np.float16)
-            batch[f"{name}_mask"] = np.ones((len(captions), positions), np.bool_)
+            batch[f"{name}_mask"] = _text_everywhere(captions, positions)
         return batch
 
 
 class _AbstractLearned(LearnedTextEncoder):
     def tokenize(self, captions: Sequence[str]) -> TextBatch:
-        """The hidden token everywhere."""
-        shape = (len(captions), self.config.num_positions)
-        return {"ids": np.zeros(shape, np.int32), "mask": np.ones(shape, np.bool_)}
+        """The hidden token everywhere; an empty caption is empty."""
+        mask = _text_everywhere(captions, self.config.num_positions)
+        return {"ids": np.zeros(mask.shape, np.int32), "mask": mask}
+
+
+def _text_everywhere(captions: Sequence[str], positions: int) -> Bool[np.ndarray, "B L"]:
+    return np.repeat(np.asarray([bool(caption) for caption in captions])[:, None], positions, 1)

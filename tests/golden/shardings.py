@@ -27,6 +27,8 @@ CONFIGS = (
     "demo_student",
     "esc10_teacher",
     "esc10_student",
+    "soundscapes_teacher",
+    "soundscapes_student",
     "tiny:pretraining",
     "tiny:teacher",
     "tiny:student",
