@@ -51,7 +51,7 @@ MOST_WAITING = 32
 CACHE_SECONDS = 3600
 FAILED = "The model failed; the terminal that this page was started from says why."
 MOST_EXAMPLES = 4
-TIMELINE = "0-2 rain is falling; 1-3 thunder rolls"
+TIMELINE = "0-2 rain is falling; 1-3 thunder rumbles"
 
 
 def check_installed() -> None:
