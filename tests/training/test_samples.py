@@ -75,7 +75,9 @@ def test_finite_samples_are_written_and_the_others_named(
     sheet = SampleSheet(config, trained.model, codec, mesh, Workdir(tmp_path))
     with MetricsWriter(tmp_path) as writer, caplog.at_level(logging.WARNING):
         sheet.write(7, trained.params, writer)
-    assert [record.message for record in caplog.records] == warning
+    # Words that the model does not know are named once a process, here or in an earlier test.
+    own = [one.message for one in caplog.records if one.name.startswith("fasttta_jax.training")]
+    assert own == warning
     if written is None:
         assert not (tmp_path / "samples").exists()
     else:
