@@ -30,15 +30,15 @@ from absl import flags
 
 from fasttta_jax import cli
 from fasttta_jax.evaluation.ranking import RANKS, check_ranking, open_ranker
-from fasttta_jax.generation import edit_flags, job_flags
 from fasttta_jax.generation.candidates import check_candidates
-from fasttta_jax.generation.edit_flags import EditFlags
 from fasttta_jax.generation.job import Job
-from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.job_folder import Share
 from fasttta_jax.generation.page import write_page
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.multihost.startup import find_share
+from fasttta_jax.tools import edit_flags, job_flags
+from fasttta_jax.tools.edit_flags import EditFlags
+from fasttta_jax.tools.job_flags import Wishes
 
 logger = logging.getLogger("fasttta_jax.generate")
 

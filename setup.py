@@ -7,7 +7,7 @@ from setuptools import find_packages, setup
 
 ROOT = pathlib.Path(__file__).parent
 VERSION = re.search(
-    r'__version__ = "(.+)"', (ROOT / "fasttta_jax/__init__.py").read_text(encoding="utf-8")
+    r'__version__ = "(.+)"', (ROOT / "fasttta_jax/version.py").read_text(encoding="utf-8")
 ).group(1)
 
 # The web page; among the test extras too, so that it is tested.

@@ -90,9 +90,16 @@ def benchmark(
     long = list(pipeline.generate(few, batch_size=LONG_CLIPS, seconds=seconds))
     borders = [column * hops - 1 for column in range(1, length)]
     line = windows.line(round(seconds * codec.sample_rate / codec.samples_per_column), length)
-    joints = [(window.first + window.anew.start) * hops - 1 for window in line[1:]]
+    joints = [column * hops - 1 for column in windows.joints(line)]
+    edges = sorted(
+        {
+            (window.first + column) * hops - 1
+            for window in set(windows.joined(line)) - set(line)
+            for column in (window.anew.start, window.anew.stop)
+        }
+    )
     steps = int(seconds * codec.sample_rate) // MEL.hop_length - 1
-    others = [place for place in range(hops - 1, steps, hops) if place not in joints]
+    others = [place for place in range(hops - 1, steps, hops) if place not in {*joints, *edges}]
     rows = [
         row("any place in clips", ratios(plain, range(3, length * hops - 1, 7))),
         row("borders of columns in clips", ratios(plain, borders)),
@@ -100,7 +107,10 @@ def benchmark(
         row("seam of loops", ratios(loops, [-1], circular=True)),
         row("borders of columns in loops", ratios(loops, borders, circular=True)),
         row("joints of long clips", ratios(long, [place for place in joints if place < steps])),
-        row("borders in long clips", ratios(long, others)),
+        row(
+            "edges of what is made anew", ratios(long, [place for place in edges if place < steps])
+        ),
+        row("other borders in long clips", ratios(long, others)),
     ]
     heard = []
     if tagger is not None:

@@ -6,7 +6,7 @@
     for clip in pipeline.generate(["a high bell rings nearby"]):
         clip.save("bell.wav")
 
-Importing this package imports nothing else; `load` does.
+Importing this package imports nothing heavy; `load` does.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from __future__ import annotations
 import os
 import typing
 
+from fasttta_jax.version import __version__ as __version__
+
 if typing.TYPE_CHECKING:
     from fasttta_jax.generation.pipeline import Pipeline
-
-__version__ = "0.1.0"
 
 
 def load(workdir: str | os.PathLike[str] | None = None, which: str | int = "last") -> Pipeline:

@@ -19,7 +19,7 @@ import fasttta_jax
 REPOSITORY = pathlib.Path(__file__).parents[1]
 PACKAGE = REPOSITORY / "fasttta_jax"
 FLOORS = (
-    ("typing", "config", "schedules", "storage", "audio", "losses"),
+    ("version", "typing", "config", "schedules", "storage", "audio", "losses"),
     ("parallel", "masking", "randomness"),
     ("models", "diffusion", "multihost"),
     ("pretrained", "objectives", "decode", "cli"),

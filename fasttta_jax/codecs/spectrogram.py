@@ -8,10 +8,9 @@ With `overlap_frames` the patches overlap in time, at no cost in tokens: before 
 cut, frames at equal distance on either side of a border are rotated into each other, half of a
 lapped transform. What a token says then fades into its neighbours, and two tokens that do not fit
 each other make no step at their border.
-Sources: Griffin & Lim (1984); Perraudin et al. (2013) for the momentum; Tran, Liang & Tu (2003) for
-lapped transforms by rotations at the borders of blocks.
+Source: Tran, Liang & Tu (2003) for lapped transforms by rotations at the borders of blocks.
 Dimensions: B clips, S samples, T frames, F mel bands, G patch bands, V values per patch, C
-channels, R bins.
+channels.
 """
 
 from __future__ import annotations
@@ -27,26 +26,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
-from jaxtyping import Array, Float, Int
+from jaxtyping import Array, Float
 
-from fasttta_jax.audio.mel import (
-    MelConfig,
-    inverse_stft,
-    log_mel,
-    mel_matrix,
-    stft,
-)
+from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
-from fasttta_jax.codecs.chunks import Chunks, in_chunks
+from fasttta_jax.codecs.griffin_lim import reach, to_audio
 from fasttta_jax.typing import AnyArray, Audio, SomeArray, Tokens
 
 STATISTICS_FILE = "statistics.npz"
 KIND = "spectrogram"
-MOMENTUM = 0.99
-WINDOW_FRAMES = 1536
-"""Frames that are decoded in one piece, and whose starting phases differ."""
-FADE_FRAMES = 32
-"""Over which one piece fades into the next, where they agree."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -161,12 +149,10 @@ def lapped(
     difference. A clip goes on beyond its ends as its own mirror image, so that its first and last
     column are columns as all others.
     """
-    width = config.overlap_frames
-    if not width:
+    if not config.overlap_frames:
         return jnp.asarray(spectrogram)
-    columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
     cosine, sine = _rotation(config)
-    ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
+    columns, starts, ends = _borders(spectrogram, config)
     before = jnp.concatenate([starts[:, :1], ends[:, :-1]], axis=1)
     after = jnp.concatenate([starts[:, 1:], ends[:, -1:]], axis=1)
     starts, ends = cosine * starts + sine * before, cosine * ends - sine * after
@@ -181,16 +167,14 @@ def unlapped(
     What the last column holds of the clip's last frames is their difference from their own mirror
     image. Where that is less than half of a frame, the last frame before that is held.
     """
-    width = config.overlap_frames
-    if not width:
+    if not config.overlap_frames:
         return jnp.asarray(spectrogram)
-    columns = rearrange(spectrogram, "b (p t) f -> b p t f", t=config.patch_frames)
     cosine, sine = _rotation(config)
-    ends, starts = columns[:, :, ::-1][:, :, :width], columns[:, :, :width]
+    columns, starts, ends = _borders(spectrogram, config)
     inner_starts = cosine * starts[:, 1:] - sine * ends[:, :-1]
     inner_ends = sine * starts[:, 1:] + cosine * ends[:, :-1]
     first = starts[:, :1] / (cosine + sine)
-    kept = np.maximum(np.arange(width), np.argmax((cosine - sine).ravel() >= 0.5))
+    kept = np.maximum(np.arange(config.overlap_frames), np.argmax((cosine - sine).ravel() >= 0.5))
     last = (ends[:, -1:] / (cosine - sine))[:, :, kept]
     return _with_borders(
         columns,
@@ -199,10 +183,19 @@ def unlapped(
     )
 
 
+def _borders(
+    spectrogram: Float[AnyArray, "B T F"], config: SpectrogramConfig
+) -> tuple[Float[Array, "B P t F"], Float[Array, "B P overlap F"], Float[Array, "B P overlap F"]]:
+    """The columns of a spectrogram, their first frames, and their last, outermost first."""
+    columns = rearrange(jnp.asarray(spectrogram), "b (p t) f -> b p t f", t=config.patch_frames)
+    width = config.overlap_frames
+    return columns, columns[:, :, :width], columns[:, :, ::-1][:, :, :width]
+
+
 def _with_borders(
-    columns: Float[AnyArray, "B columns frames F"],
-    starts: Float[AnyArray, "B columns overlap F"],
-    ends: Float[AnyArray, "B columns overlap F"],
+    columns: Float[Array, "B P t F"],
+    starts: Float[Array, "B P overlap F"],
+    ends: Float[Array, "B P overlap F"],
 ) -> Float[Array, "B T F"]:
     """The spectrogram of columns with other frames at their starts and, outermost first, ends."""
     width = starts.shape[2]
@@ -288,73 +281,6 @@ def _to_log_mel(
     return jnp.maximum(spectrogram, np.log(config.mel.floor))
 
 
-@functools.cache
-def _mel_inverse(config: MelConfig) -> Float[np.ndarray, "R F"]:
-    return np.linalg.pinv(mel_matrix(config).astype(np.float64)).astype(np.float32)
-
-
-def reach(config: MelConfig, num_iterations: int) -> int:
-    """Frames on either side of a sample that `griffin_lim` hears: a window more an iteration."""
-    return (num_iterations + 1) * math.ceil(config.n_fft / config.hop_length)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
-def griffin_lim(
-    spectrogram: Float[Array, "B T F"],
-    config: MelConfig,
-    num_iterations: int,
-    numbers: Int[Array, "1 T"] | None = None,
-) -> Float[Array, "B S"]:
-    """Waveforms whose log-mel spectrogram is close to the given one.
-
-    The floor is subtracted, so that silence stays silent instead of hissing. The starting phase is
-    the same fixed noise for every clip: the result depends on nothing but the clip.
-
-    Args:
-      spectrogram: log-mel.
-      config: its grid.
-      num_iterations: of phase reconstruction.
-      numbers: of the frames, by which they start from the noise, where they are not the first.
-    """
-    mel = jnp.maximum(jnp.exp(spectrogram) - config.floor, 0.0)
-    magnitude = jnp.maximum(jnp.matmul(mel, _mel_inverse(config).T), 0.0)
-    num_samples = spectrogram.shape[1] * config.hop_length
-    numbers = jnp.arange(magnitude.shape[1])[None] if numbers is None else numbers
-    noise = jax.random.uniform(
-        jax.random.key(0), (WINDOW_FRAMES, magnitude.shape[2]), maxval=2 * np.pi
-    )
-    phase = noise[numbers % WINDOW_FRAMES]
-    start = magnitude * jnp.exp(1j * phase)
-
-    def iterate(_: jax.Array, carry: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        accelerated, previous = carry
-        unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
-        rebuilt = stft(inverse_stft(magnitude * unit, config, num_samples), config)
-        return rebuilt + MOMENTUM * (rebuilt - previous), rebuilt
-
-    accelerated, _ = jax.lax.fori_loop(0, num_iterations, iterate, (start, jnp.zeros_like(start)))
-    unit = accelerated / jnp.maximum(jnp.abs(accelerated), 1e-12)
-    return inverse_stft(magnitude * unit, config, num_samples)
-
-
-@functools.partial(jax.jit, static_argnames=("config", "num_iterations"))
-def _to_audio(
-    spectrogram: Float[Array, "B T F"],
-    numbers: Int[Array, "1 T"],
-    config: MelConfig,
-    num_iterations: int,
-) -> Float[Array, "B S"]:
-    """`griffin_lim` in the memory of one window, whose margins hold all that its middle hears."""
-    margin = reach(config, num_iterations)
-    overlap = 2 * margin + FADE_FRAMES
-
-    def part(inputs: tuple[Float[Array, "B T F"], Int[Array, "1 T"]]) -> Float[Array, "B S"]:
-        return griffin_lim(inputs[0], config, num_iterations, inputs[1])
-
-    chunks = Chunks(max(WINDOW_FRAMES, 2 * overlap), overlap, margin)
-    return in_chunks(part, (spectrogram, numbers), chunks)
-
-
 @dataclasses.dataclass(frozen=True, eq=False)
 class SpectrogramCodec:
     """The `Codec` protocol on log-mel patches."""
@@ -428,7 +354,7 @@ class SpectrogramCodec:
         spectrogram = self.to_log_mel(jnp.asarray(tokens, jnp.float32))
         numbers = jnp.arange(spectrogram.shape[1])[None]
         config = self.config
-        return _to_audio(spectrogram, numbers, config.mel, config.griffin_lim_iterations)
+        return to_audio(spectrogram, numbers, config.mel, config.griffin_lim_iterations)
 
     def decode_circular(self, tokens: Float[AnyArray, "B N C"]) -> Audio:
         """Waveforms [B, S] to be repeated: the first column follows the last.
@@ -446,7 +372,7 @@ class SpectrogramCodec:
         wrapped = columns[:, around].reshape(len(tokens), -1, config.token_dim)
         numbers = np.arange(-margin * stride, (num_columns + margin) * stride)
         numbers = jnp.asarray(numbers % (num_columns * stride))[None]
-        audio = _to_audio(
+        audio = to_audio(
             self.to_log_mel(wrapped), numbers, config.mel, config.griffin_lim_iterations
         )
         first = margin * self.samples_per_column

@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import tqdm
 
-import fasttta_jax
 from fasttta_jax.audio.files import Tags
 from fasttta_jax.generation import outputs
 from fasttta_jax.generation.candidates import Kept, Ranker, check_candidates
@@ -29,6 +28,7 @@ from fasttta_jax.generation.outputs import Finished, OutputConfig
 from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
 from fasttta_jax.generation.progress import Progress
 from fasttta_jax.generation.prompts import SETTINGS, BadRow, Prompts, Wanted
+from fasttta_jax.version import __version__
 
 logger = logging.getLogger(__name__)
 
@@ -281,7 +281,7 @@ class Job:
         tags = Tags(
             clip.prompt,
             json.dumps({"seed": clip.seed, **model, **settings}, ensure_ascii=False),
-            f"fasttta_jax {fasttta_jax.__version__}",
+            f"fasttta_jax {__version__}",
         )
         name = self.output.name.of(request)
         return outputs.finish(clip, name, row, self.output, self.pipeline.trained.codec, tags)

@@ -170,14 +170,10 @@ class Sequences:
         return [request.prompt, request.negative, *(entry.text for entry in self.edits.entries)]
 
     def lines(self, batch: Sequence[Request]) -> list[tuple[Window, ...]]:
-        """The windows of each clip."""
-        return [
-            windows.line(
-                self.num_columns(self.seconds if each.seconds is None else each.seconds),
-                self.length,
-            )
-            for each in batch
-        ]
+        """The windows of each clip; a varied sound has no joints but its own."""
+        lengths = [self.seconds if each.seconds is None else each.seconds for each in batch]
+        lines = [windows.line(self.num_columns(seconds), self.length) for seconds in lengths]
+        return lines if self.edits.vary is not None else [windows.joined(line) for line in lines]
 
     def make(self, batch: Sequence[Request], first: int) -> list[Made]:
         """The clips of a batch, of which clip `first` of the call is the first."""

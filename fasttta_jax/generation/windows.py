@@ -2,8 +2,9 @@
 
 A window is given what is known of its columns, because windows before it have made them or because
 the caller has, and the sampler makes the rest. The last column of a window ends like a clip, so the
-next window makes it anew, as one that goes on. A loop is a sequence whose ends are then made anew
-together, in a window that lies over the seam and knows the columns on both sides.
+next window makes it anew, as one that goes on. The columns about the joint of two windows are then
+made anew in a window that lies over it and knows the columns on both sides, and so are those about
+the seam of a loop.
 Dimensions: n clips, Z columns of a sequence, P columns of a window, G tokens per column, C
 channels.
 """
@@ -11,6 +12,7 @@ channels.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Callable
 
@@ -18,11 +20,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 OVERLAP = 0.0625
-"""Share of a window that it shares with the one before it. A quarter makes joints smoother, but
-then what is known outweighs what the text says (`docs/generating.md`)."""
+"""Share of a window that it shares with the one before it."""
 SEAM = 0.25
-"""Share of a window that is made anew around the seam of a loop; with half, less of what was heard
-is left."""
+"""Share of a window that is made anew around a joint, or the seam of a loop."""
 
 Sample = Callable[
     [int, "Window", Float[np.ndarray, "n P G C"], Bool[np.ndarray, "n P G"]],
@@ -91,7 +91,26 @@ def line(num_columns: int, length: int) -> tuple[Window, ...]:
 
 def num_columns(windows: tuple[Window, ...]) -> int:
     """Z, columns that the windows of a line cover."""
-    return windows[-1].first + windows[-1].length
+    return max(window.first + window.length for window in windows)
+
+
+def joined(line: tuple[Window, ...]) -> tuple[Window, ...]:
+    """The windows of a line, and behind each but the first one that lies over its joint.
+
+    A line whose windows are too short to know both sides of a joint stays as it is.
+    """
+    length = line[0].length
+    if length < least_circle(length):
+        return line
+    over = (
+        (window, _over(joint, length)) for window, joint in zip(line[1:], joints(line), strict=True)
+    )
+    return (line[0], *itertools.chain.from_iterable(over))
+
+
+def joints(line: tuple[Window, ...]) -> tuple[int, ...]:
+    """Where each window of a line but the first begins to make columns."""
+    return tuple(window.first + window.anew.start for window in line[1:])
 
 
 def seam(circle: int, length: int) -> Window:
@@ -100,16 +119,24 @@ def seam(circle: int, length: int) -> Window:
     Raises:
       ValueError: the loop is so short that nothing would be known.
     """
-    middle = length // 2
-    width = max(2, round(SEAM * length)) // 2
     if circle < least_circle(length):
         raise ValueError(f"a loop has {circle} columns; allowed: {least_circle(length)} or more")
-    return Window(circle - middle, length, range(middle - width, middle + width), circle)
+    return _over(circle, length, circle)
+
+
+def _over(joint: int, length: int, circle: int = 0) -> Window:
+    """The window with a joint in its middle, about which it makes columns anew."""
+    middle, width = length // 2, _width(length) // 2
+    return Window(joint - middle, length, range(middle - width, middle + width), circle)
+
+
+def _width(length: int) -> int:
+    return max(2, round(SEAM * length))
 
 
 def least_circle(length: int) -> int:
     """Columns of the shortest loop."""
-    return 2 * (max(2, round(SEAM * length)) // 2) + 2
+    return 2 * (_width(length) // 2) + 2
 
 
 def fill(

@@ -8,18 +8,19 @@ import json
 import math
 import pathlib
 import subprocess
+import textwrap
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 
-import fasttta_jax
 from fasttta_jax.input_pipeline.records import TEXT_FOLDER
 from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.values import format_value
 from fasttta_jax.storage.files import as_path
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
+from fasttta_jax.version import __version__
 from fasttta_jax.workdir.folder import CONFIG_FILE, ORIGIN_FILE
 from fasttta_jax.workdir.restore import TrainedModel
 
@@ -27,6 +28,7 @@ KINDS = {
     "diffusion": "a teacher: every token is the end of a diffusion chain",
     "energy": "a one-step student: every token is one evaluation of its head",
 }
+LINE_LENGTH = 120
 LICENCE_OF_CODE = "Apache-2.0"
 
 
@@ -52,7 +54,7 @@ def described(trained: TrainedModel) -> dict[str, Any]:
         "step": trained.step,
         "parameters_sha256": origin["sha256"],
         "num_parameters": _count(trained.params),
-        "version": fasttta_jax.__version__,
+        "version": __version__,
         "commit": commit(),
     }
 
@@ -163,7 +165,7 @@ def _origin(trained: TrainedModel) -> str:
         "steps": f"{trained.step:,} of {config.num_steps:,}, {config.data.batch_size} clips each",
         "data (SHA-256)": found.get("data_hash", "unknown"),
         "parameters (SHA-256)": origin["sha256"],
-        "code": f"fasttta_jax {fasttta_jax.__version__}, commit {commit() or 'unknown'}",
+        "code": f"fasttta_jax {__version__}, commit {commit() or 'unknown'}",
     }
     start = as_path(trained.workdir) / ORIGIN_FILE
     if start.is_file():
@@ -172,7 +174,7 @@ def _origin(trained: TrainedModel) -> str:
     return (
         "## Training\n\n"
         f"{_table(('', ''), rows.items())}\n\n"
-        f"`{CONFIG_FILE}` has every setting of the run. The same code, settings, seed and data "
+        f"`{CONFIG_FILE}` has every setting of the run. The same code, settings, seed and data\n"
         "train the same model, on the same kind and number of devices bit for bit."
     )
 
@@ -187,7 +189,7 @@ def _limits(trained: TrainedModel) -> str:
             "says so."
         ]
         if len(words) <= 200:
-            lines += ["", " ".join(words)]
+            lines += ["", textwrap.fill(" ".join(words), LINE_LENGTH)]
     return "\n".join(lines)
 
 

@@ -8,9 +8,9 @@ import pathlib
 import re
 from typing import NamedTuple
 
-import fasttta_jax
 from fasttta_jax.storage.files import as_path, is_remote
 from fasttta_jax.storage.staging import stage
+from fasttta_jax.version import __version__
 from fasttta_jax.workdir.checkpoint_folder import one_line
 from fasttta_jax.workdir.exported import HASHES_FILE, ExportedError, is_exported, read_hashes
 
@@ -46,7 +46,7 @@ def find_model(source: str | os.PathLike[str] | None) -> Source:
     """
     if source is None:
         folder = package_model()
-        return Source(f"fasttta_jax {fasttta_jax.__version__}", str(folder), True)
+        return Source(f"fasttta_jax {__version__}", str(folder), True)
     name = os.fspath(source)
     hub_name = None if is_remote(name) else _hub_name(name)
     if hub_name is not None:

@@ -19,13 +19,13 @@ from fasttta_jax.audio.mel import (
     stft,
 )
 from fasttta_jax.codecs import load_codec
+from fasttta_jax.codecs.griffin_lim import griffin_lim
 from fasttta_jax.codecs.spectrogram import (
     SpectrogramCodec,
     SpectrogramConfig,
     Statistics,
     StatisticsFitter,
     from_patches,
-    griffin_lim,
     lapped,
     to_patches,
     unlapped,

@@ -12,13 +12,13 @@ from absl import flags
 
 import generate
 from fasttta_jax.audio.loudness import Level
-from fasttta_jax.generation.edit_flags import EditFlags
 from fasttta_jax.generation.edits import Edits
-from fasttta_jax.generation.job_flags import Wishes
 from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.outputs import OutputConfig
 from fasttta_jax.generation.pipeline import GenerateConfig
 from fasttta_jax.generation.prompts import Prompts
+from fasttta_jax.tools.edit_flags import EditFlags
+from fasttta_jax.tools.job_flags import Wishes
 from tests.support import commands
 from tests.support.helpers import CLIP_SAMPLES, SAMPLE_RATE, synthetic_audio
 

@@ -86,6 +86,34 @@ def test_the_last_column_of_a_window_is_made_by_the_next_one() -> None:
     assert edge == 15
 
 
+@pytest.mark.parametrize("columns", [17, 40])
+def test_the_columns_about_a_joint_are_made_anew(columns: int) -> None:
+    """With both sides known, as soon as both are there."""
+    line = windows.line(columns, 16)
+    joined = windows.joined(line)
+    assert joined[0] == line[0]
+    assert joined[1::2] == line[1:]
+    shape = (1, windows.num_columns(joined), 1, 1)
+    assert shape[1] == windows.num_columns(line)
+    calls: list = []
+    found = windows.fill(
+        joined, np.zeros(shape, np.float32), np.zeros(shape[:3], bool), numbered(calls)
+    )
+    assert [number for number, _ in calls] == list(range(len(joined)))
+    for joint, (number, known) in zip(windows.joints(line), calls[2::2], strict=True):
+        np.testing.assert_array_equal(np.flatnonzero(~known[0, :, 0]), [6, 7, 8, 9])
+        expected = 100 * (number + 1) + np.arange(6, 10)
+        np.testing.assert_array_equal(found[0, joint - 2 : joint + 2, 0, 0], expected)
+    # A longer clip begins with the windows of a shorter one.
+    longer = windows.joined(windows.line(columns + 20, 16))
+    assert longer[: len(joined)] == joined
+
+
+def test_joints_of_windows_that_cannot_know_both_sides_stay() -> None:
+    line = windows.line(10, 3)
+    assert windows.joined(line) == line
+
+
 def test_a_cut_ends_in_a_fade() -> None:
     audio = np.ones(1000, np.float32)
     assert cut(audio, 1000, SAMPLE_RATE) is audio
@@ -108,7 +136,7 @@ def test_a_shorter_clip_is_the_beginning(student: Pipeline, seconds: float) -> N
 
 
 def test_every_clip_has_its_own_length_whatever_its_neighbours(student: Pipeline) -> None:
-    """And begins as it does alone; one program makes all windows but the first."""
+    """And begins as it does alone."""
     lengths = [2.0, None, 1.0]
     clips = list(student.generate(PROMPTS, seed=3, seconds=lengths, batch_size=3))
     for clip, seconds in zip(clips, lengths, strict=True):
@@ -118,7 +146,8 @@ def test_every_clip_has_its_own_length_whatever_its_neighbours(student: Pipeline
         alone = next(student.generate([clip.prompt], seed=clip.seed, seconds=seconds, batch_size=1))
         np.testing.assert_allclose(as_int16(clip), as_int16(alone), atol=1)
         plain = next(student.generate([clip.prompt], seed=clip.seed, batch_size=1))
-        begin = (COLUMNS - 1) * BANDS  # the last column is made anew
+        # The last column is made anew, and with the next window the one on either side of the joint.
+        begin = NUM_TOKENS if len(alone.tokens) == NUM_TOKENS else (COLUMNS - 2) * BANDS
         np.testing.assert_array_equal(alone.tokens[:begin], plain.tokens[:begin])
 
 
