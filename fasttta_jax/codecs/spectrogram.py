@@ -194,8 +194,8 @@ def _borders(
 
 def _with_borders(
     columns: Float[Array, "B P t F"],
-    starts: Float[Array, "B P overlap F"],
-    ends: Float[Array, "B P overlap F"],
+    starts: Float[AnyArray, "B P overlap F"],
+    ends: Float[AnyArray, "B P overlap F"],
 ) -> Float[Array, "B T F"]:
     """The spectrogram of columns with other frames at their starts and, outermost first, ends."""
     width = starts.shape[2]

@@ -146,7 +146,7 @@ def test_every_clip_has_its_own_length_whatever_its_neighbours(student: Pipeline
         alone = next(student.generate([clip.prompt], seed=clip.seed, seconds=seconds, batch_size=1))
         np.testing.assert_allclose(as_int16(clip), as_int16(alone), atol=1)
         plain = next(student.generate([clip.prompt], seed=clip.seed, batch_size=1))
-        # The last column is made anew, and with the next window the one on either side of the joint.
+        # The next window makes the last column anew, and with it those about the joint.
         begin = NUM_TOKENS if len(alone.tokens) == NUM_TOKENS else (COLUMNS - 2) * BANDS
         np.testing.assert_array_equal(alone.tokens[:begin], plain.tokens[:begin])
 
