@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.codecs.circular import decode_circular
-from fasttta_jax.codecs.spectrogram import FADE_FRAMES, WINDOW_FRAMES, griffin_lim, reach
+from fasttta_jax.codecs.griffin_lim import FADE_FRAMES, WINDOW_FRAMES, griffin_lim, reach
 from tests.codecs.test_codec import tiny_codec
 from tests.support import helpers
 
