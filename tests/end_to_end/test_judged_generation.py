@@ -65,11 +65,16 @@ def test_a_student_is_judged_on_captions_of_audiocaps(runs, datasets, tmp_path):
     file = out / "metrics.json"
     done = commands.run("eval.py", f"--compare={file}:seed0,{file}:seed100")
     assert done.returncode == 0, done.stderr
-    assert "seed0 (first) and seed100 (second), clip by clip" in done.stdout
-    assert "fad_vggish" in done.stdout
+    heading, *lines = done.stdout.splitlines()
+    assert heading.split()[1:4] == ["seed0", "seed100", "difference"]
+    assert any(line.startswith("fad_vggish") for line in lines)
     done = commands.run("eval.py", f"--compare={file},{file}:seed100")
     assert done.returncode == 1
     assert "must have one judged row, or be given as" in done.stderr
-    done = commands.run("eval.py", f"--compare={file}:seed0,{file}:seed100", f"--out={out}")
+    pair, page = f"--compare={file}:seed0,{file}:seed100", tmp_path / "compared"
+    done = commands.run("eval.py", pair, f"--out={page}")
+    assert done.returncode == 0, done.stderr
+    assert "fad_vggish" in (page / "report.html").read_text(encoding="utf-8")
+    done = commands.run("eval.py", pair, "--protocol=ours")
     assert done.returncode == 1
-    assert "judges nothing; found beside it: --out" in done.stderr
+    assert "judges nothing; found beside it: --protocol" in done.stderr
