@@ -18,45 +18,36 @@ two sweeps cannot be compared.
 from __future__ import annotations
 
 import dataclasses
-import json
 import logging
 import os
 import pathlib
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import jax
 import tqdm
 from absl import flags
 
-from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, distinct_runs, plan, shortened
+from benchmarks.settings import SettingEvaluator, read
+from benchmarks.sweep_plan import STUDENT, TEACHER, distinct_runs, plan, shortened
 from benchmarks.sweep_table import to_markdown
 from configs import demo_student
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig, from_config_dict
-from fasttta_jax.evaluation.evaluator import Evaluator
 from fasttta_jax.evaluation.output import environment
 from fasttta_jax.evaluation.rows import TIMES_SLOWER
-from fasttta_jax.evaluation.setup import (
-    EvaluationConfig,
-    EvaluationSetup,
-    load_setup,
-)
-from fasttta_jax.evaluation.tagger_cache import DESCRIPTION_FILE
+from fasttta_jax.evaluation.setup import EvaluationConfig
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.storage.files import write_json
-from fasttta_jax.systems import build_model
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.checkpoint import StoredCheckpoints
 from fasttta_jax.workdir.folder import Workdir
-from fasttta_jax.workdir.restore import TrainedModel, load_trained
+from fasttta_jax.workdir.restore import load_trained
 
 logger = logging.getLogger("fasttta_jax.sweep")
 
 RUNS_FOLDER = "runs"
-ROWS_FOLDER = "rows"
 COMPILED_FOLDER = "compiled"
 RECORD_FILE = "training.json"
 RESULT_FILE = "sweep.json"
@@ -82,7 +73,7 @@ def train(config: RunConfig, workdir: pathlib.Path, teacher_sha256: str) -> None
     """
     data_hash = EncodedDataset(config.data.path).fingerprint()
     made_from = {"data_hash": data_hash, "teacher_sha256": teacher_sha256}
-    record = _read(workdir / RECORD_FILE)
+    record = read(workdir / RECORD_FILE)
     if record.get("made_from") == made_from and Workdir(workdir).config() == config:
         logger.info("%s is complete", workdir)
         return
@@ -94,97 +85,6 @@ def train(config: RunConfig, workdir: pathlib.Path, teacher_sha256: str) -> None
         done_here = (config.num_steps - first_step) / config.num_steps
         seconds = (time.perf_counter() - start) / done_here
     write_json(workdir / RECORD_FILE, {"made_from": made_from, "seconds": seconds})
-
-
-def with_setting(trained: TrainedModel, setting: Setting) -> TrainedModel:
-    """The run with the diffusion steps of a setting; its parameters are shared."""
-    if setting.sampling_steps is None:
-        return trained
-    diffusion = dataclasses.replace(trained.config.diffusion, sampling_steps=setting.sampling_steps)
-    config = dataclasses.replace(trained.config, diffusion=diffusion)
-    return dataclasses.replace(
-        trained, config=config, model=build_model(config, trained.model.text)
-    )
-
-
-def expand(setup: EvaluationSetup, settings: Sequence[Setting]) -> EvaluationSetup:
-    """The same runs and data with one entry for every setting."""
-    return dataclasses.replace(
-        setup,
-        trained={one.name: with_setting(setup.trained[one.run], one) for one in settings},
-        decode={one.name: one.decode for one in settings},
-    )
-
-
-class SettingEvaluator:
-    """Figures of settings; those that an earlier sweep has found are read.
-
-    Args:
-      config: clips, seed and output folder; its runs are those of the settings.
-      settings: what is evaluated.
-    """
-
-    def __init__(self, config: EvaluationConfig, settings: Sequence[Setting]) -> None:
-        mesh = local_mesh()
-        self.settings = settings
-        setup = load_setup(config, mesh)
-        self.warnings = setup.warnings()
-        self.evaluator = Evaluator(config, expand(setup, settings))
-        self._folder = pathlib.Path(config.out) / ROWS_FOLDER
-        self._folder.mkdir(parents=True, exist_ok=True)
-        self._hashes = {name: run.origin()["sha256"] for name, run in setup.trained.items()}
-        _ = self.evaluator.scorer  # embedders come first: every row rests on them
-        self._common = {
-            "data_hash": self.evaluator.runs.encoded.fingerprint(),
-            "tagger": _read(pathlib.Path(config.out) / DESCRIPTION_FILE),
-            "num_clips": config.num_clips,
-            "num_two_event_clips": config.num_two_event_clips,
-            "num_energy_clips": config.num_energy_clips,
-            "seed": config.seed,
-        }
-
-    def references(self) -> dict[str, dict[str, Any]]:
-        """Figures of real clips, before and after the codec, by name."""
-        path = self._folder / "references.json"
-        found = _read(path)
-        if found.get("made_from") != self._common:
-            quantities = self.evaluator.quantities
-            rows = self.evaluator.references()
-            figures = {row.name: row.to_json(quantities) for row in rows}
-            found = {"made_from": self._common, "figures": figures}
-            write_json(path, found)
-        return found["figures"]
-
-    def figures(self) -> dict[str, dict[str, Any]]:
-        """Figures of every setting by its name, without sampling times."""
-        found: dict[str, dict[str, Any]] = {}
-        energies: dict[tuple[str, int | None], Any] = {}
-        with tqdm.tqdm(self.settings, "evaluating rows", unit="row") as progress:
-            for setting in progress:
-                progress.set_postfix_str(setting.name)
-                path = self._folder / f"{setting.name}.json"
-                made_from = self._made_from(setting)
-                known = _read(path)
-                if known.get("made_from") != made_from:
-                    # Guidance and iterations do not enter the energy score.
-                    part = (setting.run, setting.sampling_steps)
-                    if part not in energies:
-                        energies[part] = self.evaluator.energy(setting.name)
-                    clips = self.evaluator.sounds(setting.name)
-                    row = self.evaluator.run_row(setting.name, clips, energies[part], {})
-                    figures = row.to_json(self.evaluator.quantities)
-                    known = {"made_from": made_from, "figures": figures}
-                    write_json(path, known)
-                found[setting.name] = known["figures"]
-        return found
-
-    def _made_from(self, setting: Setting) -> dict[str, Any]:
-        return {
-            **self._common,
-            "parameters_sha256": self._hashes[setting.run],
-            "decode": dataclasses.asdict(setting.decode),
-            "sampling_steps": setting.sampling_steps,
-        }
 
 
 def sweep(
@@ -235,7 +135,7 @@ def sweep(
                 "name": row.name,
                 "setting": dataclasses.asdict(row.setting),
                 "steps": trained[row.setting.name].step,
-                "training_seconds": _read(workdirs[row.setting.run] / RECORD_FILE).get("seconds"),
+                "training_seconds": read(workdirs[row.setting.run] / RECORD_FILE).get("seconds"),
                 "figures": figures[row.setting.name],
                 "sampling": times[row.setting.name],
             }
@@ -250,10 +150,6 @@ def sweep(
     write_json(out / RESULT_FILE, results)
     (out / TABLE_FILE).write_text(to_markdown(results), encoding="utf-8")
     return results
-
-
-def _read(path: pathlib.Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def _define_flags() -> None:

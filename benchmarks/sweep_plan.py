@@ -10,34 +10,13 @@ import dataclasses
 import re
 from collections.abc import Mapping
 
-from fasttta_jax.config import DecodeConfig, RunConfig
+from benchmarks.settings import Setting
+from fasttta_jax.config import RunConfig
 
 TEACHER = "teacher"
 STUDENT = "student"
 GUIDANCE_SCALES = (1.0, 2.0, 3.0, 4.5, 6.0)
 SAMPLING_STEPS = (10, 25, 50, 100)
-
-
-@dataclasses.dataclass(frozen=True)
-class Setting:
-    """One run and how it decodes.
-
-    Attributes:
-      run: name of the run.
-      decode: iterations, guidance, temperature.
-      sampling_steps: diffusion steps of a teacher; None for a student.
-    """
-
-    run: str
-    decode: DecodeConfig
-    sampling_steps: int | None
-
-    @property
-    def name(self) -> str:
-        """Run, iterations, guidance and diffusion steps, as a file name."""
-        steps = "" if self.sampling_steps is None else f"_diffusion_{self.sampling_steps}"
-        scale = f"{self.decode.guidance_scale:g}"
-        return f"{self.run}_iterations_{self.decode.num_iterations}_guidance_{scale}{steps}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,11 +81,11 @@ def plan(teacher: RunConfig, students: Mapping[str, RunConfig], only: str = "") 
     iterations = [2**power for power in range(tokens.bit_length())]
     for name in (TEACHER, STUDENT):
         for scale in GUIDANCE_SCALES:
-            setting = _decoding(base[name], guidance_scale=scale)
+            setting = base[name].changed(guidance_scale=scale)
             rows.append(Row("Guidance scale", f"{name}_guidance_{scale:g}", setting))
     for name in (TEACHER, STUDENT):
         for number in iterations:
-            setting = _decoding(base[name], num_iterations=number)
+            setting = base[name].changed(num_iterations=number)
             rows.append(Row("Decoding iterations", f"{name}_iterations_{number}", setting))
     for steps in SAMPLING_STEPS:
         if steps <= teacher.diffusion.num_steps:
@@ -120,7 +99,3 @@ def plan(teacher: RunConfig, students: Mapping[str, RunConfig], only: str = "") 
         names = ", ".join(row.name for row in rows)
         raise ValueError(f"--only={only!r} finds none of the rows: {names}")
     return chosen
-
-
-def _decoding(setting: Setting, **changes: float) -> Setting:
-    return dataclasses.replace(setting, decode=dataclasses.replace(setting.decode, **changes))

@@ -180,7 +180,7 @@ def network_metrics(
                     "lower",
                 ),
                 needs,
-                _kernel,
+                kernel,
                 **draws,
             )
             for name, title, needs in (
@@ -222,7 +222,7 @@ def network_metrics(
                 "lower",
             ),
             pairs_on_panns,
-            functools.partial(_classifier, seed=seed),
+            functools.partial(classifier, seed=seed),
             least_clips=two_sample.NUM_FOLDS,
             **draws,
         ),
@@ -299,11 +299,13 @@ def _clap_audio(*, clamped_percent: bool) -> Compute:
     return compute
 
 
-def _kernel(clips: Clips, reference: Clips) -> Estimate:
+def kernel(clips: Clips, reference: Clips) -> Estimate:
+    """Kernel distance of the embeddings."""
     return kernel_distance(features_of(clips).embeddings, features_of(reference).embeddings)
 
 
-def _classifier(clips: Clips, reference: Clips, *, seed: int) -> Estimate:
+def classifier(clips: Clips, reference: Clips, *, seed: int = 0) -> Estimate:
+    """The share of clips that a classifier of the embeddings puts into their own set."""
     test = two_sample.classifier_test(_vectors(clips), _vectors(reference), paired=True, seed=seed)
     return Estimate.of_mean(test.right)
 

@@ -9,7 +9,7 @@ from typing import Any
 from jax.sharding import Mesh
 
 from fasttta_jax.codecs import Codec
-from fasttta_jax.config import RunConfig
+from fasttta_jax.config import DecodeConfig, RunConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.parallel.compile import abstract_state
 from fasttta_jax.systems import TextToAudio, build_model
@@ -45,6 +45,22 @@ class TrainedModel:
         """Source, step and hash of the parameters, to be recorded by whoever uses them."""
         name = self.name or self.workdir
         return {"workdir": name, "step": self.step, "sha256": tree_hash(self.params)}
+
+    def with_sampling(
+        self, decode: DecodeConfig, sampling_steps: int | None = None
+    ) -> TrainedModel:
+        """The same parameters with other settings of sampling.
+
+        Args:
+          decode: in place of the run's.
+          sampling_steps: diffusion steps, in place of the run's; None keeps them.
+        """
+        config = dataclasses.replace(self.config, decode=decode)
+        if sampling_steps is None:
+            return dataclasses.replace(self, config=config)
+        diffusion = dataclasses.replace(config.diffusion, sampling_steps=sampling_steps)
+        config = dataclasses.replace(config, diffusion=diffusion)
+        return dataclasses.replace(self, config=config, model=build_model(config, self.model.text))
 
 
 def load_trained(

@@ -9,7 +9,7 @@ import jax
 import pytest
 
 from benchmarks import sweep, sweep_plan
-from benchmarks.sweep_plan import STUDENT, TEACHER, Setting, plan, shortened
+from benchmarks.sweep_plan import STUDENT, TEACHER, plan, shortened
 from benchmarks.sweep_table import to_markdown
 from configs import demo_student, demo_teacher
 from fasttta_jax.config import RunConfig, from_config_dict
@@ -17,12 +17,10 @@ from fasttta_jax.evaluation.evaluator import Evaluator
 from fasttta_jax.evaluation.setup import EvaluationConfig
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.systems import build_model
-from fasttta_jax.text import NoText
 from fasttta_jax.training.optimizer import make_optimizer
 from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir
-from fasttta_jax.workdir.restore import TrainedModel
 from tests.support import helpers
 
 VARIANTS = len(demo_student.VARIANTS)
@@ -99,21 +97,6 @@ def test_shorter_runs_keep_the_shape_of_their_schedule(students, num_steps):
         assert short.optimizer.warmup_steps == num_steps // 10
         assert short.optimizer.decay_steps == num_steps // 2
         assert num_steps / 2 <= short.evaluate_every <= num_steps / 2 + 1
-
-
-@pytest.mark.usefixtures("unchecked")
-def test_a_setting_changes_the_steps_of_a_teacher_and_nothing_else(teacher):
-    whole = TrainedModel(
-        teacher, build_model(teacher, NoText(3)), {"head": object()}, None, 7, "somewhere"
-    )
-    setting = Setting(TEACHER, teacher.decode, 25)
-    found = sweep.with_setting(whole, setting)
-    assert found.model.objective.config.sampling_steps == 25
-    assert found.config.diffusion == found.model.objective.config
-    assert found.params is whole.params
-    assert whole.model.objective.config.sampling_steps == teacher.diffusion.sampling_steps
-    student = dataclasses.replace(setting, sampling_steps=None)
-    assert sweep.with_setting(whole, student) is whole
 
 
 def write_run(workdir: pathlib.Path, config: RunConfig, step: int) -> None:
