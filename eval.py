@@ -81,8 +81,8 @@ OUT = flags.DEFINE_string("out", None, "Folder for metrics.json, report.html and
 NUM_CLIPS = flags.DEFINE_integer(
     "num_clips", 192, "Test clips with one event; of data without labels, all.", lower_bound=1
 )
-NUM_TWO_EVENT_CLIPS = flags.DEFINE_integer(
-    "num_two_event_clips", 96, "Test clips with two events.", lower_bound=0
+NUM_SCENES = flags.DEFINE_integer(
+    "num_scenes", 96, "Test clips with several events.", lower_bound=0
 )
 NUM_ENERGY_CLIPS = flags.DEFINE_integer(
     "num_energy_clips", 128, "Test clips whose tokens are scored.", lower_bound=1
@@ -170,7 +170,7 @@ def _evaluation() -> Evaluation | None:
             encoded_data=ENCODED_DATA.value,
             out=OUT.value,
             num_clips=NUM_CLIPS.value,
-            num_two_event_clips=NUM_TWO_EVENT_CLIPS.value,
+            num_scenes=NUM_SCENES.value,
             num_energy_clips=NUM_ENERGY_CLIPS.value,
             batch_size=BATCH_SIZE.value,
             seed=SEED.value,

@@ -115,7 +115,7 @@ class SettingEvaluator:
             "tagger": read(pathlib.Path(config.out) / DESCRIPTION_FILE),
             "metrics": [metric.quantity.name for metric in metrics],
             "num_clips": config.num_clips,
-            "num_two_event_clips": config.num_two_event_clips,
+            "num_scenes": config.num_scenes,
             "num_energy_clips": config.num_energy_clips if with_energy else 0,
             "seed": config.seed,
         }

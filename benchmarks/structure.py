@@ -179,7 +179,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
         flags.DEFINE_string(name, None, help, required=True, flag_values=values)
     for name, default, help in (
         ("num_clips", 420, "Test clips with one event."),
-        ("num_two_event_clips", 180, "Test clips with two."),
+        ("num_scenes", 180, "Test clips with two."),
         ("num_training", 2000, "Clips of each kind that a two-sample network is trained on."),
         ("num_steps", 1200, "Updates of a two-sample network."),
         ("seed", 0, "Of clips and networks."),
@@ -197,7 +197,7 @@ def main() -> None:
         values.encoded_data,
         values.out,
         num_clips=values.num_clips,
-        num_two_event_clips=values.num_two_event_clips,
+        num_scenes=values.num_scenes,
         seed=values.seed,
     )
     setup = load_setup(config, local_mesh())
@@ -205,12 +205,12 @@ def main() -> None:
     codec, rate, num_samples = evaluator.runs.encoded.codec, setup.sample_rate, setup.num_samples
     hop = MelConfig(sample_rate=rate).hop_length
     real = evaluator.test.with_audio(to_float(evaluator.test.audio))
-    share = config.num_two_event_clips / (config.num_clips + config.num_two_event_clips)
+    share = config.num_scenes / (config.num_clips + config.num_scenes)
     num_two = round(values.num_training * share)
     training = read_test_clips(
         Records(config.audio_data, "train"),
         num_clips=values.num_training - num_two,
-        num_two_event_clips=num_two,
+        num_scenes=num_two,
         num_samples=num_samples,
     )
     training = training.with_audio(to_float(training.audio))

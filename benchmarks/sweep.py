@@ -162,7 +162,7 @@ def _define_flags() -> None:
     text("only", "", "Regular expression: only rows whose name it finds. Default: all.")
     integer("num_steps", None, "Steps of every student, for a quick look.", lower_bound=2)
     integer("num_clips", 192, "Test clips with one event.", lower_bound=1)
-    integer("num_two_event_clips", 48, "Test clips with two events.", lower_bound=0)
+    integer("num_scenes", 48, "Test clips with several events.", lower_bound=0)
     integer("num_energy_clips", 64, "Test clips whose tokens are scored.", lower_bound=1)
     integer("batch_size", 8, "Clips computed together.", lower_bound=1)
     integer("seed", 0, "Of tagger, sounds and energy score.", lower_bound=0)
@@ -182,7 +182,7 @@ def main() -> None:
         encoded_data=values.encoded_data,
         out=values.out,
         num_clips=values.num_clips,
-        num_two_event_clips=values.num_two_event_clips,
+        num_scenes=values.num_scenes,
         num_energy_clips=values.num_energy_clips,
         batch_size=values.batch_size,
         seed=values.seed,

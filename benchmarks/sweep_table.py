@@ -45,7 +45,7 @@ def _introduction(results: Mapping[str, Any]) -> str:
     return (
         "± is one standard error. Rows that repeat a run and its way of decoding repeat its "
         f"figures. {evaluation['num_clips']} clips with one event, "
-        f"{evaluation['num_two_event_clips']} with two, {evaluation['num_energy_clips']} for the "
+        f"{evaluation['num_scenes']} with two, {evaluation['num_energy_clips']} for the "
         f"energy score, seed {evaluation['seed']}. Training: seconds on this machine, compilation "
         "and validation "
         "included; of a run that was interrupted, what its last part comes to. Sampling: median of "

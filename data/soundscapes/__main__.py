@@ -29,6 +29,7 @@ def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     flags.DEFINE_float(
         "clip_seconds", build.CLIP_SECONDS, "Length of every clip, 1 to 60.", flag_values=values
     )
+    integer("max_events", build.MAX_EVENTS, "Most events of a sequence, 2 to 4.")
     integer(
         "workers",
         os.cpu_count() or 1,
@@ -49,6 +50,7 @@ def main() -> None:
         seed=values.seed,
         workers=values.workers,
         clip_seconds=values.clip_seconds,
+        max_events=values.max_events,
         process_id=process_id,
         num_processes=num_processes,
     )

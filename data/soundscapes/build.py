@@ -3,9 +3,14 @@
     python -m data.soundscapes --out runs/demo/data --num_train 6000 --num_test 600 --workers 2
 
 Nothing is downloaded. Every clip is 16 kHz mono and holds one of twelve events (70 % of the clips),
-two at the same time (15 %) or two in sequence (15 %). Every event has a pitch or a speed, and a
-distance. Training clips have three captions, validation clips one, and test clips one in a wording
-that training never uses. 6900 clips take about a minute on two cores, and 430 MB.
+two at the same time (15 %) or two in sequence (15 %). Longer clips may hold more:
+
+    python -m data.soundscapes --out runs/scenes/data --clip_seconds 10.24 --max_events 4
+
+has one event (30 %), two at the same time (10 %) or two to four in sequence (60 %). Every event has
+a pitch or a speed, and a distance. Training clips have three captions, validation clips one, and
+test clips one in a wording that training never uses. 6900 clips of 2.56 s take about a minute on
+two cores, and 430 MB.
 
 The dataset is stored as OUT/soundscapes/1.0.0, in TFDS format on ArrayRecord shards. A clip depends
 on nothing but (seed, split, index), so the result is the same for any number of workers.
@@ -37,10 +42,14 @@ VERSION = "2"
 SAMPLE_RATE = 16_000
 CLIP_SECONDS = 2.56
 NUM_CAPTIONS = {"train": 3, "validation": 1, "test": 1}
-DESCRIPTION = "Synthetic scenes of one or two of twelve sound events, with captions from a grammar."
+DESCRIPTION = (
+    "Synthetic scenes of one to four of twelve sound events, with captions from a grammar."
+)
 
 # Every run of 20 clips holds exactly these, so that any prefix of a split is balanced.
 _BLOCK = ("single",) * 14 + ("together",) * 3 + ("sequence",) * 3
+_BLOCK_OF_SCENES = ("single",) * 6 + ("together",) * 2 + ("sequence",) * 12
+MAX_EVENTS = 2
 _SINGLES = tuple(
     (event, own, distance)
     for event in events.EVENTS
@@ -58,12 +67,16 @@ def _generator(seed: int, split: str, stream: str, index: int) -> np.random.Gene
     return np.random.default_rng(np.random.SeedSequence(seed, spawn_key=key))
 
 
-def make_scene(seed: int, split: str, index: int) -> events.Scene:
-    """Scene `index` of a split: shuffled cycles through all conditions, so each is as frequent."""
-    block, position = divmod(index, len(_BLOCK))
-    arrangements = _generator(seed, split, "block", block).permutation(_BLOCK)
+def make_scene(seed: int, split: str, index: int, *, max_events: int = MAX_EVENTS) -> events.Scene:
+    """Scene `index` of a split: shuffled cycles through all conditions, so each is as frequent.
+
+    Of a sequence of more than two events, the first two are such a condition.
+    """
+    kinds = _BLOCK if max_events == MAX_EVENTS else _BLOCK_OF_SCENES
+    block, position = divmod(index, len(kinds))
+    arrangements = _generator(seed, split, "block", block).permutation(kinds)
     arrangement = str(arrangements[position])
-    ordinal = block * _BLOCK.count(arrangement)
+    ordinal = block * kinds.count(arrangement)
     ordinal += int(np.sum(arrangements[:position] == arrangement))
     conditions = _SINGLES if arrangement == "single" else _PAIRS
     cycle, place = divmod(ordinal, len(conditions))
@@ -74,6 +87,10 @@ def make_scene(seed: int, split: str, index: int) -> events.Scene:
         attributes = {event: dict(zip(events.EVENT_AXES[event], values, strict=True))}
         return events.Scene(arrangement, (event,), attributes)
     rng = _generator(seed, split, "attributes", index)
+    if arrangement == "sequence" and max_events > MAX_EVENTS:
+        others = rng.permutation([event for event in events.EVENTS if event not in condition])
+        more = int(rng.integers(max_events - len(condition) + 1))
+        condition = (*condition, *map(str, others[:more]))
     attributes = {
         event: {axis: str(rng.choice(events.AXES[axis])) for axis in events.EVENT_AXES[event]}
         for event in condition
@@ -81,7 +98,14 @@ def make_scene(seed: int, split: str, index: int) -> events.Scene:
     return events.Scene(arrangement, condition, attributes)
 
 
-def make_clip(seed: int, split: str, index: int, *, clip_seconds: float = CLIP_SECONDS) -> Clip:
+def make_clip(
+    seed: int,
+    split: str,
+    index: int,
+    *,
+    clip_seconds: float = CLIP_SECONDS,
+    max_events: int = MAX_EVENTS,
+) -> Clip:
     """One clip with its captions and labels.
 
     Args:
@@ -89,6 +113,7 @@ def make_clip(seed: int, split: str, index: int, *, clip_seconds: float = CLIP_S
       split: "train", "validation" or "test".
       index: place in the split, from 0.
       clip_seconds: length of the audio.
+      max_events: most events of a sequence.
 
     Returns:
       A clip whose labels are "events", "attributes" (both axes of every event), "mentioned" (for
@@ -99,7 +124,7 @@ def make_clip(seed: int, split: str, index: int, *, clip_seconds: float = CLIP_S
     """
     if split not in SPLITS:
         raise ValueError(f"split is {split!r}; allowed: {SPLITS}")
-    scene = make_scene(seed, split, index)
+    scene = make_scene(seed, split, index, max_events=max_events)
     audio = synthesis.render(
         scene,
         _generator(seed, split, "audio", index),
@@ -124,12 +149,16 @@ def make_clip(seed: int, split: str, index: int, *, clip_seconds: float = CLIP_S
     )
 
 
-def _make_clip_of(task: tuple[int, str, int, float]) -> Clip:
-    seed, split, index, clip_seconds = task
-    return make_clip(seed, split, index, clip_seconds=clip_seconds)
+def _make_clip_of(task: tuple[int, str, int, float, int]) -> Clip:
+    seed, split, index, clip_seconds, max_events = task
+    return make_clip(seed, split, index, clip_seconds=clip_seconds, max_events=max_events)
 
 
-def _metadata(num_clips: dict[str, int], seed: int, clip_seconds: float) -> dict[str, Any]:
+def _metadata(
+    num_clips: dict[str, int], seed: int, clip_seconds: float, max_events: int
+) -> dict[str, Any]:
+    # Sets of two events at most are those of the time before there were longer ones.
+    longer = {} if max_events == MAX_EVENTS else {"max_events": max_events}
     return {
         "events": list(events.EVENTS),
         "axes": {axis: list(values) for axis, values in events.AXES.items()},
@@ -137,6 +166,7 @@ def _metadata(num_clips: dict[str, int], seed: int, clip_seconds: float) -> dict
         "num_clips": num_clips,
         "seed": seed,
         "clip_seconds": clip_seconds,
+        **longer,
         "version": VERSION,
     }
 
@@ -150,6 +180,7 @@ def build(
     seed: int,
     workers: int,
     clip_seconds: float = CLIP_SECONDS,
+    max_events: int = MAX_EVENTS,
     process_id: int = 0,
     num_processes: int = 1,
 ) -> pathlib.Path:
@@ -163,6 +194,7 @@ def build(
       seed: seed of everything random.
       workers: processes that synthesise; 1 uses this process alone.
       clip_seconds: length of every clip.
+      max_events: most events of a sequence, 2 to 4.
       process_id: which of the processes on several hosts this is.
       num_processes: how many share the work.
 
@@ -179,14 +211,17 @@ def build(
         raise ValueError(f"seed is {seed}; it must not be negative")
     if not 1.0 <= clip_seconds <= 60.0:
         raise ValueError(f"clip_seconds is {clip_seconds}; it must be between 1 and 60")
-    metadata = _metadata(num_clips, seed, clip_seconds)
+    most = max(events.ARRANGEMENTS["sequence"])
+    if not MAX_EVENTS <= max_events <= most:
+        raise ValueError(f"max_events is {max_events}; allowed: {MAX_EVENTS} to {most}")
+    metadata = _metadata(num_clips, seed, clip_seconds, max_events)
     dataset = audio_dataset(
         out, name=NAME, description=DESCRIPTION, lengths=num_clips, settings=metadata
     )
 
     def read(items: Iterator[Item]) -> Generator[list[Clip], None, None]:
         # In units of work, so that workers never run far ahead of the writer.
-        tasks = ((seed, split, index, clip_seconds) for split, index in items)
+        tasks = ((seed, split, index, clip_seconds, max_events) for split, index in items)
         units = iter(lambda: list(itertools.islice(tasks, _WORK_UNIT)), [])
         if workers == 1:
             yield from ([_make_clip_of(task)] for unit in units for task in unit)

@@ -111,6 +111,16 @@ FRAMES: dict[str, tuple[str, ...]] = {
         "we hear {0:participle}, followed by {1:participle}",
     ),
 }
+LONG_FRAMES: tuple[tuple[str, str, str], ...] = (
+    ("{0:clause}", ", then {0:clause}", ", and then {0:clause}"),
+    ("{0:participle}", ", then {0:participle}", ", then {0:participle}"),
+    ("{0:noun}", ", then {0:noun}", ", followed by {0:noun}"),
+    ("first {0:participle}", ", then {0:participle}", ", and at last {0:participle}"),
+    ("we hear {0:noun}", ", after it {0:noun}", " and after it {0:noun}"),
+    ("one after the other: {0:noun}", ", {0:noun}", " and {0:noun}"),
+)
+"""Sequences of three events or more: how the first, those between and the last are written."""
+
 HELD_OUT_FRAMES: dict[str, tuple[str, ...]] = {
     "single": (
         "a recording of {0:participle}",
@@ -135,6 +145,12 @@ HELD_OUT_FRAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 """Frames by arrangement; field {i:form} takes event i of the scene in one of the three forms."""
+
+HELD_OUT_LONG_FRAMES: tuple[tuple[str, str, str], ...] = (
+    ("a recording of {0:noun}", ", then {0:noun}", " and then {0:noun}"),
+    ("it seems that {0:clause}", ", then {0:clause}", ", and then {0:clause}"),
+    ("in the beginning {0:clause}", ", then {0:clause}", ", and at last {0:clause}"),
+)
 
 
 def held_out_adjective(event: str, axis: str, value: str) -> str | None:
@@ -214,5 +230,11 @@ def describe(
     phrases = [_Phrase(event, mentions[event], rng, held_out) for event in scene.events]
     if scene.arrangement == "together" and rng.random() < 0.5:
         phrases.reverse()
-    frame = _pick(rng, (HELD_OUT_FRAMES if held_out else FRAMES)[scene.arrangement])
-    return frame.format(*phrases), {event: list(axes) for event, axes in mentions.items()}
+    if len(phrases) > 2:
+        first, between, last = _pick(rng, HELD_OUT_LONG_FRAMES if held_out else LONG_FRAMES)
+        frames = (first, *[between] * (len(phrases) - 2), last)
+        caption = "".join(frame.format(one) for frame, one in zip(frames, phrases, strict=True))
+    else:
+        frame = _pick(rng, (HELD_OUT_FRAMES if held_out else FRAMES)[scene.arrangement])
+        caption = frame.format(*phrases)
+    return caption, {event: list(axes) for event, axes in mentions.items()}

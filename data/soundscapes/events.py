@@ -1,4 +1,4 @@
-"""What a soundscape can hold: twelve sound events, their axes, and scenes of one or two of them.
+"""What a soundscape can hold: twelve sound events, their axes, and scenes of one to four of them.
 
 Every event varies along exactly two axes: one of its own (pitch or speed) and distance.
 """
@@ -28,7 +28,8 @@ EVENT_AXES: dict[str, tuple[str, str]] = {
     "wave": ("speed", "distance"),
 }
 EVENTS: tuple[str, ...] = tuple(EVENT_AXES)
-ARRANGEMENTS: tuple[str, ...] = ("single", "together", "sequence")
+ARRANGEMENTS: dict[str, tuple[int, ...]] = {"single": (1,), "together": (2,), "sequence": (2, 3, 4)}
+"""How the events of a scene lie in time, and how many they may be."""
 
 Attributes = Mapping[str, str]
 """Axis name to value, such as {"pitch": "low", "distance": "far"}."""
@@ -50,10 +51,11 @@ def check_attributes(event: str, attributes: Attributes) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class Scene:
-    """One event, or two different ones.
+    """One event, or two to four different ones.
 
     Attributes:
-      arrangement: "single", "together" (both last the whole clip) or "sequence" (half a clip each).
+      arrangement: "single", "together" (two that last the whole clip) or "sequence" (two to four,
+        an equal part of the clip each).
       events: event names, in the order of time for a sequence.
       attributes: the attributes of every event.
     """
@@ -63,13 +65,15 @@ class Scene:
     attributes: Mapping[str, Attributes]
 
     def __post_init__(self) -> None:
-        if self.arrangement not in ARRANGEMENTS:
-            raise ValueError(f"scene.arrangement is {self.arrangement!r}; allowed: {ARRANGEMENTS}")
-        wanted = 1 if self.arrangement == "single" else 2
-        if len(self.events) != wanted or len(set(self.events)) != wanted:
+        allowed = ARRANGEMENTS.get(self.arrangement)
+        if allowed is None:
+            raise ValueError(
+                f"scene.arrangement is {self.arrangement!r}; allowed: {tuple(ARRANGEMENTS)}"
+            )
+        if len(self.events) not in allowed or len(set(self.events)) != len(self.events):
             raise ValueError(
                 f"scene.events is {self.events}; a {self.arrangement!r} scene "
-                f"holds {wanted} different event(s)"
+                f"holds {' or '.join(map(str, allowed))} different event(s)"
             )
         if set(self.attributes) != set(self.events):
             raise ValueError(

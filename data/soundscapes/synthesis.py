@@ -10,6 +10,7 @@ Dimensions: S audio samples.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
@@ -336,16 +337,16 @@ def synthesise(
 def render(
     scene: events.Scene, rng: np.random.Generator, num_samples: int, sample_rate: int
 ) -> Signal:
-    """The waveform of a scene, float32 [S]: events summed, or one in each half of the clip."""
+    """The waveform of a scene, float32 [S]: events summed, or each in its part of the clip."""
     if scene.arrangement != "sequence":
         sounds = [
             synthesise(event, scene.attributes[event], rng, num_samples, sample_rate)
             for event in scene.events
         ]
         return np.sum(sounds, axis=0)
-    half = num_samples // 2
+    bounds = [num_samples * i // len(scene.events) for i in range(len(scene.events) + 1)]
     parts = [
-        synthesise(event, scene.attributes[event], rng, length, sample_rate)
-        for event, length in zip(scene.events, (half, num_samples - half), strict=True)
+        synthesise(event, scene.attributes[event], rng, end - start, sample_rate)
+        for event, (start, end) in zip(scene.events, itertools.pairwise(bounds), strict=True)
     ]
     return np.concatenate([_fade(part, SEQUENCE_FADE_SECONDS, sample_rate) for part in parts])

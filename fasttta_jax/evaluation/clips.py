@@ -69,6 +69,10 @@ class Clips:
         """Rows of the clips whose labels name that many events."""
         return [row for row, one in enumerate(self.labels) if len(events_of(one)) == num_events]
 
+    def scenes(self) -> list[int]:
+        """Rows of the clips whose labels name several events."""
+        return [row for row, one in enumerate(self.labels) if len(events_of(one)) > 1]
+
 
 def cut_or_pad(audio: Num[np.ndarray, " T"], num_samples: int) -> Num[np.ndarray, " S"]:
     """The first `num_samples` samples, with silence behind a shorter recording."""
@@ -77,38 +81,40 @@ def cut_or_pad(audio: Num[np.ndarray, " T"], num_samples: int) -> Num[np.ndarray
 
 
 def read_test_clips(
-    records: Records, *, num_clips: int, num_two_event_clips: int, num_samples: int | None
+    records: Records, *, num_clips: int, num_scenes: int, num_samples: int | None
 ) -> Clips:
     """Clips of the test split that have a caption.
 
-    Where labels name events: the first single-event clips, then the first two-event clips. Where no
+    Where labels name events: the first single-event clips, then the first with several. Where no
     clip of these kinds is there: the first clips, whatever their labels say.
 
     Args:
       records: the test split.
       num_clips: single-event clips, or clips of unlabelled data, wanted; fewer are taken where
         there are fewer.
-      num_two_event_clips: two-event clips wanted, likewise.
+      num_scenes: clips of several events wanted, likewise.
       num_samples: S; None for the length of the longest of the clips.
 
     Raises:
       DatasetError: no clip has a caption.
     """
-    wanted = {1: num_clips, 2: num_two_event_clips}
-    found: dict[int, list[dict[str, Any]]] = {1: [], 2: []}
+    wanted = {"single": num_clips, "scene": num_scenes}
+    found: dict[str, list[dict[str, Any]]] = {"single": [], "scene": []}
     first: list[dict[str, Any]] = []
     for index in tqdm(range(len(records)), "reading test clips", unit="clip", mininterval=1.0):
-        if all(len(found[count]) == wanted[count] for count in wanted):
+        if all(len(found[kind]) == wanted[kind] for kind in wanted):
             break
         record = records[index]
         if not record["captions"]:
             continue
         if len(first) < num_clips:
             first.append(record)
-        count = len(events_of(record["labels"]))
-        if count in wanted and len(found[count]) < wanted[count]:
-            found[count].append(record)
-    chosen = [*found[1], *found[2]] or first
+        if not (named := events_of(record["labels"])):
+            continue
+        kind = "single" if len(named) == 1 else "scene"
+        if len(found[kind]) < wanted[kind]:
+            found[kind].append(record)
+    chosen = [*found["single"], *found["scene"]] or first
     if not chosen:
         raise DatasetError(
             f"no clip among {len(records)} of the test split has a caption; models are evaluated "

@@ -57,7 +57,7 @@ from fasttta_jax.evaluation.tagger_metrics import (
     AttributeAccuracy,
     EventAccuracy,
     EventCount,
-    RecallAt2,
+    RecallAtK,
     event_counts,
 )
 from fasttta_jax.evaluation.timing import SamplingTime
@@ -68,7 +68,7 @@ from fasttta_jax.parallel.local import local_mesh
 
 logger = logging.getLogger(__name__)
 
-METRICS: tuple[Metric, ...] = (EventAccuracy(), AttributeAccuracy(), RecallAt2(), TAGGER_FRECHET)
+METRICS: tuple[Metric, ...] = (EventAccuracy(), AttributeAccuracy(), RecallAtK(), TAGGER_FRECHET)
 """What is computed from sounds, in the order of the columns."""
 
 
@@ -180,7 +180,7 @@ class Evaluator:
         clips = read_test_clips(
             Records(config.audio_data, "test"),
             num_clips=config.num_clips,
-            num_two_event_clips=config.num_two_event_clips,
+            num_scenes=config.num_scenes,
             num_samples=self.setup.num_samples,
         )
         for number, found in sorted(_num_events(clips).items()):

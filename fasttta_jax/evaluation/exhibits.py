@@ -19,7 +19,7 @@ from fasttta_jax.report.intervals import intervals_png
 from fasttta_jax.report.page import Cell, Figure, PromptRow
 from fasttta_jax.report.spectrograms import curves_png
 
-TWO_EVENT_PROMPTS = 4
+SCENE_PROMPTS = 4
 UNLABELLED_PROMPTS = 8
 
 
@@ -28,7 +28,7 @@ def prompt_rows(
 ) -> list[PromptRow]:
     """Some prompts with the real clip and every sound that was made for them.
 
-    One prompt for each event and a few of two events; of data without labels, the first ones.
+    One prompt for each event and a few of several; of data without labels, the first ones.
 
     Args:
       test: the clips whose captions were the prompts.
@@ -39,7 +39,7 @@ def prompt_rows(
     for row in test.rows_with(1):
         first.setdefault(events_of(test.labels[row])[0], row)
     chosen = [row for _, row in sorted(first.items())]
-    chosen += test.rows_with(2)[:TWO_EVENT_PROMPTS]
+    chosen += test.scenes()[:SCENE_PROMPTS]
     chosen = chosen or list(range(min(UNLABELLED_PROMPTS, len(test))))
 
     def cells(row: int) -> list[Cell]:

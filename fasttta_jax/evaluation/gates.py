@@ -39,7 +39,7 @@ def _demo() -> tuple[Bound, ...]:
         bounds += [
             Bound(row, "event_accuracy", 0.85),
             Bound(row, "attribute_accuracy", 0.75),
-            Bound(row, "recall_at_2", 0.6),
+            Bound(row, "recall_at_k", 0.6),
         ]
     return (*bounds, Bound("teacher", TIMES_SLOWER, 3.0))
 

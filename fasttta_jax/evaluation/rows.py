@@ -72,6 +72,11 @@ class RowResult:
     left_out: Mapping[str, Any] | None = None
     judged: Judged | None = None
 
+    @property
+    def num_scenes(self) -> int:
+        """Clips whose labels name several events."""
+        return sum(clips for number, clips in self.num_events.items() if number > 1)
+
     def with_judged(self, judged: Judged) -> RowResult:
         """The row with further figures."""
         return dataclasses.replace(
@@ -91,8 +96,8 @@ class RowResult:
         for quantity in quantities:
             result |= _to_json(quantity.name, self.values.get(quantity.name))
         result["not_measured"] = dict(self.not_measured)
-        result["num_clips"] = sum(self.num_events.values()) - self.num_events.get(2, 0)
-        result["num_scenes"] = self.num_events.get(2, 0)
+        result["num_clips"] = sum(self.num_events.values()) - self.num_scenes
+        result["num_scenes"] = self.num_scenes
         if self.energy is not None:
             error = finite_or_none(self.energy.standard_error)
             result["energy"] = self.energy._asdict() | {"standard_error": error}

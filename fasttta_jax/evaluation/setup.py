@@ -42,7 +42,7 @@ class EvaluationConfig:
         where there are none.
       out: folder for the results; a tagger that is already there is used again if it fits.
       num_clips: single-event test clips; of data without event labels, all test clips.
-      num_two_event_clips: two-event test clips.
+      num_scenes: test clips of several events.
       num_energy_clips: test clips whose tokens are scored.
       batch_size: clips computed together; 8 needs no other program than the one that is timed.
       seed: of the tagger, of the generated clips, and of the masks and draws of the energy score.
@@ -58,7 +58,7 @@ class EvaluationConfig:
     encoded_data: str | None
     out: str
     num_clips: int = 192
-    num_two_event_clips: int = 96
+    num_scenes: int = 96
     num_energy_clips: int = 128
     batch_size: int = 8
     seed: int = 0
@@ -94,10 +94,8 @@ class EvaluationConfig:
         for field in ("num_clips", "num_energy_clips", "batch_size", "tagger_steps"):
             if getattr(self, field) < 1:
                 raise EvaluationError(f"{field} is {getattr(self, field)}; allowed: 1 or more")
-        if self.num_two_event_clips < 0:
-            raise EvaluationError(
-                f"num_two_event_clips is {self.num_two_event_clips}; allowed: 0 or more"
-            )
+        if self.num_scenes < 0:
+            raise EvaluationError(f"num_scenes is {self.num_scenes}; allowed: 0 or more")
         if not 0 <= self.seed < 2**32:
             raise EvaluationError(f"seed is {self.seed}; allowed: 0 to 2^32 - 1")
         if self.gates is not None:

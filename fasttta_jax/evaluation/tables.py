@@ -13,7 +13,7 @@ from fasttta_jax.evaluation.tagger_metrics import (
     AttributeAccuracy,
     EventAccuracy,
     EventCount,
-    RecallAt2,
+    RecallAtK,
 )
 from fasttta_jax.report.page import Gate, Row, Table
 from fasttta_jax.report.text_table import format_table
@@ -51,7 +51,7 @@ In brackets is the 95 % confidence interval over clips. Fewer clips make a Fréc
 also between two halves of one set, and an Inception Score smaller.
 """
 TAGGER_FIGURES = {
-    metric.quantity.name for metric in (EventAccuracy, AttributeAccuracy, RecallAt2, TAGGER_FRECHET)
+    metric.quantity.name for metric in (EventAccuracy, AttributeAccuracy, RecallAtK, TAGGER_FRECHET)
 }
 
 
@@ -68,7 +68,7 @@ def about(rows: Sequence[RowResult]) -> str:
 
 def results_table(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> Table:
     """One line for each quantity and one for the number of clips; one column for each row."""
-    two_events = any(2 in row.num_events for row in rows)
+    scenes = any(number > 1 for row in rows for number in row.num_events)
     figures = [
         Row(
             quantity.title,
@@ -77,10 +77,10 @@ def results_table(rows: Sequence[RowResult], quantities: Sequence[Quantity]) -> 
         )
         for quantity in quantities
     ]
-    clips = Row("clips", tuple(_num_clips(row, two_events=two_events) for row in rows))
+    clips = Row("clips", tuple(_num_clips(row, scenes=scenes) for row in rows))
     words = {quantity.title: _words(quantity, rows) for quantity in quantities}
-    if two_events:
-        words["clips"] = "those with one event + those with two"
+    if scenes:
+        words["clips"] = "those with one event + those with several"
     return Table(
         "Results",
         ("figure", *(row.name for row in rows)),
@@ -145,9 +145,9 @@ def literature_table() -> Table:
     )
 
 
-def _num_clips(row: RowResult, *, two_events: bool) -> str:
-    total, two = sum(row.num_events.values()), row.num_events.get(2, 0)
-    return f"{total - two} + {two}" if two_events else f"{total}"
+def _num_clips(row: RowResult, *, scenes: bool) -> str:
+    total, several = sum(row.num_events.values()), row.num_scenes
+    return f"{total - several} + {several}" if scenes else f"{total}"
 
 
 def _words(quantity: Quantity, rows: Sequence[RowResult]) -> str:

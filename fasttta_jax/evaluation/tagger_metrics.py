@@ -1,4 +1,4 @@
-"""Metrics of what the tagger recognises: events, attributes, and two events at once.
+"""Metrics of what the tagger recognises: events, attributes, and several events of a clip.
 
 Dimensions: n clips, E events, A attribute axes.
 """
@@ -21,7 +21,7 @@ from fasttta_jax.evaluation.labels import (
 )
 from fasttta_jax.evaluation.metric import Needs, NotMeasured, Quantity
 from fasttta_jax.evaluation.tagger import EVENTS, axis_name, vocabulary_in
-from fasttta_jax.metrics.accuracy import attribute_accuracy, event_accuracy, recall_at_2
+from fasttta_jax.metrics.accuracy import attribute_accuracy, event_accuracy, recall_at_k
 from fasttta_jax.metrics.intervals import Measured
 
 
@@ -57,7 +57,7 @@ class AttributeAccuracy:
 
     def score(self, clips: Clips, reference: Clips | None, sample_rate: int) -> Measured:
         """See `Metric`."""
-        clips = _with_events(clips, 1, "a single event")
+        clips = _with_one_event(clips)
         features = _features(clips)
         vocabulary = vocabulary_in(features)
         labels = labels_for(clips.labels, vocabulary.axes)
@@ -72,24 +72,27 @@ class AttributeAccuracy:
 
 
 @dataclasses.dataclass(frozen=True)
-class RecallAt2:
-    """Share of the events of two-event clips that are among the two likeliest."""
+class RecallAtK:
+    """Share of the events of clips with several that are among the k likeliest."""
 
     quantity = Quantity(
-        "recall_at_2",
-        "two-event recall@2",
-        "share of the events of two-event clips that are among the two likeliest",
+        "recall_at_k",
+        "scene recall@k",
+        "share of the k events of clips with several that are among the k likeliest",
         "higher",
     )
     needs = Needs(embedder="tagger", labels=True)
 
     def score(self, clips: Clips, reference: Clips | None, sample_rate: int) -> Measured:
         """See `Metric`."""
-        clips = _with_events(clips, 2, "two events")
+        rows = clips.scenes()
+        if not rows:
+            raise NotMeasured("no clip has several events")
+        clips = clips.take(rows)
         features = _features(clips)
         vocabulary = vocabulary_in(features)
         events = labels_to_arrays(labels_for(clips.labels, vocabulary.axes), vocabulary).events
-        return recall_at_2(features.probabilities[EVENTS], events)
+        return recall_at_k(features.probabilities[EVENTS], events)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,17 +133,17 @@ def event_counts(clips: Clips) -> tuple[EventCount, ...]:
 
 def _single_events(clips: Clips) -> tuple[Features, Int[np.ndarray, " n"]]:
     """Features of the single-event clips, and the index of each one's event."""
-    clips = _with_events(clips, 1, "a single event")
+    clips = _with_one_event(clips)
     features = _features(clips)
     vocabulary = Vocabulary(features.classes[EVENTS], {})
     events = labels_to_arrays(labels_for(clips.labels, {}), vocabulary).events
     return features, events.argmax(axis=1)
 
 
-def _with_events(clips: Clips, number: int, words: str) -> Clips:
-    rows = clips.rows_with(number)
+def _with_one_event(clips: Clips) -> Clips:
+    rows = clips.rows_with(1)
     if not rows:
-        raise NotMeasured(f"no clip has {words}")
+        raise NotMeasured("no clip has a single event")
     return clips.take(rows)
 
 

@@ -29,22 +29,26 @@ def event_accuracy(
     return proportion(int(np.sum(probabilities.argmax(axis=1) == labels)), len(labels))
 
 
-def recall_at_2(
+def recall_at_k(
     probabilities: Float[np.ndarray, "n E"], events: Bool[np.ndarray, "n E"]
 ) -> Measured:
-    """Share of the events of two-event clips that are among their clip's two likeliest.
+    """Share of the events of clips with several that are among the k likeliest of their clip.
+
+    k is how many events the clip holds.
 
     Raises:
-      ValueError: a clip does not hold exactly two events, or there are no clips.
+      ValueError: a clip holds fewer than two events, or there are no clips.
     """
-    if len(events) == 0 or probabilities.shape != events.shape or np.any(events.sum(axis=1) != 2):
+    if len(events) == 0 or probabilities.shape != events.shape or np.any(events.sum(axis=1) < 2):
         raise ValueError(
-            f"recall at two needs clips with exactly two events each, as [clips, events]; "
+            f"recall at k needs clips with two events or more each, as [clips, events]; "
             f"probabilities are {probabilities.shape}, events {events.shape} with "
             f"{sorted(set(events.sum(axis=-1).ravel().tolist()))} events a clip"
         )
-    top_two = np.argsort(-probabilities, axis=1, kind="stable")[:, :2]
-    return proportion(int(np.take_along_axis(events, top_two, axis=1).sum()), 2 * len(events))
+    likeliest = np.argsort(-probabilities, axis=1, kind="stable")
+    found = np.take_along_axis(events, likeliest, axis=1)
+    among_k = np.arange(events.shape[1]) < events.sum(axis=1, keepdims=True)
+    return proportion(int(found[among_k].sum()), int(events.sum()))
 
 
 def attribute_accuracy(

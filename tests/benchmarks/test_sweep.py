@@ -223,7 +223,7 @@ def test_the_table_has_a_line_for_every_row():
         "event_accuracy_standard_error": 0.05,
         "attribute_accuracy": 1.0,
         "attribute_accuracy_standard_error": 0.0,
-        "recall_at_2": None,
+        "recall_at_k": None,
         "frechet": None,
     }
     energy = {"energy_score": 8.0}
@@ -232,7 +232,7 @@ def test_the_table_has_a_line_for_every_row():
     titles = {
         "event_accuracy": "event accuracy",
         "attribute_accuracy": "attribute accuracy",
-        "recall_at_2": "two-event recall@2",
+        "recall_at_k": "scene recall@k",
         "frechet": "Fréchet (tagger)",
         "energy_score": "energy score",
         "sampling_ms": "sampling, ms",
@@ -245,7 +245,7 @@ def test_the_table_has_a_line_for_every_row():
         "settings": {
             "evaluation": {
                 "num_clips": 4,
-                "num_two_event_clips": 0,
+                "num_scenes": 0,
                 "num_energy_clips": 2,
                 "seed": 0,
             },

@@ -199,6 +199,42 @@ def test_scenes_are_balanced() -> None:
     assert len(set(pairs)) == 132
 
 
+def test_a_sequence_of_many_events_gives_each_an_equal_part_and_names_them_in_order() -> None:
+    scenes = [soundscapes.make_scene(3, "test", index, max_events=4) for index in range(200)]
+    numbers = [len(scene.events) for scene in scenes if scene.arrangement == "sequence"]
+    assert len(numbers) == 120
+    assert set(numbers) == {2, 3, 4}
+    index = next(i for i, scene in enumerate(scenes) if len(scene.events) == 4)
+    clip = soundscapes.make_clip(3, "test", index, clip_seconds=4.0, max_events=4)
+    quiet = [_rms(clip.audio[RATE * part - 160 : RATE * part + 160]) for part in (1, 2, 3)]
+    parts = [_rms(part) for part in np.split(clip.audio, 4)]
+    assert max(quiet) < 0.5 * min(parts)
+    nouns = "|".join(
+        f"(?P<{event}_{number}>{noun})"
+        for event in events.EVENTS
+        for number, (noun, _) in enumerate(caption_grammar.NOUNS[event])
+    )
+    named = [
+        str(found.lastgroup).split("_")[0]
+        for found in re.finditer(rf"\b(?:{nouns})\b", clip.captions[0])
+    ]
+    assert tuple(named) == scenes[index].events == tuple(clip.labels["events"])
+
+
+def test_scenes_hold_two_to_four_events() -> None:
+    for number in (1, 5):
+        with pytest.raises(ValueError, match=rf"max_events is {number}; allowed: 2 to 4"):
+            soundscapes.build(
+                "unused",
+                num_train=1,
+                num_validation=1,
+                num_test=1,
+                seed=0,
+                workers=1,
+                max_events=number,
+            )
+
+
 @pytest.mark.parametrize("split", builder.SPLITS)
 def test_captions_mention_what_they_say_and_only_what_is_true(split: str) -> None:
     for scene, caption, mentioned in _captions(split, 400):

@@ -11,13 +11,13 @@ from fasttta_jax.evaluation.clips import Clips
 from fasttta_jax.evaluation.frechet import TAGGER_FRECHET
 from fasttta_jax.evaluation.metric import Metric, Needs, NotMeasured, Quantity
 from fasttta_jax.evaluation.tagger import to_float
-from fasttta_jax.evaluation.tagger_metrics import AttributeAccuracy, EventAccuracy, RecallAt2
+from fasttta_jax.evaluation.tagger_metrics import AttributeAccuracy, EventAccuracy, RecallAtK
 from fasttta_jax.metrics.intervals import Measured
 
 TAGGER_METRICS: tuple[Metric, ...] = (
     EventAccuracy(),
     AttributeAccuracy(),
-    RecallAt2(),
+    RecallAtK(),
     TAGGER_FRECHET,
 )
 """Those of the tagger; what else an evaluation computes changes no test of them."""

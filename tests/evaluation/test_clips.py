@@ -28,31 +28,32 @@ def test_test_clips_are_the_first_of_their_kind_cut_or_padded():
         record(["a", "b", "c"]),
         record(["c"]),
     ]
-    found = read_test_clips(records, num_clips=3, num_two_event_clips=5, num_samples=4)
-    assert [one["events"] for one in found.labels] == [["a"], ["b"], ["b", "b"], ["a", "b"]]
+    found = read_test_clips(records, num_clips=3, num_scenes=5, num_samples=4)
+    names = [one["events"] for one in found.labels]
+    assert names == [["a"], ["b"], ["b", "b"], ["a", "b"], ["a", "b", "c"]]
     np.testing.assert_array_equal(found.audio[:2], [[1, 2, 3, 4], [1, 2, 0, 0]])
-    assert (found.rows_with(1), found.rows_with(2)) == ([0, 1, 2], [3])
+    assert (found.rows_with(1), found.scenes()) == ([0, 1, 2], [3, 4])
 
 
 def test_without_labels_the_first_captioned_clips_are_taken():
     unlabelled = [
-        record(["a", "b", "c"], 5),
+        {**record([], 5), "labels": {}},
         {**record([], captions=()), "labels": {}},
         {**record([], 7), "labels": {}},
         record([]),
     ]
-    found = read_test_clips(unlabelled, num_clips=2, num_two_event_clips=1, num_samples=None)
+    found = read_test_clips(unlabelled, num_clips=2, num_scenes=1, num_samples=None)
     assert found.audio.shape == (2, 7), "as long as the longest"
-    assert found.labels == ({"events": ["a", "b", "c"]}, {})
+    assert found.labels == ({}, {})
     with pytest.raises(DatasetError, match="no clip among 1 of the test split has a caption"):
-        read_test_clips(unlabelled[1:2], num_clips=1, num_two_event_clips=1, num_samples=4)
+        read_test_clips(unlabelled[1:2], num_clips=1, num_scenes=1, num_samples=4)
 
 
 def test_reference_clips_have_the_same_events_as_the_clips_they_stand_for():
     asked = read_test_clips(
         [record(["a"]), record(["b"]), record(["a"]), record(["c"]), record(["a", "b"])],
         num_clips=4,
-        num_two_event_clips=1,
+        num_scenes=1,
         num_samples=4,
     )
     train = [record(["b"]), record(["a"]), record(["b"]), record(["a", "c"]), record(["a"])]
@@ -63,7 +64,7 @@ def test_reference_clips_have_the_same_events_as_the_clips_they_stand_for():
 
 def test_references_of_unlabelled_clips_are_spread_over_the_split():
     asked = read_test_clips(
-        [{**record([]), "labels": {}}] * 2, num_clips=2, num_two_event_clips=0, num_samples=4
+        [{**record([]), "labels": {}}] * 2, num_clips=2, num_scenes=0, num_samples=4
     )
     train = [{**record([], length), "labels": {}} for length in (1, 2, 3, 4)]
     found, rows = read_reference_clips(train, asked)

@@ -251,7 +251,7 @@ def test_sounds_of_a_folder_are_evaluated_beside_real_clips(world, tmp_path):
     assert found["some"]["sounds"]["unreadable"] == {"1.wav": "unreadable"}
     assert found["some"]["sounds"]["missing"] == 2
     assert found["some"]["event_accuracy_count"] == 15
-    assert found["some"]["recall_at_2_count"] == 4
+    assert found["some"]["recall_at_k_count"] == 4
     assert "warning: some: 1 files cannot be read and are left out: 1.wav" in done.stdout
     page = (out / "report.html").read_text()
     assert "some: 2 captions of test clips have no sound." in page
@@ -263,7 +263,7 @@ def test_runs_and_codec_are_judged_by_networks_against_the_test_clips(world, tmp
     config = world.config(
         out=str(tmp_path),
         num_clips=12,
-        num_two_event_clips=0,
+        num_scenes=0,
         judging=JudgingConfig({"panns_16k": "unused"}, metrics=("fd_panns", "kl_softmax")),
     )
     evaluator = Evaluator(config, load_setup(config, local_mesh()), [LevelError()])

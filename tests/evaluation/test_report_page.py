@@ -17,7 +17,7 @@ from fasttta_jax.evaluation.tagger_metrics import (
     AttributeAccuracy,
     EventAccuracy,
     EventCount,
-    RecallAt2,
+    RecallAtK,
 )
 from fasttta_jax.evaluation.timing import SamplingTime
 from fasttta_jax.metrics.intervals import Measured, proportion
@@ -37,7 +37,7 @@ PROMPTS = (
 
 EVENTS = [EventCount("footsteps", 16, 13, (("thunder", 3),)), EventCount("rain", 16, 16, ())]
 TIME = SamplingTime(64, 2.56, Timing(12.3, (0.101, 0.102, 0.103)))
-MISSING = {"recall_at_2": "no clip has two events"}
+MISSING = {"recall_at_k": "no clip has several events"}
 
 
 def quantities() -> list[Quantity]:
@@ -46,7 +46,7 @@ def quantities() -> list[Quantity]:
         for metric in network_metrics().values()
         if metric.quantity.name in PROTOCOLS["ours"].metrics
     ]
-    tagger = [EventAccuracy.quantity, AttributeAccuracy.quantity, RecallAt2.quantity]
+    tagger = [EventAccuracy.quantity, AttributeAccuracy.quantity, RecallAtK.quantity]
     return [*tagger, *judged, ENERGY_SCORE, sampling_quantity(64)]
 
 

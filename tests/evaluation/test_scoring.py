@@ -77,7 +77,7 @@ def test_scores_count_what_is_recognised_event_by_event(tmp_path):
     found = scorer(tmp_path, test, (single, [0, 1, 2, 3])).score(test)
     assert found.values["event_accuracy"] == proportion(2, 4)
     assert found.values["event_accuracy"].standard_error == 0.25
-    assert found.values["recall_at_2"] == proportion(1, 2)
+    assert found.values["recall_at_k"] == proportion(1, 2)
     assert found.values["frechet"].value == pytest.approx(0, abs=1e-6)
     assert found.values["frechet"].count == 4
     assert found.not_measured == {
@@ -99,7 +99,7 @@ def test_attributes_that_a_caption_mentions_count(tmp_path):
     test = clips([[0, 0, 0], [1, 0, 0], [0, 0, 0]], [label, label, {**label, "mentioned": [{}]}])
     found = scorer(tmp_path, test, (test, [0, 1, 2])).score(test)
     assert found.values["attribute_accuracy"] == proportion(1, 2)
-    assert found.not_measured == {"recall_at_2": "no clip has two events"}
+    assert found.not_measured == {"recall_at_k": "no clip has several events"}
 
 
 def test_without_labels_or_a_tagger_the_others_are_measured_and_reasons_given(tmp_path):
@@ -189,7 +189,7 @@ def result(name: str, accuracy: float, times_slower: float | None = None) -> Row
     values |= {"energy_score": energy_value(energy)}
     if times_slower is not None:
         values["times_slower"] = Measured(times_slower)
-    missing = {"recall_at_2": "no clip has two events"}
+    missing = {"recall_at_k": "no clip has several events"}
     return RowResult(name, "teacher", values, missing, {1: 100}, energy=energy)
 
 
@@ -206,12 +206,12 @@ def test_gates_bound_the_rows_that_are_there():
     assert [gate.passed for gate in compared["teacher"]] == [True, True, False, False]
     table = tables.results_table(rows, QUANTITIES)
     text = tables.as_text(table, found["teacher"])
-    assert "FAIL  teacher: two-event recall@2 at least 0.6 (found: not measured)" in text
-    assert "not measured: two-event recall@2: no clip has two events" in text
-    assert table.missing == ["two-event recall@2: no clip has two events"]
-    rows[0] = RowResult("real", "reference", {"recall_at_2": proportion(1, 2)})
+    assert "FAIL  teacher: scene recall@k at least 0.6 (found: not measured)" in text
+    assert "not measured: scene recall@k: no clip has several events" in text
+    assert table.missing == ["scene recall@k: no clip has several events"]
+    rows[0] = RowResult("real", "reference", {"recall_at_k": proportion(1, 2)})
     (line,) = tables.results_table(rows, QUANTITIES).missing
-    assert line == "two-event recall@2 in teacher, baseline: no clip has two events"
+    assert line == "scene recall@k in teacher, baseline: no clip has several events"
 
 
 def test_a_figure_next_to_its_bound_has_the_digits_that_tell_them_apart():
@@ -226,8 +226,8 @@ def test_every_figure_has_its_error_and_count_in_json():
     assert json.loads(json.dumps(row, allow_nan=False)) == row
     assert (row["event_accuracy"], row["event_accuracy_count"]) == (0.5, 100)
     assert row["event_accuracy_standard_error"] == 0.05
-    assert row["recall_at_2"] is None
-    assert row["not_measured"] == {"recall_at_2": "no clip has two events"}
+    assert row["recall_at_k"] is None
+    assert row["not_measured"] == {"recall_at_k": "no clip has several events"}
     assert (row["frechet"], row["energy_score"]) == (3.0, 6.5)
     assert "energy_score_standard_error" not in row, "one clip has no standard error"
     assert row["energy"]["standard_error"] is None
