@@ -1,5 +1,6 @@
 # `make demo`, `make test`, and `make test-long` for what is long by nature; `make model` trains the
-# model that comes with the package. Each sets up its own virtual environment first.
+# model that comes with the package, `make scenes` models of longer clips. Each sets up its own virtual
+# environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -7,8 +8,9 @@ RUNS ?= runs/demo
 RUN := $(VENV)/bin/python
 DEMO := $(RUNS)/report/report.html
 MODEL ?= runs/soundscapes
+SCENES ?= runs/scenes
 
-.PHONY: demo model ablations test test-long suite lint setup clean
+.PHONY: demo model scenes ablations test test-long suite lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -21,9 +23,9 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 # One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
 # for the tests, which mostly compile, in threads that would wait for that one arena.
-demo ablations model: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
-demo ablations model: export MALLOC_ARENA_MAX := 1
-demo ablations model: export MALLOC_TRIM_THRESHOLD_ := 10000000000
+demo ablations model scenes: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
+demo ablations model scenes: export MALLOC_ARENA_MAX := 1
+demo ablations model scenes: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 # Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
 	$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page
@@ -50,6 +52,15 @@ model: setup
 	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
 	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
 	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json --title=Soundscapes --licence=apache-2.0 --notes=configs/soundscapes_card.md
+
+# Clips of 10.24 s in 128 tokens, on which the number of iterations tells. Goes on where it stopped.
+scenes: setup
+	$(RUN) -m data.soundscapes --out $(SCENES)/data --num_train 8000 --num_validation 200 --clip_seconds 10.24 --max_events 4 --workers 2
+	$(RUN) -m data.spectrogram_codec --data $(SCENES)/data --out $(SCENES)/codec --overlap_frames 6
+	$(RUN) -m data.encode_latents --data $(SCENES)/data --out $(SCENES)/encoded --codec $(SCENES)/codec
+	$(RUN) -m data.embed_text --data $(SCENES)/encoded
+	$(RUN) train.py --config=configs/scenes_teacher.py --workdir=$(SCENES)/teacher --config.data.path=$(SCENES)/encoded
+	$(RUN) train.py --config=configs/scenes_student.py --workdir=$(SCENES)/student --config.data.path=$(SCENES)/encoded --config.init_from=$(SCENES)/teacher
 
 ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations

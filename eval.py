@@ -39,7 +39,7 @@ from fasttta_jax.evaluation.evaluator import evaluate
 from fasttta_jax.evaluation.folders import FoldersConfig, judge_folders
 from fasttta_jax.evaluation.gates import GATES
 from fasttta_jax.evaluation.judging import JudgingConfig
-from fasttta_jax.evaluation.output import Evaluation, write_comparison
+from fasttta_jax.evaluation.output import RESULT_FILE, Evaluation, write_comparison
 from fasttta_jax.evaluation.protocols import PROTOCOLS
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, parse_named
 from fasttta_jax.evaluation.tables import as_text
@@ -190,6 +190,11 @@ def _compare(files: list[str]) -> None:
     if others := [f"--{flag.name}" for flag in judging if flag.present]:
         raise EvaluationError(
             f"--compare reads two results and judges nothing; found beside it: {', '.join(others)}"
+        )
+    if OUT.value is not None and (pathlib.Path(OUT.value) / RESULT_FILE).exists():
+        raise EvaluationError(
+            f"--out is {OUT.value}, which holds the report of an evaluation; allowed with "
+            "--compare: a folder without one"
         )
     found = comparison.compare(*files)
     print(as_text(found.table()))

@@ -75,6 +75,9 @@ def test_a_student_is_judged_on_captions_of_audiocaps(runs, datasets, tmp_path):
     done = commands.run("eval.py", pair, f"--out={page}")
     assert done.returncode == 0, done.stderr
     assert "fad_vggish" in (page / "report.html").read_text(encoding="utf-8")
+    done = commands.run("eval.py", pair, f"--out={out}")
+    assert done.returncode == 1
+    assert "which holds the report of an evaluation" in done.stderr
     done = commands.run("eval.py", pair, "--protocol=ours")
     assert done.returncode == 1
     assert "judges nothing; found beside it: --protocol" in done.stderr
