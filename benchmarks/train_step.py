@@ -26,6 +26,7 @@ from benchmarks import measure
 from benchmarks.baselines import full_length
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
+from fasttta_jax.objectives import build_objective, training_masks
 from fasttta_jax.parallel.compile import (
     Compiled,
     Program,
@@ -35,11 +36,7 @@ from fasttta_jax.parallel.compile import (
 )
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
-from fasttta_jax.performance.flops import (
-    StepFlops,
-    mean_visible,
-    training_step_flops,
-)
+from fasttta_jax.performance.flops import StepFlops, training_step_flops
 from fasttta_jax.performance.timing import MIN_REPEATS, Timing, time_in_turns
 from fasttta_jax.report.text_table import format_table
 from fasttta_jax.text import TextEncoder, abstract_text_encoder
@@ -175,7 +172,8 @@ class Training:
         """What was found for a step."""
         run, flops = self.run, self.flops(encoder)
         size = run.data.batch_size
-        visible = mean_visible(run.masking, run.model.num_tokens)
+        masks = training_masks(run, build_objective(run))
+        visible = masks.mean_visible(run.model.num_tokens)
         return {
             "model": self.label,
             "objective": run.objective,

@@ -1,8 +1,10 @@
-"""The paper's three stages at the smallest size, on soundscapes: a minute each on a CPU core.
+"""The paper's three stages at the smallest size, on soundscapes, and guidance in one pass: a minute
+each on a CPU core.
 
     python train.py --config=configs/tiny.py:pretraining --workdir=runs/tiny/pretraining
     python train.py --config=configs/tiny.py:teacher --workdir=runs/tiny/teacher
     python train.py --config=configs/tiny.py:student --workdir=runs/tiny/student
+    python train.py --config=configs/tiny.py:guided --workdir=runs/tiny/guided
 
 Data as for the demo (`make demo` builds it in runs/demo/encoded). Noise prediction, four draws a
 token, a student head that starts from zero: the paper's choices where the demo, which must sound
@@ -27,7 +29,8 @@ from fasttta_jax.config import (
     to_config_dict,
 )
 
-STAGES = ("pretraining", "teacher", "student")
+STAGES = ("pretraining", "teacher", "student", "guided")
+OBJECTIVES = {"student": "energy", "guided": "guided"}
 
 
 def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
@@ -36,15 +39,22 @@ def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
         raise ValueError(f"stage is {stage!r}; allowed: {STAGES}")
     words = TextConfig(num_positions=24, width=64)
     no_text = dataclasses.replace(words, encoder="none", token_dropout=0.0, drop_rate=0.0)
-    follow = DistillationConfig(weight=1000.0, backbone_from_teacher=True)
-    before = {"pretraining": "", "teacher": "runs/tiny/pretraining", "student": "runs/tiny/teacher"}
+    distillation = {
+        "student": DistillationConfig(weight=1000.0, backbone_from_teacher=True),
+        "guided": DistillationConfig(backbone_from_teacher=True, head_from_teacher=True),
+    }
+    before = {
+        "teacher": "runs/tiny/pretraining",
+        "student": "runs/tiny/teacher",
+        "guided": "runs/tiny/student",
+    }
     return to_config_dict(
         RunConfig(
-            objective="energy" if stage == "student" else "diffusion",
+            objective=OBJECTIVES.get(stage, "diffusion"),
             num_steps=100,
             log_every=10,
             evaluate_every=50,
-            init_from=before[stage],
+            init_from=before.get(stage, ""),
             data=DataConfig(path="runs/demo/encoded", batch_size=32),
             model=ModelConfig(
                 num_tokens=32,
@@ -54,7 +64,7 @@ def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
                 text=no_text if stage == "pretraining" else words,
             ),
             energy=EnergyConfig(noise_dim=64),
-            distillation=follow if stage == "student" else DistillationConfig(),
+            distillation=distillation.get(stage, DistillationConfig()),
             optimizer=OptimizerConfig(
                 learning_rate=5e-4, warmup_steps=10, ema_warmup=True, accumulation_steps=2
             ),

@@ -6,14 +6,17 @@ Dimensions: B clips, N tokens, T iterations.
 
 from __future__ import annotations
 
+import dataclasses
 import math
+import statistics
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
-from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config import DecodeConfig, MaskingConfig
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MaskSchedule, masked_cosine
 from fasttta_jax.typing import Key
 
@@ -48,6 +51,78 @@ def max_visible(num_tokens: int, minimum: float) -> int:
     """Most tokens that `sample_masks` can leave visible: the static size of the encoder's input."""
     smallest = np.float32(num_tokens) * np.float32(minimum)  # rounded as the traced product is
     return num_tokens - max(1, math.ceil(smallest))
+
+
+@runtime_checkable
+class MaskDistribution(Protocol):
+    """Of training masks; frozen and equal by value."""
+
+    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
+        """A mask for every clip, True where the token is to be predicted."""
+        ...
+
+    def max_visible(self, num_tokens: int) -> int:
+        """Most tokens that any mask leaves visible."""
+        ...
+
+    def mean_visible(self, num_tokens: int) -> float:
+        """Expected number of visible tokens."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class RandomMasks:
+    """`sample_masks`, of a section `masking`."""
+
+    config: MaskingConfig
+
+    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
+        """See `MaskDistribution`."""
+        return sample_masks(key, batch_size, num_tokens, **dataclasses.asdict(self.config))
+
+    def max_visible(self, num_tokens: int) -> int:
+        """See `MaskDistribution`."""
+        return max_visible(num_tokens, self.config.minimum)
+
+    def mean_visible(self, num_tokens: int) -> float:
+        """N - E[ceil(N rate)]."""
+        config = self.config
+        if config.minimum == 1.0:
+            return 0.0
+        share_below = statistics.NormalDist(config.mean, config.std).cdf
+        lowest, highest = share_below(config.minimum), share_below(1.0)
+        # N - ceil(N r) is how many of 0, 1, ..., N - 1 are at least N r
+        shares = (max(0.0, share_below(k / num_tokens) - lowest) for k in range(num_tokens))
+        return math.fsum(shares) / (highest - lowest)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingMasks:
+    """What parallel decoding reads: the masks before its iterations, each as often as the others.
+
+    Attributes:
+      num_visible: tokens visible before each of the T iterations.
+    """
+
+    num_visible: tuple[int, ...]
+
+    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
+        """See `MaskDistribution`; the visible tokens are the first of an order of revealing."""
+        iteration_key, order_key = jax.random.split(key)
+        iterations = jax.random.randint(iteration_key, (batch_size,), 0, len(self.num_visible))
+        visible = jnp.asarray(self.num_visible, jnp.int32)[iterations]
+        orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens)
+        return jnp.argsort(orders, axis=1) >= visible[:, None]
+
+    def max_visible(self, num_tokens: int) -> int:
+        """See `MaskDistribution`."""
+        del num_tokens
+        return max(self.num_visible)
+
+    def mean_visible(self, num_tokens: int) -> float:
+        """See `MaskDistribution`."""
+        del num_tokens
+        return statistics.fmean(self.num_visible)
 
 
 def decode_counts(

@@ -37,8 +37,19 @@ class TextToAudio:
 
     @property
     def backbone(self) -> MAR:
-        dtype = jnp.dtype(self.config.dtype)
-        return MAR(self.config.backbone, self.config.num_tokens, self.text.streams, dtype)
+        config = self.config
+        return MAR(
+            config.backbone,
+            config.num_tokens,
+            self.text.streams,
+            jnp.dtype(config.dtype),
+            takes_strength=self.guides_itself,
+        )
+
+    @property
+    def guides_itself(self) -> bool:
+        """Whether the backbone is told the strength of guidance, and needs no second pass."""
+        return self.objective.max_strength is not None
 
     def init(self, key: Key) -> dict[str, Any]:
         """Fresh float32 parameters."""
@@ -69,9 +80,13 @@ class TextToAudio:
         *,
         num_visible: int | None = None,
         positions: Int[Array, "B Q"] | None = None,
+        strength: Float[Array, " B"] | None = None,
         dropout_key: Key | None = None,
     ) -> Hidden:
-        """Backbone states of all positions, or of those named; dropout is on with a key."""
+        """Backbone states of all positions, or of those named; dropout is on with a key.
+
+        A system that `guides_itself` has them guided by `strength`, a number a clip; None is 1.
+        """
         return self.backbone.apply(
             {"params": params["backbone"]},
             tokens,
@@ -79,6 +94,7 @@ class TextToAudio:
             conditioning,
             num_visible=num_visible,
             positions=positions,
+            strength=strength,
             deterministic=dropout_key is None,
             rngs=None if dropout_key is None else {"dropout": dropout_key},
         )  # type: ignore[return-value]

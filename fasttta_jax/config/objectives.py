@@ -5,12 +5,20 @@
 import dataclasses
 from typing import Literal
 
-from fasttta_jax.config.checks import NOT_NEGATIVE, POSITIVE, check, check_choice, check_fields
+from fasttta_jax.config.checks import (
+    NOT_NEGATIVE,
+    POSITIVE,
+    SHARE,
+    check,
+    check_choice,
+    check_fields,
+)
 
 Prediction = Literal["epsilon", "v"]
 AlignPositions = Literal["all", "masked"]
 Roles = Literal["noise_stream", "context_stream"]
 Noise = Literal["gaussian", "uniform"]
+ScoredStates = Literal["none", "unguided", "mixture"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +111,41 @@ class EnergyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class GuidedConfig:
+    """Guidance in one pass: a student whose states, at a strength that it is told, are those that
+    guidance by two passes of a finished student gives.
+
+    Attributes:
+      max_strength: the strongest guidance that it learns.
+      unguided_share: of the clips, those that train at strength 1; the inverse of every other
+        strength is uniform from 1 / max_strength to 1.
+      energy: what the energy score counts beside the distance to the guided states: "none";
+        "unguided", the clips of strength 1; "mixture", all clips, with the mixture of guided and
+        unconditional states that stands for the unguided one (GFT) in place of the state.
+      train_head: whether the head trains by that score; otherwise it stays the finished student's.
+    """
+
+    max_strength: float = 6.0
+    unguided_share: float = 0.25
+    energy: ScoredStates = "none"
+    train_head: bool = False
+
+    def __post_init__(self) -> None:
+        check(self.max_strength > 1, "guided.max_strength", self.max_strength, "above 1")
+        check_fields(self, "guided.", SHARE, "unguided_share")
+        check_choice("guided.energy", self.energy, ScoredStates)
+        if self.train_head:
+            allowed = "'unguided' or 'mixture' where guided.train_head is true: nothing else does"
+            check(self.energy != "none", "guided.energy", self.energy, allowed)
+
+
+@dataclasses.dataclass(frozen=True)
 class ObjectiveConfigs:
     """The sections of all objectives in a run's config; a run reads that of its own."""
 
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     energy: EnergyConfig = dataclasses.field(default_factory=EnergyConfig)
+    guided: GuidedConfig = dataclasses.field(default_factory=GuidedConfig)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import re
 
 from fasttta_jax.config.checks import (
     NOT_NEGATIVE,
@@ -17,6 +18,7 @@ from fasttta_jax.config.model import ModelConfig
 from fasttta_jax.config.objectives import DistillationConfig, MaskingConfig, ObjectiveConfigs
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
+BLOCKS = re.compile(r"(\d+(,\d+)*)?/\d+(,\d+)*")
 SMALLEST_SHARE = 1e-3
 """Of a dataset in a mixture: shares are kept to one clip in a thousand."""
 
@@ -224,8 +226,8 @@ class RunConfig(ObjectiveConfigs):
     """One training run.
 
     Attributes:
-      objective: what the head is trained by, a name in `objectives.OBJECTIVES`: "diffusion" or
-        "energy", each with a section of its own.
+      objective: what trains it, a name in `objectives.OBJECTIVES`: "diffusion", "energy" or
+        "guided", each with a section of its own.
       seed: of parameters, data order and every draw.
       num_steps: optimizer steps.
       log_every: steps between metric rows.
@@ -242,6 +244,9 @@ class RunConfig(ObjectiveConfigs):
       init_from: where `distillation` uses a teacher, the workdir of its run; otherwise the workdir
         of a run, or a folder that `python -m fasttta_jax.convert` made, of which every parameter
         that fits is taken.
+      init_blocks: which transformer blocks of `init_from` the run starts from, where its backbone
+        has another depth: "ends", the first and the last; "spaced", at equal distances; or their
+        numbers, the encoder's and the decoder's, such as "0,1,11/0,11". "" takes all of them.
     """
 
     objective: str = "diffusion"
@@ -257,6 +262,7 @@ class RunConfig(ObjectiveConfigs):
     hang_timeout: float = 3600.0
     sample_prompts: tuple[str, ...] = ()
     init_from: str = ""
+    init_blocks: str = ""
     data: DataConfig = dataclasses.field(default_factory=DataConfig)
     model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
     masking: MaskingConfig = dataclasses.field(default_factory=MaskingConfig)
@@ -285,6 +291,12 @@ class RunConfig(ObjectiveConfigs):
                 self.sample_prompts,
                 "a tuple of captions, none of them empty",
             )
+        check(
+            self.init_blocks in ("", "ends", "spaced") or bool(BLOCKS.fullmatch(self.init_blocks)),
+            "init_blocks",
+            self.init_blocks,
+            "'', 'ends', 'spaced', or numbers of encoder and decoder blocks such as '0,1,11/0,11'",
+        )
         check(
             self.decode.num_iterations <= self.model.num_tokens,
             "decode.num_iterations",

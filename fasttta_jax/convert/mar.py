@@ -19,7 +19,7 @@ from fasttta_jax.convert.names import Entry, Size, Table, axis, layer_norm, line
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.convert.write import Conversion
-from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
+from fasttta_jax.models.layers import NUM_SINUSOIDS
 
 NUM_TEXT = 64
 """Slots in front of the tokens, in every published model."""
@@ -187,7 +187,7 @@ def _head(sizes: Mapping[str, Size], kind: str) -> Table:
     if kind == "mar":
         stream, out = sizes["token_dim"], times(sizes["token_dim"], 2)
         table = (
-            linear(f"{head}.time_embed.mlp.0", "head/time_in", TIME_FREQUENCIES, width)
+            linear(f"{head}.time_embed.mlp.0", "head/time_in", NUM_SINUSOIDS, width)
             | linear(f"{head}.time_embed.mlp.2", "head/time_out", width, width)
             | linear(f"{head}.cond_embed", "head/context", sizes["width"], width)
         )

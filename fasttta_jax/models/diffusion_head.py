@@ -5,8 +5,6 @@ Source: MAR's SimpleMLPAdaLN. Dimensions: C token channels, D context width, W h
 
 from __future__ import annotations
 
-import math
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,19 +12,7 @@ from jax.typing import DTypeLike
 from jaxtyping import Array, Float, Int
 
 from fasttta_jax.config import HeadConfig
-from fasttta_jax.models.layers import ModulatedMLP, embedding_init, linear
-
-TIME_FREQUENCIES = 256
-
-
-def time_features(time: Int[Array, " ..."]) -> Float[Array, "... 256"]:
-    """Cosines and sines of the raw step number at 128 geometric frequencies from 1 to 1e-4."""
-    half = TIME_FREQUENCIES // 2
-    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
-    angles = time[..., None].astype(jnp.float32) * jnp.broadcast_to(
-        frequencies, (*time.shape, half)
-    )
-    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+from fasttta_jax.models.layers import ModulatedMLP, embedding_init, linear, sinusoids
 
 
 class DiffusionHead(nn.Module):
@@ -47,7 +33,7 @@ class DiffusionHead(nn.Module):
 
     def time_embedding(self, time: Int[Array, " ..."]) -> Float[Array, "... W"]:
         """Two-layer embedding of the step number 0..num_steps-1."""
-        return self.time_out(jax.nn.silu(self.time_in(time_features(time))))
+        return self.time_out(jax.nn.silu(self.time_in(sinusoids(time))))
 
     def __call__(
         self,

@@ -26,6 +26,17 @@ NORM_EPSILON = 1e-6
 embedding_init = nn.initializers.normal(stddev=0.02)
 linear_init = nn.initializers.xavier_uniform()
 zeros_init = nn.initializers.zeros_init()
+NUM_SINUSOIDS = 256
+
+
+def sinusoids(number: Float[Array, " ..."] | Int[Array, " ..."]) -> Float[Array, "... 256"]:
+    """Cosines and sines of a number at 128 geometric frequencies from 1 to 1e-4, as of a step."""
+    half = NUM_SINUSOIDS // 2
+    frequencies = jnp.exp(-math.log(10_000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+    angles = number[..., None].astype(jnp.float32) * jnp.broadcast_to(
+        frequencies, (*number.shape, half)
+    )
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 def project(

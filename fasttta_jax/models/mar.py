@@ -3,7 +3,8 @@
 Source: MAR (Li et al., 2024), with L text positions in place of the class slots (IMPACT). Masked
 tokens are dropped from the encoder: the visible ones are gathered into a padded block and the
 padding is masked as attention keys, which equals dropping and keeps shapes static. Without encoder
-blocks it is EAR's single stack, whose decoder reads the visible tokens themselves.
+blocks it is EAR's single stack, whose decoder reads the visible tokens themselves. A backbone may
+be told a strength of guidance, embedded as a time is (GFT) and added to every text position.
 Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded),
 Q positions asked for.
 """
@@ -11,15 +12,18 @@ Q positions asked for.
 from __future__ import annotations
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import BackboneConfig
-from fasttta_jax.models.layers import embedding_init, layer_norm, linear
+from fasttta_jax.models.layers import embedding_init, layer_norm, linear, sinusoids, zeros_init
 from fasttta_jax.models.stacking import make_block, make_blocks, run_block, run_blocks
 from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.typing import Conditioning, Hidden, Masked, Tokens
+
+STRENGTH_SCALE = 1000.0
 
 
 def visible_positions(
@@ -41,12 +45,15 @@ class MAR(nn.Module):
       num_tokens: N.
       text_streams: name and number of positions of every stream, in the order of the prefix.
       dtype: type of the matrix products.
+      takes_strength: whether it is told a strength of guidance. The last layer of its embedding
+        starts from zero: at first no strength makes a difference.
     """
 
     config: BackboneConfig
     num_tokens: int
     text_streams: tuple[tuple[str, int], ...]
     dtype: DTypeLike = jnp.float32
+    takes_strength: bool = False
 
     @property
     def num_text(self) -> int:
@@ -59,6 +66,11 @@ class MAR(nn.Module):
         self.text_projections = [
             linear(width, dtype=self.dtype, name=f"text_{name}") for name, _ in self.text_streams
         ]
+        if self.takes_strength:
+            self.strength_in = linear(width, dtype=self.dtype, name="strength_in")
+            self.strength_out = linear(
+                width, dtype=self.dtype, name="strength_out", kernel_init=zeros_init
+            )
         self.token_projection = linear(width, dtype=self.dtype, name="token_projection")
         self.null_text = self.param("null_text", embedding_init, (1, width))
         self.mask_token = self.param("mask_token", embedding_init, (1, width))
@@ -104,6 +116,11 @@ class MAR(nn.Module):
                 null = jnp.where(stream.mask[..., None], projected, null)
             parts.append(null)
         return constrain(jnp.concatenate(parts, axis=1), "batch", None, None)
+
+    def strength_embedding(self, strength: Float[Array, " B"]) -> Float[Array, "B D"]:
+        """Two layers on sinusoids of 1000 / strength, a number from 0 to 1000 where one guides."""
+        hidden = self.strength_in(sinusoids(STRENGTH_SCALE / strength))
+        return self.strength_out(jax.nn.silu(hidden)).astype(jnp.float32)
 
     def encode(
         self,
@@ -160,6 +177,7 @@ class MAR(nn.Module):
         *,
         num_visible: int | None = None,
         positions: Int[Array, "B Q"] | None = None,
+        strength: Float[Array, " B"] | None = None,
         deterministic: bool = True,
     ) -> Hidden:
         """Context vectors for every token position, or for those asked for.
@@ -171,12 +189,21 @@ class MAR(nn.Module):
           num_visible: K, a static bound on the visible tokens of any clip; None means N.
           positions: where the result is wanted, 0 to N - 1, Q a clip; None means everywhere. The
             last block then computes nothing but keys and values for the others.
+          strength: of guidance, above 0, where the backbone takes one; None means 1, which is none.
           deterministic: no dropout.
 
         Returns:
           float32 [B, N, D], or [B, Q, D].
+
+        Raises:
+          ValueError: a strength for a backbone that takes none.
         """
         text = self.text_prefix(conditioning)
+        if self.takes_strength:
+            strength = jnp.ones(tokens.shape[:1]) if strength is None else strength
+            text = text + self.strength_embedding(strength)[:, None]
+        elif strength is not None:
+            raise ValueError("strength is given; allowed: None, as this backbone takes none")
         if self.config.encoder_depth:
             num_visible = self.num_tokens if num_visible is None else num_visible
             x = self.encode(

@@ -5,20 +5,25 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fasttta_jax.config import ConfigError, RunConfig
-from fasttta_jax.objectives.base import HeadFlops, Objective, Teacher
+from fasttta_jax.masking import MaskDistribution, RandomMasks
+from fasttta_jax.objectives.base import Guidance, HeadFlops, Objective, Teacher
 from fasttta_jax.objectives.diffusion import Diffusion
 from fasttta_jax.objectives.energy import Energy
+from fasttta_jax.objectives.guided import Guided
 
 __all__ = [
     "ALIGNMENT",
     "OBJECTIVES",
     "Diffusion",
     "Energy",
+    "Guidance",
+    "Guided",
     "HeadFlops",
     "Objective",
     "Teacher",
     "build_objective",
     "losses_of",
+    "training_masks",
 ]
 
 ALIGNMENT = "align"
@@ -27,6 +32,7 @@ ALIGNMENT = "align"
 OBJECTIVES: dict[str, Callable[[RunConfig], Objective]] = {
     "diffusion": lambda run: Diffusion(run.model, run.diffusion),
     "energy": lambda run: Energy(run.model, run.energy),
+    "guided": Guided.of,
 }
 
 
@@ -35,6 +41,11 @@ def losses_of(config: RunConfig, objective: Objective) -> Mapping[str, str]:
     if config.distillation.weight > 0:
         return {**objective.terms, ALIGNMENT: "squared distance to the teacher's features"}
     return objective.terms
+
+
+def training_masks(config: RunConfig, objective: Objective) -> MaskDistribution:
+    """The distribution of the masks that a run trains on."""
+    return objective.masks or RandomMasks(config.masking)
 
 
 def build_objective(config: RunConfig) -> Objective:

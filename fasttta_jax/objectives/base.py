@@ -1,7 +1,8 @@
 """What an objective is: the loss that trains a head, how the head samples, and what both cost.
 
 The step keeps what all objectives share: masks, conditioning, backbone, alignment with a teacher's
-features, the masked mean, the update. An objective sees backbone states and tokens alone.
+features, the masked mean, the update. An objective sees backbone states and tokens alone, and may
+choose the masks and the strength of guidance that a backbone is told.
 Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width, M draws.
 """
 
@@ -11,9 +12,10 @@ from collections.abc import Mapping
 from typing import Any, ClassVar, NamedTuple, Protocol, runtime_checkable
 
 import jax
-from jaxtyping import Array, Float
+from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config import ConfigError
+from fasttta_jax.masking import MaskDistribution
 from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.typing import Hidden, Key, Params, PerToken, Tokens
 
@@ -32,6 +34,18 @@ class HeadFlops(NamedTuple):
     guided_sampling: float
 
 
+class Guidance(NamedTuple):
+    """What a loss is given where the backbone is told a strength of guidance.
+
+    Attributes:
+      strength: that of each clip.
+      unconditional: the teacher's states for the same masked tokens without text.
+    """
+
+    strength: Float[Array, " B"]
+    unconditional: Hidden
+
+
 class Teacher(NamedTuple):
     """The frozen teacher of a run, as a loss sees it.
 
@@ -39,11 +53,13 @@ class Teacher(NamedTuple):
       objective: what it was trained by.
       head: parameters of its head.
       hidden: its backbone's states for the same masked tokens.
+      guidance: where the objective draws strengths.
     """
 
     objective: Objective
     head: Params
     hidden: Hidden
+    guidance: Guidance | None = None
 
 
 @runtime_checkable
@@ -55,6 +71,11 @@ class Objective(Protocol):
       needs_teacher: whether `loss` asks for the teacher.
       target_decay: decay of the running average of the head that `loss` is given as `target`; None
         where it asks for none.
+      taught_by: an objective of the kind that every teacher must be trained by; None where any
+        teacher will do.
+      max_strength: the strongest guidance that the backbone is told, from 1 on; None where it is
+        told none.
+      masks: the distribution of training masks; None for that of the run's section `masking`.
     """
 
     terms: ClassVar[Mapping[str, str]]
@@ -68,12 +89,34 @@ class Objective(Protocol):
         return None
 
     @property
+    def taught_by(self) -> Objective | None:
+        return None
+
+    @property
+    def max_strength(self) -> float | None:
+        return None
+
+    @property
+    def masks(self) -> MaskDistribution | None:
+        return None
+
+    @property
     def meaning(self) -> Mapping[str, Any]:
         """Config fields that say what the head's outputs mean, by name.
 
         Another run's head of the same shapes is taken where they agree.
         """
         return {}
+
+    def strengths(self, key: Key, has_text: Bool[Array, " B"]) -> Float[Array, " B"] | None:
+        """The strength of guidance that the backbone is told for each clip; None where for none.
+
+        Args:
+          key: of the draws.
+          has_text: whether the clip keeps its caption in this step.
+        """
+        del key, has_text
+        return None
 
     def init(self, key: Key) -> Params:
         """Fresh float32 parameters of the head."""

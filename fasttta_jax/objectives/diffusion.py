@@ -24,7 +24,8 @@ from fasttta_jax.diffusion.schedule import (
     respaced_schedule,
     training_schedule,
 )
-from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES, DiffusionHead
+from fasttta_jax.models.diffusion_head import DiffusionHead
+from fasttta_jax.models.layers import NUM_SINUSOIDS
 from fasttta_jax.objectives.base import (
     HeadFlops,
     Objective,
@@ -147,7 +148,7 @@ class Diffusion(Objective):
         """
         width, depth, channels = self.model.head.width, self.model.head.depth, self.model.token_dim
         context = product_flops(1, self.model.backbone.width, width)
-        time = product_flops(1, TIME_FREQUENCIES, width) + product_flops(1, width, width)
+        time = product_flops(1, NUM_SINUSOIDS, width) + product_flops(1, width, width)
         ends = product_flops(1, channels, width) + product_flops(1, width, 2 * channels)
         draw = time + ends + modulation_flops(width, depth) + residual_flops(width, depth)
         sampling = self.config.sampling_steps * (context + draw)

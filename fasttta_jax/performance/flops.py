@@ -11,14 +11,12 @@ positions, D width.
 from __future__ import annotations
 
 import dataclasses
-import math
-import statistics
 from typing import Literal
 
-from fasttta_jax.config import BackboneConfig, MaskingConfig, ModelConfig, RunConfig
+from fasttta_jax.config import BackboneConfig, ModelConfig, RunConfig
 from fasttta_jax.decode import plan_segments
-from fasttta_jax.masking import max_visible
-from fasttta_jax.objectives import build_objective
+from fasttta_jax.models.layers import NUM_SINUSOIDS
+from fasttta_jax.objectives import build_objective, training_masks
 from fasttta_jax.objectives.base import product_flops
 
 BACKWARD_PER_FORWARD = 2
@@ -56,8 +54,18 @@ def block_flops(
     return keys_and_values + queries_and_projection + attention + mlp
 
 
+def strength_flops(config: ModelConfig) -> float:
+    """The embedding of a strength of guidance."""
+    width = config.backbone.width
+    return product_flops(1, NUM_SINUSOIDS, width) + product_flops(1, width, width)
+
+
 def backbone_flops(
-    config: ModelConfig, num_visible: float | None = None, num_asked: float | None = None
+    config: ModelConfig,
+    num_visible: float | None = None,
+    num_asked: float | None = None,
+    *,
+    takes_strength: bool = False,
 ) -> float:
     """One forward pass of the backbone, text projections included.
 
@@ -66,12 +74,14 @@ def backbone_flops(
       num_visible: K, visible tokens in the encoder's input; None means N. A mean over clips may be
         a fraction. A backbone without encoder blocks always reads all N.
       num_asked: Q, positions whose state is wanted; None means N.
+      takes_strength: whether it is told a strength of guidance.
     """
     backbone, length = config.backbone, config.text.total_positions
     has_encoder = backbone.encoder_depth > 0
     num_read = config.num_tokens if num_visible is None or not has_encoder else num_visible
     num_asked = config.num_tokens if num_asked is None else num_asked
-    flops = text_flops(config) + product_flops(num_read, config.token_dim, backbone.width)
+    flops = text_flops(config) + (strength_flops(config) if takes_strength else 0.0)
+    flops += product_flops(num_read, config.token_dim, backbone.width)
     if has_encoder:
         encoded = length + num_read
         flops += backbone.encoder_depth * block_flops(backbone, encoded)
@@ -79,17 +89,6 @@ def backbone_flops(
     grid = length + config.num_tokens
     flops += (backbone.decoder_depth - 1) * block_flops(backbone, grid)
     return flops + block_flops(backbone, grid, num_asked)
-
-
-def mean_visible(masking: MaskingConfig, num_tokens: int) -> float:
-    """Expected number of visible tokens in training, before padding: N - E[ceil(N rate)]."""
-    if masking.minimum == 1.0:
-        return 0.0
-    share_below = statistics.NormalDist(masking.mean, masking.std).cdf
-    lowest, highest = share_below(masking.minimum), share_below(1.0)
-    # N - ceil(N r) is how many of 0, 1, ..., N - 1 are at least N r
-    shares = (max(0.0, share_below(k / num_tokens) - lowest) for k in range(num_tokens))
-    return math.fsum(shares) / (highest - lowest)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -100,7 +99,8 @@ class StepFlops:
       backbone: forward pass of the model that trains, with its text projections.
       head: forward pass of its head, on all N tokens with all draws.
       backward: gradients.
-      frozen_teacher: the forward pass of the teacher, where the step has one.
+      frozen_teacher: the forward pass of the teacher, where the step has one; two, with and without
+        text, where its guided states are wanted.
     """
 
     backbone: float
@@ -118,28 +118,32 @@ class StepFlops:
         return self.forward + self.backward
 
 
-def training_step_flops(config: RunConfig, num_visible: float | None = None) -> StepFlops:
+def training_step_flops(
+    config: RunConfig, num_visible: float | None = None, *, teacher: ModelConfig | None = None
+) -> StepFlops:
     """What one clip costs in a training step.
 
     Args:
       config: the run.
       num_visible: visible tokens in the encoder's input; None means the padded number that the step
-        uses, `masking.max_visible`. N is the full length, `mean_visible` what no padding would
-        leave.
+        uses, `MaskDistribution.max_visible`. N is the full length, `mean_visible` what no padding
+        would leave.
+      teacher: sizes of its teacher; None for those of the run.
     """
-    model = config.model
+    model, objective = config.model, build_objective(config)
     if num_visible is None:
-        num_visible = max_visible(model.num_tokens, config.masking.minimum)
-    backbone = backbone_flops(model, num_visible)
-    objective = build_objective(config)
+        num_visible = training_masks(config, objective).max_visible(model.num_tokens)
+    guides_itself = objective.max_strength is not None
+    backbone = backbone_flops(model, num_visible, takes_strength=guides_itself)
     head = model.num_tokens * objective.flops().training
     trained = head if config.distillation.freeze_backbone else backbone + head
     has_teacher = config.distillation.weight > 0 or objective.needs_teacher
+    passes = 2 if guides_itself else 1 if has_teacher else 0
     return StepFlops(
         backbone=backbone,
         head=head,
         backward=BACKWARD_PER_FORWARD * trained,
-        frozen_teacher=backbone if has_teacher else 0.0,
+        frozen_teacher=passes * backbone_flops(teacher or model, num_visible),
     )
 
 

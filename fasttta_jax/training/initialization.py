@@ -4,7 +4,8 @@ A run whose distillation or objective uses a teacher starts from, and follows, t
 `init_from` names, in whole parts. Any other takes every parameter that fits, of a run or of
 `python -m fasttta_jax.convert`. What was taken is logged and recorded in the workdir, and a restart
 insists on the same source. Either side may keep its blocks apart or stacked (`models.stacking`);
-parameters are named as the run that starts has them.
+parameters are named as the run that starts has them. A run of another depth says which blocks it
+takes (`training.block_map`).
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from fasttta_jax.config import BackboneConfig, ConfigError, RunConfig, TextConfig
+from fasttta_jax.config import ConfigError, RunConfig, TextConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
-from fasttta_jax.models.stacking import arrange_layers
 from fasttta_jax.objectives import Objective
 from fasttta_jax.storage.files import as_path, write_json
 from fasttta_jax.storage.weights import is_converted, read_converted
 from fasttta_jax.systems import TextToAudio
+from fasttta_jax.training.block_map import BlockMap, choose_blocks
 from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
 from fasttta_jax.workdir.folder import (
@@ -39,7 +40,9 @@ from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
 logger = logging.getLogger(__name__)
 
-BACKBONE_SHAPE = ("width", "encoder_depth", "decoder_depth", "num_heads", "mlp_ratio")
+DEPTHS = ("encoder_depth", "decoder_depth")
+BLOCK_SHAPE = ("width", "num_heads", "mlp_ratio")
+BACKBONE_SHAPE = (*BLOCK_SHAPE, *DEPTHS)
 PARTS_OF_TEACHER = {
     "text": "backbone_from_teacher",
     "backbone": "backbone_from_teacher",
@@ -58,6 +61,7 @@ class Initialization:
       resized: position tables that are interpolated from the source's.
       source_layout: length of the source's sequence.
       head_of: what the source's head was trained by, where the new one is computed from it.
+      blocks: which of the source's.
     """
 
     model: TextToAudio
@@ -65,6 +69,7 @@ class Initialization:
     resized: tuple[str, ...] = ()
     source_layout: Layout | None = None
     head_of: Objective | None = None
+    blocks: BlockMap | None = None
 
     def __call__(self, key: Key, source: Params) -> dict[str, Any]:
         """Parameters before the first step.
@@ -74,14 +79,10 @@ class Initialization:
           source: parameters as the source keeps them; {} where there is none.
         """
         params = self.model.init(key)
-        if self.source_layout is None:
+        if self.source_layout is None or self.blocks is None:
             return params
-        source = arrange_layers(source, self.model.config.backbone)
-        if self.head_of is not None:
-            head = self.model.objective.head_from(self.head_of, source["head"])
-            source = {**source, "head": head}
         return transfer(
-            source,
+            _as_ours(source, self.model, self.blocks, self.head_of),
             params,
             taken=self.taken,
             resized=self.resized,
@@ -101,11 +102,13 @@ class InitFrom:
       report: what is taken of it.
       teacher: the run, where it is this one's teacher.
       gives_head: whether the head is computed from the teacher's.
+      blocks: which of its blocks are.
     """
 
     params: Params
     layout: Layout
     report: Report
+    blocks: BlockMap
     teacher: TrainedModel | None = None
     gives_head: bool = False
 
@@ -114,7 +117,7 @@ class InitFrom:
         report, teacher = self.report, self.teacher
         head_of = teacher.model.objective if teacher is not None and self.gives_head else None
         taken, resized = tuple(report.taken), tuple(report.resized)
-        return Initialization(model, taken, resized, self.layout, head_of)
+        return Initialization(model, taken, resized, self.layout, head_of, self.blocks)
 
 
 def layout_of(model: TextToAudio) -> Layout:
@@ -141,12 +144,17 @@ def open_init_from(
     if uses_teacher(config, model):
         return _open_teacher(config, workdir, mesh, model)
     if not config.init_from:
+        if config.init_blocks:
+            raise ConfigError(
+                f"init_blocks is {config.init_blocks!r}; allowed: '' where init_from is '': there "
+                "are no blocks to choose from"
+            )
         return None
     target = jax.eval_shape(model.init, jax.random.key(0))
     if is_converted(config.init_from):
         weights = read_converted(config.init_from)
         metadata, params = weights.metadata, weights.params
-        _check_backbone(config.model.backbone, metadata["backbone"], config.init_from)
+        blocks = _blocks(config, metadata["backbone"])
         layout = Layout(metadata["num_text"], metadata["num_tokens"])
         head_reason = _other_meaning(model.objective.meaning, _converted_meaning(metadata))
         same_words = False
@@ -155,9 +163,7 @@ def open_init_from(
     else:
         trained = load_trained(config.init_from, mesh)
         params, theirs = trained.params, trained.config
-        _check_backbone(
-            config.model.backbone, dataclasses.asdict(theirs.model.backbone), config.init_from
-        )
+        blocks = _blocks(config, dataclasses.asdict(theirs.model.backbone))
         layout = layout_of(trained.model)
         head_reason = _other_meaning(model.objective.meaning, trained.model.objective.meaning)
         if theirs.objective != config.objective:
@@ -174,7 +180,7 @@ def open_init_from(
             )
         origin = trained.origin()
     report = plan(
-        _shapes(params, config.model.backbone),
+        _shapes(params, model, blocks),
         target,
         layout,
         layout_of(model),
@@ -184,12 +190,25 @@ def open_init_from(
     logger.info("starting from %s: %s", config.init_from, report)
     origin |= {"parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
-    return InitFrom(params, layout, report)
+    return InitFrom(params, layout, report, blocks)
 
 
-def _shapes(params: Params, backbone: BackboneConfig) -> Params:
-    """Shapes of a source's parameters as a backbone of that config keeps them."""
-    return jax.eval_shape(functools.partial(arrange_layers, config=backbone), params)
+def _as_ours(
+    source: Params, model: TextToAudio, blocks: BlockMap, head_of: Objective | None
+) -> Params:
+    """A source's parameters as the model would have them: its blocks, and the head made of its."""
+    found = blocks(source, model.config.backbone)
+    if head_of is None:
+        return found
+    return {**found, "head": model.objective.head_from(head_of, source["head"])}
+
+
+def _shapes(
+    source: Params, model: TextToAudio, blocks: BlockMap, head_of: Objective | None = None
+) -> Params:
+    """Of `_as_ours`."""
+    convert = functools.partial(_as_ours, model=model, blocks=blocks, head_of=head_of)
+    return jax.eval_shape(convert, source)
 
 
 def _converted_meaning(metadata: Mapping[str, Any]) -> dict[str, Any]:
@@ -206,13 +225,18 @@ def _other_meaning(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str:
     return ""
 
 
-def _check_backbone(ours: BackboneConfig, theirs: dict[str, Any], source: str) -> None:
-    for field in BACKBONE_SHAPE:
+def _blocks(config: RunConfig, theirs: dict[str, Any]) -> BlockMap:
+    """Which blocks of a source's backbone the run starts from; refuses one of other sizes."""
+    ours = config.model.backbone
+    for field in BACKBONE_SHAPE if not config.init_blocks else BLOCK_SHAPE:
         if getattr(ours, field) != theirs[field]:
             raise ConfigError(
-                f"model.backbone.{field} is {getattr(ours, field)}; init_from is {source!r}, whose "
-                f"backbone has {theirs[field]}"
+                f"model.backbone.{field} is {getattr(ours, field)}; init_from is "
+                f"{config.init_from!r}, whose backbone has {theirs[field]}"
+                + ("; init_blocks says which blocks to take" if field in DEPTHS else "")
             )
+    source = dataclasses.replace(ours, **{field: theirs[field] for field in DEPTHS})
+    return choose_blocks(config.init_blocks, ours, source)
 
 
 def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio) -> InitFrom:
@@ -233,6 +257,7 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
         )
     teacher = load_trained(config.init_from, mesh)
     _check_teacher(config, teacher, model)
+    blocks = _blocks(config, dataclasses.asdict(teacher.config.model.backbone))
     for name in (CODEC_FOLDER, TEXT_FOLDER):
         if not same_files(workdir.path / name, as_path(teacher.workdir) / name):
             raise ConfigError(
@@ -245,7 +270,9 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
         for part, field in PARTS_OF_TEACHER.items()
         if not getattr(distillation, field)
     }
-    shapes = _shapes(teacher.params, config.model.backbone)
+    gives_head = distillation.head_from_teacher
+    head_of = teacher.model.objective if gives_head else None
+    shapes = _shapes(teacher.params, model, blocks, head_of)  # of head_from: may raise ConfigError
     report = plan_parts(shapes, jax.eval_shape(model.init, jax.random.key(0)), not_taken)
     follows = distillation.weight > 0
     shown = "its features are followed; " if follows else ""
@@ -253,8 +280,7 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
     origin = teacher.origin()
     origin |= {"features_followed": follows, "parameters": dataclasses.asdict(report)}
     _record(workdir, origin, config.init_from, write=jax.process_index() == 0)
-    gives_head = distillation.head_from_teacher
-    return InitFrom(teacher.params, layout_of(teacher.model), report, teacher, gives_head)
+    return InitFrom(teacher.params, layout_of(teacher.model), report, blocks, teacher, gives_head)
 
 
 def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio) -> None:
@@ -265,7 +291,13 @@ def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio)
                 f"model.{field} is {getattr(config.model, field)}; the teacher in "
                 f"{config.init_from} has {getattr(theirs, field)}"
             )
-    _check_backbone(config.model.backbone, dataclasses.asdict(theirs.backbone), config.init_from)
+    kind = model.objective.taught_by
+    if kind is not None and type(teacher.model.objective) is not type(kind):
+        raise ConfigError(
+            f"init_from is {config.init_from!r}, a run of objective {teacher.config.objective!r}; "
+            f"allowed: one of {type(kind).__name__.lower()!r}, where objective is "
+            f"{config.objective!r}"
+        )
     rates = ("token_dropout", "drop_rate")
     for field in (field.name for field in dataclasses.fields(TextConfig)):
         if field not in rates and getattr(config.model.text, field) != getattr(theirs.text, field):
@@ -273,9 +305,6 @@ def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio)
                 f"model.text.{field} is {getattr(config.model.text, field)!r}; the teacher in "
                 f"{config.init_from} has {getattr(theirs.text, field)!r}"
             )
-    if config.distillation.head_from_teacher:
-        head_from = functools.partial(model.objective.head_from, teacher.model.objective)
-        jax.eval_shape(head_from, teacher.params["head"])  # raises ConfigError where it cannot
 
 
 def _record(workdir: Workdir, origin: dict[str, Any], source: str, *, write: bool) -> None:

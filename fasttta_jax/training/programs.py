@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from fasttta_jax.config import RunConfig
-from fasttta_jax.objectives import Diffusion
+from fasttta_jax.objectives import Diffusion, training_masks
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.systems import TextToAudio, build_model
@@ -49,7 +49,7 @@ def make_context(
     return StepContext(
         model,
         dataclasses.replace(config.optimizer, max_skipped_steps=0),
-        config.masking,
+        training_masks(config, model.objective),
         num_steps=config.num_steps if config.optimizer.decay_steps else 0,
         align_weight=config.distillation.weight,
         align_positions=config.distillation.positions,
@@ -60,10 +60,11 @@ def make_context(
 
 def default_context(config: RunConfig, text: TextEncoder) -> StepContext:
     """The context of a run whose teacher has the run's own sizes and the diffusion of its config,
-    for programs without weights.
+    or the objective that it must have, for programs without weights.
     """
-    teacher = TextToAudio(config.model, text, Diffusion(config.model, config.diffusion))
-    return make_context(config, build_model(config, text), teacher)
+    model = build_model(config, text)
+    taught_by = model.objective.taught_by or Diffusion(config.model, config.diffusion)
+    return make_context(config, model, TextToAudio(config.model, text, taught_by))
 
 
 @functools.lru_cache(MAX_FUNCTIONS)

@@ -9,6 +9,7 @@ Dimensions: B clips, N tokens, C channels, L text positions.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -17,10 +18,11 @@ import jax.numpy as jnp
 import optax
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.config import AlignPositions, MaskingConfig, OptimizerConfig
+from fasttta_jax.config import AlignPositions, OptimizerConfig
+from fasttta_jax.decode import repeat_rows, rows_of, with_unconditional
 from fasttta_jax.losses.align import feature_mse
-from fasttta_jax.masking import max_visible, sample_masks
-from fasttta_jax.objectives import ALIGNMENT, Teacher
+from fasttta_jax.masking import MaskDistribution
+from fasttta_jax.objectives import ALIGNMENT, Guidance, Teacher
 from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.randomness import stream
 from fasttta_jax.systems import TextToAudio
@@ -40,7 +42,7 @@ class StepContext:
     Attributes:
       model: the system that trains.
       optimizer: rates, decay, clipping, averages.
-      masking: distribution of the mask rate.
+      masks: their distribution.
       num_steps: length of the run where the learning rate falls at its end; otherwise 0.
       align_weight: factor of the distance to the teacher's features.
       align_positions: the tokens that count in it.
@@ -50,7 +52,7 @@ class StepContext:
 
     model: TextToAudio
     optimizer: OptimizerConfig
-    masking: MaskingConfig
+    masks: MaskDistribution
     num_steps: int = 0
     align_weight: float = 0.0
     align_positions: AlignPositions = "all"
@@ -74,9 +76,7 @@ class Masking(NamedTuple):
 def mask_batch(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Masking:
     """Draws the masks and, in training, which clips lose their caption and which words hide."""
     batch_size, num_tokens = batch["tokens"].shape[:2]
-    masked = sample_masks(
-        stream(key, "mask"), batch_size, num_tokens, **dataclasses.asdict(context.masking)
-    )
+    masked = context.masks.sample(stream(key, "mask"), batch_size, num_tokens)
     masked = constrain(masked, "batch", None)
     if not train:
         return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
@@ -96,6 +96,27 @@ def condition(model: TextToAudio, params: Params, batch: Batch, masking: Masking
         name: one._replace(mask=one.mask & masking.keep_text[:, None])
         for name, one in streams.items()
     }
+
+
+def as_teacher(
+    teacher: TextToAudio,
+    frozen: Params,
+    batch: Batch,
+    masking: Masking,
+    *,
+    num_visible: int,
+    strength: Float[Array, " B"] | None,
+) -> Teacher:
+    """What a loss sees of the teacher; where there is a strength of guidance, also without text."""
+    tokens, masked = batch["tokens"], masking.masked
+    conditioning = condition(teacher, frozen, batch, masking)
+    run = functools.partial(teacher.hidden, frozen, num_visible=num_visible)
+    if strength is None:
+        return Teacher(teacher.objective, frozen["head"], run(tokens, masked, conditioning))
+    rows = run(repeat_rows(tokens, 2), repeat_rows(masked, 2), with_unconditional(conditioning))
+    hidden, unconditional = rows_of(rows, 2)
+    guidance = Guidance(strength, jax.lax.stop_gradient(unconditional))
+    return Teacher(teacher.objective, frozen["head"], hidden, guidance)
 
 
 def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:
@@ -134,27 +155,24 @@ def loss(
     """
     model, teacher, tokens = context.model, context.teacher, batch["tokens"]
     masking = mask_batch(context, batch, key, train=train)
-    num_visible = max_visible(model.config.num_tokens, context.masking.minimum)
+    num_visible = context.masks.max_visible(model.config.num_tokens)
+    strength = model.objective.strengths(stream(key, "strength"), masking.keep_text)
     hidden = model.hidden(
         params,
         tokens,
         masking.masked,
         condition(model, params, batch, masking),
         num_visible=num_visible,
+        strength=strength,
         dropout_key=stream(key, "dropout") if train else None,
     )
     if context.freeze_backbone:
         hidden = jax.lax.stop_gradient(hidden)
     followed = None
     if teacher is not None:
-        features = teacher.hidden(
-            frozen,
-            tokens,
-            masking.masked,
-            condition(teacher, frozen, batch, masking),
-            num_visible=num_visible,
+        followed = as_teacher(
+            teacher, frozen, batch, masking, num_visible=num_visible, strength=strength
         )
-        followed = Teacher(teacher.objective, frozen["head"], features)
     terms = model.objective.loss(
         params["head"],
         hidden,

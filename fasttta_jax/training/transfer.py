@@ -154,7 +154,7 @@ def plan_parts(source: Params, target: Params, reasons: Mapping[str, str]) -> Re
     names = flatten_dict(source, sep=SEPARATOR)
     report = Report(unused=[name for name in names if reason_of(name)])
     for name in flatten_dict(target, sep=SEPARATOR):
-        if reason := reason_of(name):
+        if reason := reason_of(name) or ("" if name in names else "not in the source"):
             report.fresh[name] = reason
         else:
             report.taken.append(name)

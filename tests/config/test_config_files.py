@@ -133,9 +133,10 @@ def test_the_paper_s_text_is_one_prefix_of_one_or_two_streams(stage, streams, po
                 load(path).get_config("words")
 
 
-@pytest.mark.parametrize("stage", ["pretraining", "teacher", "student"])
-def test_tiny_has_all_three_stages(stage):
+@pytest.mark.parametrize("stage", ["pretraining", "teacher", "student", "guided"])
+def test_tiny_has_all_stages(stage):
     path = next(path for path in CONFIGS if path.stem == "tiny")
     config = from_config_dict(load(path).get_config(stage))
-    assert config.objective == ("energy" if stage == "student" else "diffusion")
+    objectives = {"student": "energy", "guided": "guided"}
+    assert config.objective == objectives.get(stage, "diffusion")
     assert config.model.text.encoder == ("none" if stage == "pretraining" else "learned")

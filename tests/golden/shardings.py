@@ -25,13 +25,16 @@ MESHES = ((16, 16, 1), (4, 16, 4))
 CONFIGS = (
     "demo_teacher",
     "demo_student",
+    "demo_guided",
     "esc10_teacher",
     "esc10_student",
     "soundscapes_teacher",
     "soundscapes_student",
+    "soundscapes_guided",
     "tiny:pretraining",
     "tiny:teacher",
     "tiny:student",
+    "tiny:guided",
     "impact_base:text",
     "impact_base:text_t5",
     "impact_base:text_clap",
@@ -39,6 +42,7 @@ CONFIGS = (
     "impact_large:text",
     "audiodear_base:text",
     "audiodear_large:text",
+    "audiodear_base_guided:text",
 )
 LAYER = re.compile(r"(?<=coder_|block_)\d+")
 

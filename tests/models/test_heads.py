@@ -10,8 +10,9 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import HeadConfig
-from fasttta_jax.models.diffusion_head import DiffusionHead, time_features
+from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.energy_head import EnergyHead, from_diffusion_head, sample_noise
+from fasttta_jax.models.layers import sinusoids
 from tests.support.helpers import random_params
 from tests.support.layers_float64 import dense, in_float64
 from tests.support.tolerance import assert_close, kernel_terms, rounding
@@ -82,7 +83,7 @@ def test_time_features_are_the_published_ones():
     # an angle of up to 999 rounds eight times at most: in its frequency's logarithm, the
     # exponential, and the product
     tolerance = 4 * EPSILON * (1 + 999)
-    np.testing.assert_allclose(time_features(jnp.asarray(times)), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(sinusoids(jnp.asarray(times)), expected, rtol=0, atol=tolerance)
 
 
 def test_heads_start_at_zero():

@@ -24,7 +24,7 @@ from fasttta_jax.config import (
     TextConfig,
 )
 from fasttta_jax.decode import parallel_decode, plan_segments
-from fasttta_jax.masking import decode_counts, max_visible
+from fasttta_jax.masking import RandomMasks, decode_counts, max_visible
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.energy_head import EnergyHead
 from fasttta_jax.models.mar import MAR
@@ -132,7 +132,7 @@ def test_heads_match_the_published_forward_figures(size):
 
 
 def test_visible_tokens_of_the_published_mask_law():
-    assert abs(flops.mean_visible(MaskingConfig(), NUM_TOKENS) - MEAN_VISIBLE) <= 0.05
+    assert abs(RandomMasks(MaskingConfig()).mean_visible(NUM_TOKENS) - MEAN_VISIBLE) <= 0.05
 
 
 LAWS = [(0.7, 1.0, 0.25), (0.05, 0.5, 0.1), (0.3, 0.1, 0.05), (0.7, 1.2, 0.05), (1.0, 1.0, 0.25)]
@@ -152,7 +152,7 @@ def test_visible_tokens_are_the_mean_of_the_truncated_law(
         scale = {"loc": mean, "scale": std}
         rate = scipy.stats.truncnorm((minimum - mean) / std, (1 - mean) / std, **scale)
         expected = sum(rate.cdf(k / num_tokens) for k in range(num_tokens))
-    found = flops.mean_visible(MaskingConfig(*law), num_tokens)
+    found = RandomMasks(MaskingConfig(*law)).mean_visible(num_tokens)
     assert abs(found - expected) <= num_tokens * np.finfo(float).eps / 3e-5
 
 

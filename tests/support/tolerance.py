@@ -30,7 +30,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasttta_jax.config import ModelConfig
-from fasttta_jax.models.diffusion_head import TIME_FREQUENCIES
+from fasttta_jax.models.layers import NUM_SINUSOIDS
 
 MARGIN = 4.0
 ELEMENTARY = 16
@@ -70,7 +70,7 @@ def model_terms(config: ModelConfig, num_heads: int = 1) -> int:
     width, keys = backbone.width, config.text.num_positions + config.num_tokens
     block = block_terms(width, backbone.mlp_ratio * width, keys, width // backbone.num_heads)
     depth = backbone.encoder_depth + backbone.decoder_depth
-    of_head = TIME_FREQUENCIES + width + 3 * (head.depth + 1) * (head.width + ELEMENTARY)
+    of_head = NUM_SINUSOIDS + width + 3 * (head.depth + 1) * (head.width + ELEMENTARY)
     return depth * block + 4 * width + num_heads * of_head
 
 
