@@ -23,7 +23,6 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 # One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
 # for the tests, which mostly compile, in threads that would wait for that one arena.
-demo ablations model scenes: export JAX_COMPILATION_CACHE_DIR := $(abspath $(RUNS))/compiled
 demo ablations model scenes: export MALLOC_ARENA_MAX := 1
 demo ablations model scenes: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 # Sounds of the model that comes with the package, then a small one trained from nothing.

@@ -45,6 +45,7 @@ setup(
         "optax>=0.2.6",
         "orbax-checkpoint>=0.12",
         "pillow>=10",
+        "platformdirs>=4",
         "pyarrow>=15",  # of tensorflow-datasets too
         "pyloudnorm>=0.2",
         "safetensors>=0.8",

@@ -19,12 +19,10 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import pathlib
 import time
 from typing import Any
 
-import jax
 import tqdm
 from absl import flags
 
@@ -48,7 +46,6 @@ from fasttta_jax.workdir.restore import load_trained
 logger = logging.getLogger("fasttta_jax.sweep")
 
 RUNS_FOLDER = "runs"
-COMPILED_FOLDER = "compiled"
 RECORD_FILE = "training.json"
 RESULT_FILE = "sweep.json"
 TABLE_FILE = "sweep.md"
@@ -173,9 +170,6 @@ def main() -> None:
     """The command line."""
     values = flags.FLAGS
     out = pathlib.Path(values.out)
-    if not os.environ.get("JAX_COMPILATION_CACHE_DIR"):
-        # Many rows run the same program; on the disk it outlives a sweep that is killed.
-        jax.config.update("jax_compilation_cache_dir", str((out / COMPILED_FOLDER).resolve()))
     config = EvaluationConfig(
         runs={TEACHER: values.teacher},
         audio_data=values.audio_data,

@@ -1,4 +1,4 @@
-"""What all commands share: flags, errors that read like sentences, logging."""
+"""What all commands share: flags, errors that read like sentences, logging, compiled programs."""
 
 from __future__ import annotations
 
@@ -19,11 +19,20 @@ from fasttta_jax.multihost import (
 )
 from fasttta_jax.multihost.preemption import Preempted
 from fasttta_jax.multihost.watchdog import HostLost
+from fasttta_jax.parallel import compilation_cache
 
 # An error of jax may come from another host's, which this host learns of a poll later.
 BLAME_SECONDS = 3.0
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
+COMPILATION_CACHE = flags.DEFINE_string(
+    "compilation_cache",
+    None,
+    "Folder that keeps compiled programs for the next command, or off. Default: that of "
+    "JAX_COMPILATION_CACHE_DIR, else fasttta_jax/compiled in the user's cache.",
+)
+
+logger = logging.getLogger("fasttta_jax.cli")
 
 
 def _unknown_field(argv: list[str]) -> str | None:
@@ -74,6 +83,20 @@ def _logs_of_host() -> None:
     form = f"%(asctime)s [{coordination.index()}/{coordination.count()}] %(message)s"
     ours.handlers[0].setFormatter(logging.Formatter(form, "%H:%M:%S"))
     ours.setLevel(logging.INFO if coordination.index() == 0 else logging.WARNING)
+
+
+def _keep_compiled() -> None:
+    folder, reason = compilation_cache.turn_on(COMPILATION_CACHE.value)
+    if reason:
+        logger.warning(
+            "compiled programs are not kept for the next command: %s; --compilation_cache names "
+            "another folder",
+            reason,
+        )
+    elif folder is None:
+        logger.info("compiled programs are not kept for the next command")
+    else:
+        logger.info("compiled programs are kept in %s", folder)
 
 
 def define_distributed_flags() -> None:
@@ -184,6 +207,7 @@ def run(main: Callable[..., None], arguments: str = "") -> None:
             )
         _quiet_logs()
         try:
+            _keep_compiled()
             main(*argv[1:])
             distributed.finish()
         except Preempted as stop:

@@ -10,6 +10,4 @@ cd "$(dirname "$0")/.."
 config=${1:?the config file, such as configs/demo_teacher.py}
 workdir=${2:?the folder of the run}
 shift 2
-# A second start takes its programs from here instead of compiling them.
-export JAX_COMPILATION_CACHE_DIR=${JAX_COMPILATION_CACHE_DIR:-$HOME/.cache/fasttta_jax/compiled}
 exec python train.py --config="$config" --workdir="$workdir" "$@"

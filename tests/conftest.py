@@ -1,9 +1,7 @@
 """Eight virtual CPU devices, strict rank promotion, flags that count as parsed, a tiny dataset."""
 
-import hashlib
 import importlib.metadata
 import os
-import platform
 import typing
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
@@ -22,17 +20,8 @@ import tensorflow_datasets as tfds
 from absl import flags
 
 import tests.support.type_checks as type_checks  # before all that imports the package
+from fasttta_jax.parallel.compilation_cache import processor_folder
 from tests.support import chromium, helpers, labelled_clips, world
-
-
-def processor() -> str:
-    """The processor's name and instruction sets, as far as the system tells."""
-    cpuinfo = pathlib.Path("/proc/cpuinfo")
-    if not cpuinfo.is_file():
-        return f"{platform.machine()} {platform.processor()}"
-    lines = cpuinfo.read_text().splitlines()
-    return "\n".join(sorted({line for line in lines if line.startswith(("model name", "flags"))}))
-
 
 # Compiling also takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
@@ -43,8 +32,7 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # pytest-xdist, the processes that tests start and the next session share a folder. jax's keys hold
 # its version and flags, but not the instructions that the processor has.
 if "PYTEST_XDIST_WORKER" not in os.environ:
-    _processor = hashlib.sha256(processor().encode()).hexdigest()[:12]
-    _cache = pathlib.Path(__file__).parents[1] / ".cache" / "compiled" / _processor
+    _cache = pathlib.Path(__file__).parents[1] / ".cache" / "compiled" / processor_folder()
     os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_cache))
 jax.config.update("jax_compilation_cache_dir", os.environ["JAX_COMPILATION_CACHE_DIR"])
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.1)

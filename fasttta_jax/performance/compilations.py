@@ -38,8 +38,9 @@ class Compilations(NamedTuple):
 
     def describe_cache(self) -> str:
         """What the cache did, in words."""
-        if not jax.config.values["jax_compilation_cache_dir"]:
-            return "no compilation cache: JAX_COMPILATION_CACHE_DIR names its folder"
+        values = jax.config.values
+        if not (values["jax_enable_compilation_cache"] and values["jax_compilation_cache_dir"]):
+            return "no compilation cache"
         return f"compilation cache: {self.hits} hits, {self.misses} misses"
 
 
