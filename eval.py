@@ -43,6 +43,7 @@ from fasttta_jax.evaluation.output import RESULT_FILE, Evaluation, write_compari
 from fasttta_jax.evaluation.protocols import PROTOCOLS
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, parse_named
 from fasttta_jax.evaluation.tables import as_text
+from fasttta_jax.tools import decode_flags
 
 RUN = flags.DEFINE_multi_string(
     "run", [], "NAME=WORKDIR of a trained run; may be given several times."
@@ -92,13 +93,7 @@ SEED = flags.DEFINE_integer("seed", 0, "Of tagger, sounds and energy score.", lo
 TAGGER_STEPS = flags.DEFINE_integer(
     "tagger_steps", 600, "Updates of the tagger's training.", lower_bound=1
 )
-NUM_ITERATIONS = flags.DEFINE_integer(
-    "num_iterations", None, "Decoding iterations, 1 to the number of tokens. Default: each run's."
-)
-GUIDANCE_SCALE = flags.DEFINE_float(
-    "guidance_scale", None, "Classifier-free guidance; 1 is none. Default: each run's."
-)
-TEMPERATURE = flags.DEFINE_float("temperature", None, "Scale of the noise. Default: each run's.")
+decode_flags.define(flags.FLAGS)
 GATES_FLAG = flags.DEFINE_enum(
     "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher and student."
 )
@@ -158,11 +153,6 @@ def _evaluation() -> Evaluation | None:
             "--audio_data is missing: the dataset with the test clips; without it, --networks "
             "judge --generated against --reference"
         )
-    overrides = {
-        "num_iterations": NUM_ITERATIONS.value,
-        "guidance_scale": GUIDANCE_SCALE.value,
-        "temperature": TEMPERATURE.value,
-    }
     return evaluate(
         EvaluationConfig(
             runs=runs,
@@ -175,7 +165,7 @@ def _evaluation() -> Evaluation | None:
             batch_size=BATCH_SIZE.value,
             seed=SEED.value,
             tagger_steps=TAGGER_STEPS.value,
-            decode={name: value for name, value in overrides.items() if value is not None},
+            decode=decode_flags.read(flags.FLAGS),
             gates=GATES_FLAG.value,
             generated=generated,
             judging=judging,

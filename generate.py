@@ -36,7 +36,7 @@ from fasttta_jax.generation.job_folder import Share
 from fasttta_jax.generation.page import write_page
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.multihost.startup import find_share
-from fasttta_jax.tools import edit_flags, job_flags
+from fasttta_jax.tools import decode_flags, edit_flags, job_flags
 from fasttta_jax.tools.edit_flags import EditFlags
 from fasttta_jax.tools.job_flags import Wishes
 
@@ -72,9 +72,6 @@ def define_flags(values: flags.FlagValues) -> None:
     def whole(name: str, default: int | None, help: str) -> None:
         flags.DEFINE_integer(name, default, help, lower_bound=1, flag_values=values)
 
-    def number(name: str, help: str) -> None:
-        flags.DEFINE_float(name, None, help, flag_values=values)
-
     text(
         "workdir",
         "Folder of a trained teacher or student, or of an exported model, or OWNER/NAME of one on "
@@ -88,13 +85,7 @@ def define_flags(values: flags.FlagValues) -> None:
     text("clap", "For --rank=clap: folder of its converted weights.")
     text("tagger", "For --rank=tagger: folder of one, such as an --out of eval.py.")
     whole("batch_size", 8, "Most clips computed together.")
-    whole(
-        "num_iterations",
-        None,
-        "Decoding iterations, 1 to the number of tokens. Default: the run's.",
-    )
-    number("guidance_scale", "Classifier-free guidance; 1 is none. Default: the run's.")
-    number("temperature", "Scale of the noise. Default: the run's.")
+    decode_flags.define(values)
     flags.DEFINE_bool(
         "page",
         False,
@@ -129,10 +120,8 @@ def request_of(values: flags.FlagValues) -> Request:
     config = GenerateConfig(
         values.seed,
         values.batch_size,
-        values.num_iterations,
-        values.guidance_scale,
-        values.temperature,
         with_states=values.pictures,
+        **decode_flags.read(values),
     )
     edits = edit_flags.read(values)
     wishes = job_flags.read(values)

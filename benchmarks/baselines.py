@@ -20,18 +20,17 @@ import numpy as np
 from jaxtyping import Array, Float, Int
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import (
+from fasttta_jax.decoding.loop import (
     DecodeState,
-    Segment,
     next_positions,
-    plan_segments,
     repeat_rows,
     reveal,
     rows_of,
     with_unconditional,
 )
+from fasttta_jax.decoding.plan import Segment, plan_segments
 from fasttta_jax.diffusion.sampler import first_noise, reverse_step
-from fasttta_jax.masking import sample_orders
+from fasttta_jax.masking import order_stages, sample_orders
 from fasttta_jax.objectives import Diffusion
 from fasttta_jax.parallel.compile import Compiled, CompileReport, Program
 from fasttta_jax.randomness import fold_in_each
@@ -67,7 +66,7 @@ def full_length(model: TextToAudio) -> FullLength:
 
 
 class HostLoop:
-    """`decode.parallel_decode` driven from Python, with the same segments, keys and result.
+    """`decoding.loop.parallel_decode` driven from Python, with the same segments, keys and result.
 
     Args:
       model: of any objective; the chain of "diffusion" is driven step by step.
@@ -77,9 +76,8 @@ class HostLoop:
     def __init__(self, model: TextToAudio, config: DecodeConfig) -> None:
         self._model = model
         self._config = config
-        self._guided = config.guidance_scale != 1.0
         self._segments = plan_segments(config, model.config.num_tokens)
-        self._compiled: dict[tuple[str, int], Compiled[Any]] = {}
+        self._compiled: dict[tuple[str, tuple[int, ...]], Compiled[Any]] = {}
 
     @property
     def reports(self) -> list[CompileReport]:
@@ -88,40 +86,38 @@ class HostLoop:
 
     def __call__(self, params: Params, text: TextBatch, keys: Key) -> Tokens:
         """Tokens, float32 [B, N, C]; `keys` is one a clip."""
-        conditioning, order, state = self._run(self._begin, 0, params, text, keys)
+        branches, order, state = self._run(self._begin, (), params, text, keys)
         for segment in self._segments:
             for index, start in enumerate(segment.starts):
                 iteration = segment.first + index
                 places = np.int32(start), np.int32(segment.counts[index])
                 positions, hidden = self._run(
                     functools.partial(self._read, segment),
-                    segment.first,
-                    *(params, conditioning, order, state, *places),
+                    (segment.first,),
+                    *(params, branches[segment.branches - 1], order, state, *places),
                 )
                 scale = np.float32(segment.guidance_scales[index])
-                new = self._sample(params, hidden, keys, iteration, scale, segment.num_revealed)
-                state = self._run(self._write, segment.num_revealed, state, positions, new)
+                new = self._sample(params, hidden, keys, iteration, scale, segment)
+                state = self._run(self._write, (segment.num_revealed,), state, positions, new)
         return state.tokens
 
-    def _run(self, function: Callable[..., Any], size: int, *arguments: Any) -> Any:
+    def _run(self, function: Callable[..., Any], sizes: tuple[int, ...], *arguments: Any) -> Any:
         name = getattr(function, "func", function).__name__
-        if (name, size) not in self._compiled:
-            self._compiled[name, size] = Program(jax.jit(function)).compile(*arguments)
-        return self._compiled[name, size](*arguments)
-
-    def _double(self, x: jax.Array) -> jax.Array:
-        return repeat_rows(x, 2) if self._guided else x
+        if (name, sizes) not in self._compiled:
+            self._compiled[name, sizes] = Program(jax.jit(function)).compile(*arguments)
+        return self._compiled[name, sizes](*arguments)
 
     def _begin(
         self, params: Params, text: TextBatch, keys: Key
-    ) -> tuple[Conditioning, Int[Array, "B N"], DecodeState]:
+    ) -> tuple[tuple[Conditioning, Conditioning], Int[Array, "B N"], DecodeState]:
+        """Streams of one branch and of two, the order, and the state that decoding starts from."""
         model, shape = self._model, (keys.shape[0], self._model.config.num_tokens)
         conditioning = model.condition(params, text)
-        if self._guided:
-            conditioning = with_unconditional(conditioning)
         tokens = jnp.zeros((*shape, model.config.token_dim), jnp.float32)
-        order = sample_orders(fold_in_each(keys, self._config.num_iterations), shape[1])
-        return conditioning, order, DecodeState(tokens, jnp.ones(shape, jnp.bool_))
+        stages = order_stages(self._config, shape[1], tokens_per_column=1)
+        order = sample_orders(fold_in_each(keys, self._config.num_iterations), shape[1], stages)
+        branches = conditioning, with_unconditional(conditioning)
+        return branches, order, DecodeState(tokens, jnp.ones(shape, jnp.bool_))
 
     def _read(
         self,
@@ -137,11 +133,11 @@ class HostLoop:
         positions = next_positions(order, start, count, segment.num_revealed)
         hidden = self._model.hidden(
             params,
-            self._double(state.tokens),
-            self._double(state.masked),
+            repeat_rows(state.tokens, segment.branches),
+            repeat_rows(state.masked, segment.branches),
             conditioning,
             num_visible=segment.num_visible,
-            positions=self._double(jnp.minimum(positions, order.shape[1] - 1)),
+            positions=repeat_rows(jnp.minimum(positions, order.shape[1] - 1), segment.branches),
         )
         return positions, hidden
 
@@ -157,23 +153,24 @@ class HostLoop:
         keys: Key,
         iteration: int,
         scale: np.float32,
-        width: int,
+        segment: Segment,
     ) -> Float[Array, "B Q C"]:
-        number = np.int32(iteration)
+        number, width = np.int32(iteration), segment.num_revealed
+        sizes = width, segment.branches
         objective = self._model.objective
         if not isinstance(objective, Diffusion):
-            return self._run(self._draw, width, params, hidden, keys, number, scale)
+            return self._run(self._draw, sizes, params, hidden, keys, number, scale)
         start = functools.partial(self._start_chain, objective, width)
-        keys, x_t = self._run(start, width, keys, number)
+        keys, x_t = self._run(start, (width,), keys, number)
         denoise = functools.partial(self._denoise, objective)
         for index in reversed(range(objective.config.sampling_steps)):
             step = np.int32(index)
-            x_t = self._run(denoise, width, params, hidden, x_t, keys, step, scale)
+            x_t = self._run(denoise, sizes, params, hidden, x_t, keys, step, scale)
         return x_t
 
-    def _halves(self, hidden: jax.Array) -> tuple[jax.Array, jax.Array | None]:
+    def _halves(self, hidden: jax.Array, num_clips: int) -> tuple[jax.Array, jax.Array | None]:
         """States with text and without, the latter only under guidance."""
-        if not self._guided:
+        if hidden.shape[0] == num_clips:
             return hidden, None
         with_text, without = rows_of(hidden, 2)
         return with_text, without
@@ -183,7 +180,8 @@ class HostLoop:
     ) -> Float[Array, "B Q C"]:
         """The tokens of an iteration, in one program."""
         keys, temperature = fold_in_each(keys, iteration), jnp.float32(self._config.temperature)
-        return self._model.sample_tokens(params, *self._halves(hidden), scale, keys, temperature)
+        states = self._halves(hidden, keys.shape[0])
+        return self._model.sample_tokens(params, *states, scale, keys, temperature)
 
     def _start_chain(
         self, objective: Diffusion, width: int, keys: Key, iteration: jax.Array
@@ -205,7 +203,7 @@ class HostLoop:
     ) -> Float[Array, "B Q C"]:
         """One step of the chain, as a program of its own."""
         return reverse_step(
-            objective.guided_denoiser(params["head"], *self._halves(hidden), scale),
+            objective.guided_denoiser(params["head"], *self._halves(hidden, keys.shape[0]), scale),
             x_t,
             index,
             keys,

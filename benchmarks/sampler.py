@@ -25,7 +25,7 @@ from benchmarks import measure
 from benchmarks.baselines import HostLoop, full_length
 from fasttta_jax import cli
 from fasttta_jax.config import MeshConfig, RunConfig
-from fasttta_jax.decode import DecodeResult
+from fasttta_jax.decoding.loop import DecodeResult
 from fasttta_jax.generation.sampler import Sampler
 from fasttta_jax.parallel.compile import Compiled, Program
 from fasttta_jax.parallel.mesh import make_mesh
@@ -110,7 +110,8 @@ class Case:
         else:
             system = full_length(system) if decode == "full_length" else system
             mesh = make_mesh(MeshConfig(), jax.devices()[:1])
-            sampler = Sampler(system, run.decode, mesh, batch_size)
+            # The grid of an order by bisection decides which positions come when, and no size.
+            sampler = Sampler(system, run.decode, mesh, batch_size, tokens_per_column=1)
             self._sampler = sampler.program
             _, start = sampler.inputs(["a caption"] * batch_size, range(batch_size))
             self._inputs = params, text, start._replace(keys=keys)

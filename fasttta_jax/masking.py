@@ -1,4 +1,4 @@
-"""Which tokens are masked in training, and how many are revealed in each decoding iteration.
+"""Which tokens are masked in training, and how many and which are revealed in each iteration.
 
 Source: MAR (Li et al., 2024): the distribution of mask rates, how a mask schedule is rounded.
 Dimensions: B clips, N tokens, T iterations.
@@ -17,7 +17,17 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DecodeConfig, MaskingConfig
-from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MaskSchedule, masked_cosine
+from fasttta_jax.config.checks import check
+from fasttta_jax.config.decode import stages_of
+from fasttta_jax.schedules import (
+    GUIDANCE_SCHEDULES,
+    MASK_SCHEDULES,
+    ORDERS,
+    MaskSchedule,
+    guided_iterations,
+    masked_as,
+    masked_cosine,
+)
 from fasttta_jax.typing import Key
 
 
@@ -31,9 +41,48 @@ def sample_mask_rate(
     return jnp.clip(mean + std * draw, minimum, 1.0)
 
 
-def sample_orders(keys: Key, num_tokens: int) -> Int[Array, "B N"]:
-    """An independent uniform permutation of the token positions for every key in `keys[B]`."""
-    return jax.vmap(lambda key: jax.random.permutation(key, num_tokens))(keys).astype(jnp.int32)
+def sample_orders(
+    keys: Key, num_tokens: int, stages: Int[np.ndarray, " N"] | None = None
+) -> Int[Array, "B N"]:
+    """An independent permutation of the token positions for every key in `keys[B]`.
+
+    Uniform among those in which no position comes before one of an earlier stage.
+    """
+    orders = jax.vmap(lambda key: jax.random.permutation(key, num_tokens))(keys).astype(jnp.int32)
+    if stages is None:
+        return orders
+    stage_of = jnp.asarray(stages, jnp.int32)[orders]
+    return jnp.take_along_axis(orders, jnp.argsort(stage_of, axis=1, stable=True), axis=1)
+
+
+def order_stages(
+    config: DecodeConfig, num_tokens: int, tokens_per_column: int | None
+) -> Int[np.ndarray, " N"] | None:
+    """The stage, from 0, in which each position is revealed; None where there is but one.
+
+    Args:
+      config: its order.
+      num_tokens: N; the tokens of a column are side by side.
+      tokens_per_column: of the codec; None where it is not known.
+
+    Raises:
+      ConfigError: the order needs a codec's grid and has none, or is that of other tokens.
+    """
+    config.check_tokens(num_tokens)
+    order = config.order
+    if order == "random":
+        return None
+    if isinstance(order, str):
+        allowed = f"'random' or a permutation, where tokens_per_column is {tokens_per_column}"
+        whole = tokens_per_column is not None and num_tokens % tokens_per_column == 0
+        check(whole, "decode.order", order, allowed)
+        assert tokens_per_column is not None
+        return ORDERS[order](num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
+    stages = stages_of(order)
+    found = np.zeros(num_tokens, int)
+    for number, positions in enumerate(stages):
+        found[list(positions)] = number
+    return found if len(stages) > 1 else None
 
 
 def sample_masks(
@@ -156,18 +205,35 @@ def decode_counts(
     return tuple(counts)
 
 
+def reveal_counts(config: DecodeConfig, num_tokens: int, num_known: int = 0) -> tuple[int, ...]:
+    """Tokens that each iteration reveals of those that are not known, as `config.counts` says.
+
+    Raises:
+      ValueError: the counts are those of another number of tokens, or more iterations than tokens
+        are asked for.
+    """
+    config.check_tokens(num_tokens)
+    counts = config.counts
+    schedule = MASK_SCHEDULES[counts] if isinstance(counts, str) else masked_as(counts)
+    return decode_counts(num_tokens - num_known, config.num_iterations, schedule)
+
+
 def guidance_scales(
     config: DecodeConfig, counts: tuple[int, ...], *, num_known: int = 0
 ) -> tuple[float, ...]:
     """Guidance strength 1 + (guidance_scale - 1) * shape of every iteration t = 1 ... T.
 
     The shape is one of `GUIDANCE_SCHEDULES`, taken at the end of the iteration, as `decode_counts`
-    takes the mask.
+    takes the mask. Outside of the interval `guided` the strength is 1, which is none.
 
     Args:
-      config: the strength where the schedule is at its height, and which schedule.
+      config: the strength where the schedule is at its height, which schedule, and the interval.
       counts: tokens revealed per iteration.
       num_known: tokens given from the start.
     """
     shape = GUIDANCE_SCHEDULES[config.guidance_schedule](counts, num_known)
-    return tuple(1.0 + (config.guidance_scale - 1.0) * height for height in shape)
+    inside = guided_iterations(config.guided, len(counts))
+    return tuple(
+        1.0 + (config.guidance_scale - 1.0) * height if guided else 1.0
+        for height, guided in zip(shape, inside, strict=True)
+    )

@@ -131,6 +131,78 @@ def test_the_linear_schedule_reveals_as_many_in_every_iteration():
     assert set(masking.decode_counts(256, 12, linear)) == {21, 22}
 
 
+def test_the_exponential_schedule_is_that_of_emigm():
+    exponential = MASK_SCHEDULES["exponential"]
+    expected = (1, 1, 1, 2, 2, 3, 4, 6, 8, 10, 15, 20, 27, 37, 50, 69)
+    assert masking.decode_counts(256, 16, exponential) == expected
+    left = [math.exp(5 * t / 4) for t in range(5)]  # 1 - exp(-5 (1 - t / 4)), times -exp(5)
+    masked = [1.0 if t == 0 else exponential(t, 4) for t in range(5)]
+    np.testing.assert_allclose(masked, (left[4] - np.asarray(left)) / (left[4] - 1), atol=1e-12)
+
+
+@pytest.mark.parametrize(("num_iterations", "parts"), [(32, (24, 6, 2)), (16, (12, 3, 1))])
+def test_the_counts_of_bisection_spend_the_iterations_as_gtr_does(num_iterations, parts):
+    counts = masking.decode_counts(256, num_iterations, MASK_SCHEDULES["bisection"])
+    ends = np.cumsum(parts)
+    found = [sum(part) for part in np.split(counts, ends[:-1])]
+    assert found == [64, 64, 128]
+    for part in np.split(counts, ends[:-1]):
+        assert max(part) - min(part) <= 1
+
+
+def test_counts_that_are_numbers_are_revealed_and_scale_to_what_is_not_known():
+    counts = (1, 1, 3, 7, 37)
+    config = DecodeConfig(num_iterations=5, counts=counts)
+    assert masking.reveal_counts(config, 49) == counts
+    for num_known in range(1, 45):
+        found = masking.reveal_counts(config, 49, num_known)
+        assert (len(found), sum(found)) == (5, 49 - num_known)
+        exact = (49 - num_known) / 49 * np.cumsum(counts)
+        # rounding down what stays masked, and a token for each iteration at least
+        assert np.abs(np.cumsum(found) - exact).max() < 3
+    with pytest.raises(ValueError, match=r"counts is .*, 37\); .* sum of 48, .* found 49"):
+        masking.reveal_counts(config, 48)
+
+
+@pytest.mark.parametrize(("num_columns", "tokens_per_column"), [(64, 4), (6, 2), (5, 3), (7, 1)])
+def test_bisection_refines_a_checkerboard_of_times_and_bands(num_columns, tokens_per_column):
+    config = DecodeConfig(order="bisection")
+    num_tokens = num_columns * tokens_per_column
+    stages = masking.order_stages(config, num_tokens, tokens_per_column)
+    assert stages is not None
+    for position, stage in enumerate(stages):
+        diagonal = sum(divmod(position, tokens_per_column))
+        assert stage == (2 if diagonal % 2 else 1 if diagonal % 4 else 0)
+    grid = stages.reshape(num_columns, tokens_per_column)
+    # whatever comes last has all of its neighbours before it
+    for axis in (0, 1):
+        assert ((np.diff(grid == 2, axis=axis)) != 0).all()
+
+
+def test_stages_of_an_order_that_names_its_positions():
+    order = DecodeConfig(order=((2, 0), 3, (1, 4)))
+    np.testing.assert_array_equal(masking.order_stages(order, 5, None), [0, 2, 0, 1, 2])
+    assert masking.order_stages(DecodeConfig(order=((2, 0, 1),)), 3, None) is None
+    assert masking.order_stages(DecodeConfig(), 3, None) is None
+    with pytest.raises(ValueError, match=r"order is .* permutation of 6 positions, .* found 5"):
+        masking.order_stages(order, 6, None)
+
+
+@pytest.mark.parametrize("tokens_per_column", [None, 3])
+def test_an_order_of_a_grid_needs_one_that_fits(tokens_per_column):
+    config = DecodeConfig(order="bisection")
+    with pytest.raises(ValueError, match=f"where tokens_per_column is {tokens_per_column}"):
+        masking.order_stages(config, 8, tokens_per_column)
+
+
+def test_orders_are_random_within_their_stages_alone():
+    stages = np.asarray([1, 0, 2, 0, 1, 0])
+    orders = np.asarray(masking.sample_orders(jax.random.split(jax.random.key(0), 64), 6, stages))
+    np.testing.assert_array_equal(np.sort(orders), np.tile(np.arange(6), (64, 1)))
+    np.testing.assert_array_equal(stages[orders], np.tile([0, 0, 0, 1, 1, 2], (64, 1)))
+    assert len({order[:3].tobytes() for order in orders}) == 6  # all permutations of the first
+
+
 @pytest.mark.parametrize("num_iterations", [0, -1, 257])
 def test_decode_counts_refuse_empty_iterations(num_iterations):
     with pytest.raises(ValueError, match=f"is {num_iterations}; allowed: 1 to .* 256"):
@@ -160,6 +232,25 @@ def test_linear_guidance_counts_known_tokens_as_revealed():
     whole = guidance_scales("linear", 5.0, counts)
     rest = guidance_scales("linear", 5.0, counts[7:], known)
     assert rest == whole[7:]
+
+
+@pytest.mark.parametrize(
+    ("interval", "guided"),
+    [
+        ((0.0, 1.0), range(16)),
+        ((0.1, 0.3), (12, 13, 14)),
+        ((0.1, 0.5), range(8, 15)),
+        ((0.0, 0.4), range(10, 16)),
+        ((0.25, 0.5), (8, 9, 10, 11)),
+    ],
+)
+def test_guidance_outside_of_its_interval_of_time_left_is_none(interval, guided):
+    counts = masking.decode_counts(256, 16)
+    everywhere = DecodeConfig(num_iterations=16)
+    inside = DecodeConfig(num_iterations=16, guided=interval)
+    full = masking.guidance_scales(everywhere, counts)
+    expected = [scale if t in guided else 1.0 for t, scale in enumerate(full)]
+    assert list(masking.guidance_scales(inside, counts)) == expected
 
 
 def test_constant_guidance_does_not_move():

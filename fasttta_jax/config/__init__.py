@@ -5,6 +5,7 @@ and `from_config_dict` turns it back. Library code only ever sees the dataclasse
 """
 
 from fasttta_jax.config.checks import ConfigError
+from fasttta_jax.config.decode import Counts, DecodeConfig, Order
 from fasttta_jax.config.mapping import flatten, from_config_dict, to_config_dict
 from fasttta_jax.config.model import (
     BackboneConfig,
@@ -25,7 +26,6 @@ from fasttta_jax.config.objectives import (
 )
 from fasttta_jax.config.run import (
     DataConfig,
-    DecodeConfig,
     MeshConfig,
     OptimizerConfig,
     RunConfig,
@@ -36,6 +36,7 @@ __all__ = [
     "BackboneConfig",
     "ComputeDtype",
     "ConfigError",
+    "Counts",
     "DataConfig",
     "DecodeConfig",
     "DiffusionConfig",
@@ -48,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "Noise",
     "OptimizerConfig",
+    "Order",
     "Roles",
     "RunConfig",
     "TextConfig",

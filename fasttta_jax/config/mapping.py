@@ -7,6 +7,7 @@ wrote is read with the meaning that it had (`upgrade`).
 from __future__ import annotations
 
 import dataclasses
+import types
 import typing
 from collections.abc import Mapping
 from typing import Any, Literal, TypeVar
@@ -16,6 +17,7 @@ import ml_collections
 from fasttta_jax.config.checks import ConfigError
 from fasttta_jax.config.objectives import DistillationConfig
 from fasttta_jax.config.run import RunConfig
+from fasttta_jax.config.values import as_tuples, read_numbers
 
 T = TypeVar("T")
 
@@ -36,11 +38,6 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             flat[prefix + name] = value
     return flat
-
-
-def as_tuples(value: Any) -> Any:
-    """Lists, which is what JSON makes of tuples, as tuples, at every depth."""
-    return tuple(map(as_tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _from_mapping(cls: type[T], values: Any, path: str) -> T:
@@ -65,6 +62,9 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
             continue
         if typing.get_origin(hint) is tuple:
             hint, value = tuple, as_tuples(value)
+        elif isinstance(hint, types.UnionType):  # a name, or numbers in its place
+            value = read_numbers(value)
+            hint = tuple if isinstance(value, tuple) else str
         expected = type(typing.get_args(hint)[0]) if typing.get_origin(hint) is Literal else hint
         if expected is float and type(value) is int:
             value = float(value)
@@ -85,6 +85,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
       a teacher ignored `init_from`.
     * `model.head` held the fields of `energy` that describe the head: noise_dim, noise, roles.
     * `sample_prompts` was one string, with "|" between prompts.
+    * `decode.counts` was `decode.mask_schedule`.
     * `data.audio` named audio to be encoded as it is read; it must be empty.
 
     What is of this version comes back as it is.
@@ -99,6 +100,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
                 "name the result in data.path"
             )
         new["data"] = data
+    if _has_mapping(new, "decode") and "mask_schedule" in new["decode"]:
+        decode = dict(new["decode"])
+        new["decode"] = {"counts": decode.pop("mask_schedule"), **decode}
     if isinstance(prompts := new.get("sample_prompts"), str):
         new["sample_prompts"] = tuple(part for part in prompts.split("|") if part.strip())
     head = dict(new["model"]["head"]) if _has_mapping(new, "model", "head") else {}

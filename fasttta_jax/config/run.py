@@ -1,4 +1,4 @@
-"""One run: optimizer, data, mesh, decoding, and the checks across sections."""
+"""One run: optimizer, data, mesh, and the checks across sections."""
 
 from __future__ import annotations
 
@@ -12,11 +12,10 @@ from fasttta_jax.config.checks import (
     SHARE,
     check,
     check_fields,
-    check_name,
 )
+from fasttta_jax.config.decode import DecodeConfig
 from fasttta_jax.config.model import ModelConfig
 from fasttta_jax.config.objectives import DistillationConfig, MaskingConfig, ObjectiveConfigs
-from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 BLOCKS = re.compile(r"(\d+(,\d+)*)?/\d+(,\d+)*")
 SMALLEST_SHARE = 1e-3
@@ -78,45 +77,6 @@ class OptimizerConfig:
             "max_skipped_steps",
         )
         check_fields(self, "optimizer.", SHARE, "beta1", "beta2", "ema_decay")
-
-
-@dataclasses.dataclass(frozen=True)
-class DecodeConfig:
-    """Iterative parallel decoding.
-
-    Attributes:
-      num_iterations: T, from 1 to num_tokens.
-      mask_schedule: how many tokens the iterations reveal, a name in `schedules.MASK_SCHEDULES`:
-        "cosine" begins with few (MAR), "linear" reveals as many in each.
-      guidance_scale: strength of classifier-free guidance; 1 is none.
-      guidance_schedule: a name in `schedules.GUIDANCE_SCHEDULES`: "linear" rises with the share of
-        revealed tokens (MAR); "constant" stays; "cosine_up" and "cosine_down" rise and fall with
-        the iterations, by a quarter cosine.
-      temperature: below 1 narrows the samples: for objective "diffusion" a factor on the noise that
-        the chain injects, for "energy" on the head's noise, or where energy.roles is
-        "context_stream" on the shifts that the noise makes (EAR).
-      max_segments: how many differently padded programs the iterations are grouped into.
-    """
-
-    num_iterations: int = 64
-    mask_schedule: str = "cosine"
-    guidance_scale: float = 5.0
-    guidance_schedule: str = "linear"
-    temperature: float = 1.0
-    max_segments: int = 4
-
-    def __post_init__(self) -> None:
-        check(
-            self.num_iterations >= 1,
-            "decode.num_iterations",
-            self.num_iterations,
-            "from 1 to the number of tokens",
-        )
-        check_fields(self, "decode.", NOT_NEGATIVE, "guidance_scale")
-        check_name("decode.mask_schedule", self.mask_schedule, MASK_SCHEDULES)
-        check_name("decode.guidance_schedule", self.guidance_schedule, GUIDANCE_SCHEDULES)
-        check_fields(self, "decode.", NOT_NEGATIVE, "temperature")
-        check(self.max_segments >= 1, "decode.max_segments", self.max_segments, "1 or more")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -303,6 +263,7 @@ class RunConfig(ObjectiveConfigs):
             self.decode.num_iterations,
             f"from 1 to model.num_tokens = {self.model.num_tokens}",
         )
+        self.decode.check_tokens(self.model.num_tokens)
         check(
             self.optimizer.warmup_steps + self.optimizer.decay_steps <= self.num_steps,
             "optimizer.warmup_steps + optimizer.decay_steps",

@@ -193,10 +193,7 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
         mesh,
         encoded,
         trained,
-        {
-            name: dataclasses.replace(one.config.decode, **config.decode)
-            for name, one in trained.items()
-        },
+        {name: one.config.decode.changed(**config.decode) for name, one in trained.items()},
         sample_rate,
         columns * encoded.codec.samples_per_column,
     )

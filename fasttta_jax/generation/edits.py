@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float
 from fasttta_jax.audio.files import playback_level, read_audio
 from fasttta_jax.codecs import Codec
 from fasttta_jax.config.checks import check
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.seconds import NUMBER
 from fasttta_jax.generation.timeline import Entry, parse_timeline
 from fasttta_jax.randomness import stream

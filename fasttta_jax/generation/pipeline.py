@@ -23,9 +23,9 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float
 
 from fasttta_jax.audio.files import AudioFormat, playback_level, write_audio
-from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config import Counts, DecodeConfig, Order
 from fasttta_jax.config.checks import NOT_NEGATIVE, check, check_choice, check_fields
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.edits import Edits
 from fasttta_jax.generation.requests import Request, read_requests
 from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States
@@ -36,6 +36,9 @@ from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.text.vocabulary import unknown_words_log
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
+DECODING = ("num_iterations", "counts", "order", "guided", "guidance_scale", "temperature")
+"""Fields of `DecodeConfig` that may be given for a call."""
+
 
 @dataclasses.dataclass(frozen=True)
 class GenerateConfig:
@@ -45,6 +48,9 @@ class GenerateConfig:
       seed: of the first clip; clip i has seed + i.
       batch_size: most clips computed together; rounded up to fill all devices.
       num_iterations: of decoding, 1 to the number of tokens.
+      counts: see `DecodeConfig`, also for order and guided; numbers may be text, such as "1,2,5".
+      order: which tokens come first.
+      guided: in which iterations there is guidance.
       guidance_scale: strength of classifier-free guidance; 1 is none.
       temperature: scale of the noise.
       with_states: also keep the tokens behind every iteration.
@@ -53,6 +59,9 @@ class GenerateConfig:
     seed: int = 0
     batch_size: int = 8
     num_iterations: int | None = None
+    counts: Counts | None = None
+    order: Order | None = None
+    guided: tuple[float, float] | str | None = None
     guidance_scale: float | None = None
     temperature: float | None = None
     with_states: bool = False
@@ -69,12 +78,13 @@ class GenerateConfig:
         check_fields(self, "", NOT_NEGATIVE, *given)
 
     def decode_config(self, run: DecodeConfig) -> DecodeConfig:
-        """The run's settings with those that are given here in their place."""
-        names = "num_iterations", "guidance_scale", "temperature"
-        values = {name: getattr(self, name) for name in names}
-        return dataclasses.replace(
-            run, **{name: value for name, value in values.items() if value is not None}
-        )
+        """The run's settings with those that are given here in their place.
+
+        Raises:
+          ConfigError: they do not fit together.
+        """
+        values = {name: getattr(self, name) for name in DECODING}
+        return run.changed(**{name: value for name, value in values.items() if value is not None})
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -180,14 +190,21 @@ class Pipeline:
         """The token sampler of these settings, for so many known tokens and texts of every clip.
 
         Raises:
-          ValueError: more iterations than tokens to generate.
+          ValueError: more iterations than tokens to generate, or counts or an order of others.
         """
+        decode = config.decode_config(self.trained.config.decode)
+        return self._sampler(config, decode, num_known, num_texts)
+
+    def _sampler(
+        self, config: GenerateConfig, decode: DecodeConfig, num_known: int, num_texts: int
+    ) -> Sampler:
         shards = batch_shards(self.mesh)
         return Sampler(
             self.trained.model,
-            config.decode_config(self.trained.config.decode),
+            decode,
             self.mesh,
             math.ceil(config.batch_size / shards) * shards,
+            self.trained.codec.tokens_per_column,
             num_known=num_known,
             num_texts=num_texts,
             with_states=config.with_states,
@@ -202,6 +219,9 @@ class Pipeline:
         negative: str | Iterable[str] = "",
         guidance_scale: float | Iterable[float | None] | None = None,
         num_iterations: int | None = None,
+        counts: Counts | None = None,
+        order: Order | None = None,
+        guided: tuple[float, float] | str | None = None,
         temperature: float | None = None,
         seconds: float | Iterable[float | None] | None = None,
         audio: str | os.PathLike[str] | None = None,
@@ -243,6 +263,9 @@ class Pipeline:
             seed=seed,
             batch_size=batch_size,
             num_iterations=num_iterations,
+            counts=counts,
+            order=order,
+            guided=guided,
             temperature=temperature,
             with_states=with_states,
         )
@@ -265,7 +288,7 @@ class Pipeline:
         each = isinstance(seconds, Iterable)
         sequences = Sequences.plan(
             self.trained,
-            functools.partial(self._sampler, config),
+            functools.partial(self._window_sampler, config),
             Edits(audio, keep, vary, share, loop, timeline),
             seconds=None if each else cast(float | None, seconds),
             each=each,
@@ -276,16 +299,14 @@ class Pipeline:
         clips = self._clips(sequences, self.sampler(config).batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 
-    def _sampler(
+    def _window_sampler(
         self, config: GenerateConfig, scale: float, num_known: int, num_texts: int
     ) -> Sampler:
         """The sampler of a window, with no more iterations than tokens to make."""
-        num_iterations = config.decode_config(self.trained.config.decode).num_iterations
         unknown = self.trained.config.model.num_tokens - num_known
-        config = dataclasses.replace(
-            config, guidance_scale=scale, num_iterations=min(num_iterations, unknown)
-        )
-        return self.sampler(config, num_known, num_texts)
+        decode = config.decode_config(self.trained.config.decode).at_most(unknown)
+        decode = dataclasses.replace(decode, guidance_scale=scale)
+        return self._sampler(config, decode, num_known, num_texts)
 
     def _clips(
         self, sequences: Sequences, batch_size: int, requests: Iterator[Request]

@@ -21,8 +21,9 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.config.checks import check
-from fasttta_jax.decode import DecodeResult, Guidance, Known, parallel_decode, plan_segments
-from fasttta_jax.masking import guidance_scales
+from fasttta_jax.decoding.loop import DecodeResult, Guidance, Known, parallel_decode
+from fasttta_jax.decoding.plan import plan_segments
+from fasttta_jax.masking import guidance_scales, order_stages
 from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.compile import Program, compile_sampler
 from fasttta_jax.parallel.mesh import AnyMesh, batch_shards
@@ -95,18 +96,21 @@ class Sampler:
         samplers that differ in it alone share one, but for a scale of 1, which guides nothing.
       mesh: devices; the batch is split over them. On an abstract mesh the program only compiles.
       batch_size: clips computed together; must divide over the mesh.
+      tokens_per_column: of the codec; needed where the order is that of a grid.
       num_known: tokens of every clip that will be given.
       num_texts: X, texts of every clip.
       with_states: also return the state behind every iteration.
 
     Raises:
-      ValueError: more iterations than tokens to generate, or a batch that cannot be split.
+      ValueError: more iterations than tokens to generate, counts or an order of other tokens, or a
+        batch that cannot be split.
     """
 
     model: TextToAudio
     config: DecodeConfig
     mesh: AnyMesh
     batch_size: int
+    tokens_per_column: int | None = None
     num_known: int = 0
     num_texts: int = 1
     with_states: bool = False
@@ -116,6 +120,7 @@ class Sampler:
         allowed = f"multiples of {shards}, the parts that a batch is split into over the mesh"
         check(self.batch_size % shards == 0, "batch_size", self.batch_size, allowed)
         plan_segments(self.config, self.model.config.num_tokens, self.num_known)
+        order_stages(self.config, self.model.config.num_tokens, self.tokens_per_column)
 
     @property
     def guided(self) -> bool:
@@ -125,7 +130,14 @@ class Sampler:
     def program(self) -> Program[DecodeResult]:
         """The jitted function of (parameters, text, start); its states are [B, T, ...]."""
         any_scale = dataclasses.replace(self.config, guidance_scale=2.0 if self.guided else 1.0)
-        return _compiled(self.model, any_scale, self.mesh, self.num_known, self.with_states)
+        return _compiled(
+            self.model,
+            any_scale,
+            self.mesh,
+            self.tokens_per_column,
+            self.num_known,
+            self.with_states,
+        )
 
     def inputs(
         self,
@@ -256,6 +268,7 @@ def _compiled(
     model: TextToAudio,
     config: DecodeConfig,
     mesh: AnyMesh,
+    tokens_per_column: int | None,
     num_known: int,
     with_states: bool,
 ) -> Program[Any]:
@@ -276,6 +289,7 @@ def _compiled(
             config,
             num_tokens=model.config.num_tokens,
             token_dim=model.config.token_dim,
+            tokens_per_column=tokens_per_column,
             known=start.known,
             num_known=num_known,
             guidance=guidance,

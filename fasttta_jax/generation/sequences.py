@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.codecs.circular import decode_circular
 from fasttta_jax.codecs.columns import num_columns as columns_of
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation import timeline, windows
 from fasttta_jax.generation.edits import (
     SHARE,

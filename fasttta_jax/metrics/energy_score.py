@@ -22,7 +22,7 @@ from jax.sharding import Mesh
 from jaxtyping import Array, Float, Float64
 
 from fasttta_jax.config import MaskingConfig
-from fasttta_jax.decode import Decodable
+from fasttta_jax.decoding.loop import Decodable
 from fasttta_jax.losses.energy import energy_score
 from fasttta_jax.masking import max_visible, sample_masks
 from fasttta_jax.parallel.compile import compile_sampler

@@ -21,7 +21,7 @@ from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config import ConfigError, GuidedConfig, RunConfig
 from fasttta_jax.config.checks import check
-from fasttta_jax.decode import plan_segments
+from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.masking import DecodingMasks
 from fasttta_jax.objectives.base import HeadFlops, Objective, Teacher

@@ -14,7 +14,7 @@ import dataclasses
 from typing import Literal
 
 from fasttta_jax.config import BackboneConfig, ModelConfig, RunConfig
-from fasttta_jax.decode import plan_segments
+from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.models.layers import NUM_SINUSOIDS
 from fasttta_jax.objectives import build_objective, training_masks
 from fasttta_jax.objectives.base import product_flops
@@ -174,17 +174,16 @@ def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> Sampli
         head as before; "unpadded" has no padding anywhere, the least that the schedule allows.
     """
     model = config.model
-    guided = 2 if config.decode.guidance_scale != 1.0 else 1
-    head = build_objective(config).flops()
-    head_per_token = head.sampling if guided == 1 else head.guided_sampling
-    backbone = num_evaluated = 0.0
+    per_token = build_objective(config).flops()
+    backbone = head = 0.0
     for segment in plan_segments(config.decode, model.num_tokens):
+        guided = segment.branches == 2
         for start, count in zip(segment.starts, segment.counts, strict=True):
             revealed = count if decode == "unpadded" else segment.num_revealed
-            num_evaluated += revealed
+            head += revealed * (per_token.guided_sampling if guided else per_token.sampling)
             if decode == "full_length":
-                backbone += guided * backbone_flops(model)
+                backbone += segment.branches * backbone_flops(model)
             else:
                 visible = start if decode == "unpadded" else segment.num_visible
-                backbone += guided * backbone_flops(model, visible, revealed)
-    return SamplingFlops(backbone, num_evaluated * head_per_token)
+                backbone += segment.branches * backbone_flops(model, visible, revealed)
+    return SamplingFlops(backbone, head)

@@ -26,7 +26,7 @@ import numpy as np
 from jax.typing import DTypeLike
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.config.mapping import as_tuples
+from fasttta_jax.config.values import as_tuples
 from fasttta_jax.models.layers import layer_norm, linear
 from fasttta_jax.pretrained.batch_norm import BatchNorm
 from fasttta_jax.pretrained.checks import check_whole

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 from jaxtyping import Array, Float
 
-from fasttta_jax.config.mapping import as_tuples
+from fasttta_jax.config.values import as_tuples
 from fasttta_jax.storage.weights import read_kind
 from fasttta_jax.typing import AnyArray, Audio
 

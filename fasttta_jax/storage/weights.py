@@ -18,7 +18,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fasttta_jax.config.mapping import as_tuples
+from fasttta_jax.config.values import as_tuples
 from fasttta_jax.storage.files import (
     as_path,
     is_remote,

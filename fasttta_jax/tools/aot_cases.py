@@ -114,7 +114,8 @@ def build(case: Case, text: TextEncoder, mesh: AnyMesh) -> tuple[Program[Any], d
         step = programs.train_step(context)
         return compile_train_step(step, state, frozen, mesh), arguments
     size = config.data.batch_size
-    sampler = Sampler(context.model, config.decode, mesh, size)
+    # The grid of an order by bisection decides which positions come when, and no size.
+    sampler = Sampler(context.model, config.decode, mesh, size, tokens_per_column=1)
     rows = batch_sharding(mesh)
     start = Start(_key((size,), rows), None)
     if sampler.guided:

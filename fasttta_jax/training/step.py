@@ -19,7 +19,7 @@ import optax
 from jaxtyping import Array, Bool, Float
 
 from fasttta_jax.config import AlignPositions, OptimizerConfig
-from fasttta_jax.decode import repeat_rows, rows_of, with_unconditional
+from fasttta_jax.decoding.loop import repeat_rows, rows_of, with_unconditional
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.masking import MaskDistribution
 from fasttta_jax.objectives import ALIGNMENT, Guidance, Teacher

@@ -18,9 +18,9 @@ from fasttta_jax.performance.flops import sampling_flops, training_step_flops
 from fasttta_jax.performance.timing import Timing
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
+from tests.decoding.test_models import decode_rounding
 from tests.support import helpers
 from tests.support.tolerance import assert_close
-from tests.test_decode_models import decode_rounding
 
 OBJECTIVES = ("diffusion", "energy")
 DECODES: tuple[sampler.Decode, ...] = ("segments", "full_length", "host_loop")

@@ -140,7 +140,37 @@ REJECTED = [
     (OptimizerConfig, {"ema_decay": 1.0}, r"optimizer\.ema_decay is 1\.0; allowed: from 0"),
     (DecodeConfig, {"num_iterations": 0}, r"decode\.num_iterations is 0; allowed: from 1"),
     (DecodeConfig, {"guidance_scale": -1.0}, r"decode\.guidance_scale is -1\.0; allowed: 0 or"),
-    (DecodeConfig, {"mask_schedule": "up"}, r"decode\.mask_schedule is 'up'; .*'cosine', 'linear'"),
+    (
+        DecodeConfig,
+        {"counts": "up"},
+        r"decode\.counts is 'up'; .*'cosine', 'exponential', 'linear'",
+    ),
+    (DecodeConfig, {"counts": (1, 2, 5)}, r"decode\.counts is \(1, 2, 5\); allowed: 64 whole num"),
+    (
+        DecodeConfig,
+        {"counts": (1, 0), "num_iterations": 2},
+        r"decode\.counts is \(1, 0\); .* above",
+    ),
+    (DecodeConfig, {"counts": [1, 2], "num_iterations": 2}, r"decode\.counts is \[1, 2\]; allowed"),
+    (DecodeConfig, {"order": "raster"}, r"decode\.order is 'raster'; .* 'random', 'bisection'"),
+    (DecodeConfig, {"order": (0, 2)}, r"decode\.order is \(0, 2\); allowed: a permutation"),
+    (DecodeConfig, {"order": (0, (1, 1))}, r"decode\.order is \(0, \(1, 1\)\); .* a permutation"),
+    (DecodeConfig, {"order": ()}, r"decode\.order is \(\); allowed: a permutation"),
+    (DecodeConfig, {"order": (0, 1.0)}, r"decode\.order is \(0, 1\.0\); allowed: a permutation"),
+    (
+        DecodeConfig,
+        {"guided": (0.5, 0.5)},
+        r"decode\.guided is \(0\.5, 0\.5\); allowed: \(lo, hi\)",
+    ),
+    (DecodeConfig, {"guided": (0, 1.5)}, r"decode\.guided is \(0, 1\.5\); allowed: .* hi <= 1"),
+    (DecodeConfig, {"guided": (-1, 1)}, r"decode\.guided is \(-1, 1\); allowed: .* 0 <= lo"),
+    (DecodeConfig, {"guided": (0, 1, 1)}, r"decode\.guided is \(0, 1, 1\); allowed: \(lo, hi\)"),
+    (DecodeConfig, {"guided": (0, math.nan)}, r"decode\.guided is \(0, nan\); allowed"),
+    (
+        DecodeConfig,
+        {"guided": (0.0, 0.1), "num_iterations": 8},
+        r"decode\.guided is .* the time left before one of the 8 iterations, 1/8 to 1, above lo",
+    ),
     (DecodeConfig, {"guidance_schedule": "up"}, r"decode\.guidance_schedule is 'up'; .*'linear'"),
     (DecodeConfig, {"temperature": -0.5}, r"decode\.temperature is -0\.5; allowed: 0 or more"),
     (DecodeConfig, {"max_segments": 0}, r"decode\.max_segments is 0; allowed: 1 or more"),
@@ -189,6 +219,16 @@ REJECTED = [
         r"sample_prompts is \('a', ' '\); allowed: a tuple",
     ),
     (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),
+    (
+        RunConfig,
+        {"decode": DecodeConfig(num_iterations=2, counts=(100, 100))},
+        r"decode\.counts is \(100, 100\); allowed: a sum of 256, the number of tokens; found 200",
+    ),
+    (
+        RunConfig,
+        {"decode": DecodeConfig(order=(1, (0, 2)))},
+        r"decode\.order is \(1, \(0, 2\)\); allowed: .* of 256 positions, .* tokens; found 3",
+    ),
     (
         RunConfig,
         {"decode": DecodeConfig(num_iterations=257)},
@@ -262,6 +302,47 @@ def test_wrong_types_are_refused(values, message):
         from_config_dict(values)
 
 
+# --------------------------------------------------------------------------- choices of decoding
+
+
+CHOSEN = DecodeConfig(
+    num_iterations=3, counts=(1, 2, 5), order=(3, (0, 1, 2), 4, (5, 6, 7)), guided=(0.25, 0.75)
+)
+
+
+def test_choices_of_decoding_come_back_from_json_and_from_the_command_line():
+    config = helpers.tiny_teacher_config("data", decode=CHOSEN)
+    stored = json.loads(json.dumps(to_config_dict(config).to_dict()))
+    assert from_config_dict(stored) == config
+    edited = to_config_dict(helpers.tiny_teacher_config("data", decode=DecodeConfig(3)))
+    edited.decode.counts, edited.decode.order = "1,2,5", "3, (0, 1, 2), 4, (5, 6, 7)"
+    edited.decode.guided = (0.25, 0.75)
+    assert from_config_dict(edited) == config
+    edited.decode.order = "3,("
+    with pytest.raises(ConfigError, match=r"decode\.order is '3,\('; allowed: one of 'random'"):
+        from_config_dict(edited)
+
+
+def test_counts_that_are_numbers_say_how_many_iterations_there_are():
+    changed = DecodeConfig().changed(counts="1,2,5", guided=[0.25, 0.75], order="(3,(0,1,2),4,5)")
+    assert changed.num_iterations == 3
+    assert (changed.counts, changed.guided) == ((1, 2, 5), (0.25, 0.75))
+    assert changed.order == (3, (0, 1, 2), 4, 5)
+    assert changed.changed(counts="cosine", num_iterations=7).num_iterations == 7
+    with pytest.raises(ConfigError, match=r"counts is \(1, 2, 5\); allowed: 4 whole numbers"):
+        changed.changed(num_iterations=4)
+    with pytest.raises(ConfigError, match=r"counts is \(1, 1\); allowed: 3 whole numbers"):
+        changed.changed(counts=(1, 1), num_iterations=3)
+
+
+def test_where_few_tokens_are_left_every_one_has_its_iteration():
+    assert CHOSEN.at_most(3) is CHOSEN
+    few = CHOSEN.at_most(2)
+    assert (few.num_iterations, few.order, few.guided) == (2, CHOSEN.order, CHOSEN.guided)
+    late = dataclasses.replace(CHOSEN, guided=(0.0, 0.4)).at_most(2)
+    assert late.guided == (0.0, 1.0)  # before the last of two iterations half of the time is left
+
+
 # -------------------------------------------------------------------- what earlier versions wrote
 
 
@@ -319,6 +400,11 @@ def test_prompts_in_one_string_are_taken_apart():
     found = from_config_dict({"sample_prompts": "a dog|  |rain, then wind"})
     assert found.sample_prompts == ("a dog", "rain, then wind")
     assert from_config_dict({"sample_prompts": ""}).sample_prompts == ()
+
+
+def test_the_mask_schedule_is_called_counts_now():
+    found = from_config_dict({"decode": {"mask_schedule": "linear", "num_iterations": 3}})
+    assert found.decode == DecodeConfig(num_iterations=3, counts="linear")
 
 
 def test_what_is_of_this_version_is_not_touched():

@@ -20,7 +20,7 @@ import pytest
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.convert import mar
 from fasttta_jax.convert.stored import StoredTensor
-from fasttta_jax.decode import parallel_decode
+from fasttta_jax.decoding.loop import parallel_decode
 from fasttta_jax.masking import sample_orders
 from fasttta_jax.typing import Conditioning, Params, unconditional
 

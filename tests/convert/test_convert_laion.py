@@ -15,7 +15,7 @@ from collections.abc import Mapping
 import numpy as np
 import pytest
 
-from fasttta_jax.config.mapping import as_tuples
+from fasttta_jax.config.values import as_tuples
 from fasttta_jax.convert import clap, names
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import StoredTensor

@@ -26,9 +26,9 @@ from fasttta_jax.storage.weights import read_metadata
 from fasttta_jax.text import load_text_encoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
+from tests.decoding.test_models import decode_rounding
 from tests.support import helpers
 from tests.support.tolerance import assert_close, assert_one_step_of_float16
-from tests.test_decode_models import decode_rounding
 
 GOLDEN = pathlib.Path(__file__).parents[1] / "golden"
 PROMPTS = ["a loud tone", "noise that is quiet"]

@@ -15,7 +15,7 @@ import soundfile
 from fasttta_jax.audio.files import AudioError
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.decoding_figure import MAX_FRAMES, decoding_png
 from fasttta_jax.generation.edits import (
     RangeError,
@@ -29,9 +29,9 @@ from fasttta_jax.masking import decode_counts
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.report.spectrograms import frames_png
 from fasttta_jax.systems import build_model
+from tests.decoding.test_models import decode_rounding
 from tests.support import helpers
 from tests.support.tolerance import assert_close
-from tests.test_decode_models import decode_rounding
 
 # Clips of 4 columns of 0.16 s, each of two tokens.
 COLUMN = 2560

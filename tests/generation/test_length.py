@@ -10,7 +10,7 @@ import pytest
 import soundfile
 
 from fasttta_jax.config import MeshConfig
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation import windows
 from fasttta_jax.generation.pipeline import Clip, Pipeline
 from fasttta_jax.generation.seconds import FADE_SECONDS, cut

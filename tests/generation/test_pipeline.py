@@ -16,14 +16,14 @@ import soundfile
 
 import fasttta_jax
 from fasttta_jax.config import MeshConfig
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.workdir.checkpoint import CheckpointError
 from fasttta_jax.workdir.folder import WorkdirError
+from tests.decoding.test_models import decode_rounding
 from tests.support.helpers import CLIP_SAMPLES, NUM_TOKENS, SAMPLE_RATE, TOKEN_DIM
 from tests.support.tolerance import assert_close
-from tests.test_decode_models import decode_rounding
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 PROMPTS = ["a loud tone", "a quiet noise", "clicks that are loud"]

@@ -7,10 +7,10 @@ import pytest
 
 from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.generation.timeline import Entry, TimelineError, parse_timeline, weights
+from tests.decoding.test_models import decode_rounding
 from tests.generation.test_length import as_int16
 from tests.support.helpers import CLIP_SAMPLES, NUM_TOKENS, SAMPLE_RATE
 from tests.support.tolerance import assert_close
-from tests.test_decode_models import decode_rounding
 
 COLUMN = 0.16
 

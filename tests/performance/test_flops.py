@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
+from configs import audiodear_base
 from fasttta_jax.config import (
     BackboneConfig,
     DecodeConfig,
@@ -22,8 +24,10 @@ from fasttta_jax.config import (
     ModelConfig,
     RunConfig,
     TextConfig,
+    from_config_dict,
 )
-from fasttta_jax.decode import parallel_decode, plan_segments
+from fasttta_jax.decoding.loop import parallel_decode
+from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.masking import RandomMasks, decode_counts, max_visible
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.energy_head import EnergyHead
@@ -361,10 +365,17 @@ def test_sampling_counts_the_padding_of_the_segments(objective):
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "energy"])
-@pytest.mark.parametrize("guidance_scale", [1.0, 2.0])
-def test_sampling_counts_every_product_of_the_program(objective, guidance_scale):
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"guidance_scale": 1.0},
+        {"guidance_scale": 2.0},
+        {"counts": "bisection", "order": "bisection", "guided": (0.2, 0.7)},
+    ],
+)
+def test_sampling_counts_every_product_of_the_program(objective, changes):
     run = run_config(objective)
-    decode = dataclasses.replace(run.decode, guidance_scale=guidance_scale)
+    decode = run.decode.changed(**changes)
     run = dataclasses.replace(run, decode=decode)
     model = build_model(run, abstract_text_encoder(TEXT))
     text = model.text.tokenize(["", ""])
@@ -378,11 +389,51 @@ def test_sampling_counts_every_product_of_the_program(objective, guidance_scale)
             decode,
             num_tokens=MODEL.num_tokens,
             token_dim=MODEL.token_dim,
+            tokens_per_column=4,
         ).tokens
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     counted = traced(sample, params, text, jax.random.split(jax.random.key(0)))
     assert counted == 2 * flops.sampling_flops(run).total
+
+
+def tera_of_sampling(depth: tuple[int, int], changes: dict[str, Any]) -> float:
+    """AudioDEAR's base, or as deep as said, with changed settings of decoding."""
+    run = from_config_dict(audiodear_base.get_config())
+    encoder, decoder = depth
+    backbone = dataclasses.replace(run.model.backbone, encoder_depth=encoder, decoder_depth=decoder)
+    model = dataclasses.replace(run.model, backbone=backbone)
+    run = dataclasses.replace(run, model=model, decode=run.decode.changed(**changes))
+    return flops.sampling_flops(run).total / TERA
+
+
+BASE, HALF, SHALLOW = (12, 12), (6, 6), (3, 3)
+ONE_BRANCH = {"guidance_scale": 1.0}
+
+
+@pytest.mark.parametrize(
+    ("depth", "changes", "expected"),
+    [
+        (BASE, {"num_iterations": 64}, 11.46),
+        (BASE, {"num_iterations": 16}, 2.81),
+        (BASE, {"num_iterations": 64, **ONE_BRANCH}, 5.74),
+        (BASE, {"num_iterations": 18, **ONE_BRANCH}, 1.59),
+        (HALF, {"num_iterations": 32, **ONE_BRANCH}, 1.37),
+        (SHALLOW, {"num_iterations": 64, **ONE_BRANCH}, 1.26),
+        (BASE, {"num_iterations": 16, "counts": "exponential", **ONE_BRANCH}, 1.27),
+        (BASE, {"num_iterations": 32, "counts": "bisection"}, 5.17),
+        (BASE, {"num_iterations": 16, "counts": "bisection", **ONE_BRANCH}, 1.28),
+        (BASE, {"num_iterations": 16, "guided": (0.0, 6 / 16)}, 2.03),
+        (BASE, {"num_iterations": 14, "guided": (0.0, 3 / 14)}, 1.55),
+        (BASE, {"num_iterations": 16, "counts": "exponential", "guided": (0.1, 0.3)}, 1.54),
+        (BASE, {"num_iterations": 16, "counts": "exponential", "guided": (0.0, 0.4)}, 1.80),
+        (BASE, {"num_iterations": 16, "counts": "bisection", "guided": (0.0, 0.25)}, 1.64),
+    ],
+)
+def test_what_faster_sampling_costs_at_the_base_size(depth, changes, expected):
+    """Operations of a clip as counted by hand for the published sizes; the order costs none."""
+    assert round(tera_of_sampling(depth, changes), 2) == expected
+    assert round(tera_of_sampling(depth, {**changes, "order": "bisection"}), 2) == expected
 
 
 @pytest.mark.parametrize("objective", ["diffusion", "energy"])

@@ -6,7 +6,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import Known
+from fasttta_jax.decoding.loop import Known
 
 
 def config(**changes) -> DecodeConfig:

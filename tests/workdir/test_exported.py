@@ -116,7 +116,7 @@ def test_sounds_are_those_of_the_run(
             pipeline.trained.params,
             load(runs["student"]).params,
         )
-        # As in decode_rounding of tests/test_decode_models.py, for sums of rounded parameters.
+        # As in decode_rounding of tests/decoding/test_models.py, for sums of rounded parameters.
         terms = config.decode.num_iterations * model_terms(config.model)
         bound = (2 * config.decode.guidance_scale - 1) * rounding(terms, jnp.dtype(dtype))
         tokens = [clip.tokens for clip in pipeline.generate(PROMPTS, seed=3)]

@@ -20,10 +20,10 @@ from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
+from tests.decoding.test_models import decode_rounding
 from tests.multihost.multiprocess import sample_program
 from tests.support import helpers, launch, world
 from tests.support.tolerance import assert_close, model_terms, rounding
-from tests.test_decode_models import decode_rounding
 
 LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
 BIAS_OF_KEYS = "qkv/bias"

@@ -1,10 +1,9 @@
 """Iterative parallel decoding: T passes of the backbone reveal all N tokens, a few more each time.
 
-Source: MAR's sampler. The schedule is known before tracing, so the iterations are grouped into a
-few segments, each a `lax.scan` with its own static number of visible tokens for the encoder and of
-revealed tokens, the only ones that the last block and the head compute. Guidance runs the backbone
-once on a doubled batch, whose other half reads a negative text or none, and is skipped where the
-config's scale is 1. Tokens may be given from the start: then the schedule runs over the others
+Source: MAR's sampler. The iterations are grouped into the segments of `plan`, each a `lax.scan`
+with its own static sizes. Guidance runs the backbone once on a doubled batch, whose other half
+reads a negative text or none; outside of its interval, and where the config's scale is 1, there is
+no other half. Tokens may be given from the start: then the schedule runs over the others
 alone, which fills gaps or continues a clip. A clip may have several texts: the backbone runs once
 for each, and a position takes the weighted mean of their states.
 Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revealed at once
@@ -13,9 +12,7 @@ Dimensions: B clips, N tokens, C channels, D width, T iterations, Q tokens revea
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import itertools
 from collections.abc import Sequence
 from typing import NamedTuple, Protocol, runtime_checkable
 
@@ -25,9 +22,9 @@ import numpy as np
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
+from fasttta_jax.decoding.plan import Segment, plan_segments
+from fasttta_jax.masking import order_stages, sample_orders
 from fasttta_jax.randomness import fold_in_each
-from fasttta_jax.schedules import MASK_SCHEDULES
 from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens, unconditional
 
 
@@ -106,104 +103,6 @@ class DecodeResult(NamedTuple):
     states: DecodeState | None
 
 
-@dataclasses.dataclass(frozen=True)
-class Segment:
-    """Consecutive iterations that share static sizes.
-
-    Attributes:
-      first: number of the first iteration.
-      starts: tokens visible before each iteration, known ones included.
-      counts: tokens revealed by each iteration.
-      guidance_scales: strength of guidance in each iteration.
-      num_visible: most tokens visible in any of them.
-      num_revealed: most tokens revealed by any of them.
-    """
-
-    first: int
-    starts: tuple[int, ...]
-    counts: tuple[int, ...]
-    guidance_scales: tuple[float, ...]
-
-    @property
-    def num_visible(self) -> int:
-        return self.starts[-1]
-
-    @property
-    def num_revealed(self) -> int:
-        return max(self.counts)
-
-
-def plan_segments(config: DecodeConfig, num_tokens: int, num_known: int = 0) -> tuple[Segment, ...]:
-    """The whole schedule of decoding: what each iteration reveals, and how they are grouped.
-
-    Args:
-      config: iterations, guidance, segments.
-      num_tokens: N.
-      num_known: tokens that are given from the start.
-
-    Raises:
-      ValueError: nothing is left to generate, or more iterations are asked for than tokens.
-    """
-    if not 0 <= num_known < num_tokens:
-        raise ValueError(
-            f"num_known is {num_known}; allowed: 0 to {num_tokens - 1}, one less than the tokens "
-            "of a clip, so that something is left to generate"
-        )
-    num_unknown = num_tokens - num_known
-    if num_known and config.num_iterations > num_unknown:
-        raise ValueError(
-            f"num_iterations is {config.num_iterations}; allowed: 1 to {num_unknown}, the tokens "
-            f"left to generate where {num_known} of {num_tokens} are known"
-        )
-    schedule = MASK_SCHEDULES[config.mask_schedule]
-    counts = decode_counts(num_unknown, config.num_iterations, schedule)
-    starts = tuple(itertools.accumulate(counts[:-1], initial=num_known))
-    scales = guidance_scales(config, counts, num_known=num_known)
-    bounds = cheapest_bounds(starts, config.max_segments)
-    return tuple(
-        Segment(begin, starts[begin:end], counts[begin:end], scales[begin:end])
-        for begin, end in itertools.pairwise(bounds)
-    )
-
-
-def cheapest_bounds(num_visible: Sequence[int], max_segments: int) -> tuple[int, ...]:
-    """Splits iterations into runs so that the visible tokens, each run padded to its most, are few.
-
-    Exact, by dynamic programming over (iterations covered, runs used), in T^2 * max_segments steps.
-
-    Args:
-      num_visible: tokens visible before each of T iterations, rising.
-      max_segments: most runs.
-
-    Returns:
-      0, where each further run begins, and T.
-    """
-    # Example: 4 iterations see 0, 2, 5 and 9 tokens, and two runs are allowed. A run costs its
-    # length times what its last iteration sees:
-    #   [0 | 2 5 9]  1 * 0 + 3 * 9 = 27
-    #   [0 2 | 5 9]  2 * 2 + 2 * 9 = 22  the fewest: bounds 0, 2, 4
-    #   [0 2 5 | 9]  3 * 5 + 1 * 9 = 24
-    # costs[2, 4] = 22 is the least of costs[1, begin] + (4 - begin) * 9 over where the last run
-    # begins; cuts[2, 4] = 2 keeps where, so that the bounds are read backwards from there.
-    num_iterations = len(num_visible)
-    limit = min(max_segments, num_iterations)
-    costs = np.full((limit + 1, num_iterations + 1), np.inf)
-    cuts = np.zeros((limit + 1, num_iterations + 1), int)
-    costs[0, 0] = 0
-    for used in range(1, limit + 1):
-        for end in range(1, num_iterations + 1):
-            begins = np.arange(end)
-            candidates = costs[used - 1, :end] + (end - begins) * num_visible[end - 1]
-            cuts[used, end] = int(np.argmin(candidates))
-            costs[used, end] = candidates[cuts[used, end]]
-    used = int(np.argmin(costs[:, num_iterations]))
-    bounds = [num_iterations]
-    while bounds[0] > 0:
-        bounds.insert(0, int(cuts[used, bounds[0]]))
-        used -= 1
-    return tuple(bounds)
-
-
 def parallel_decode(
     model: Decodable,
     params: Params,
@@ -213,6 +112,7 @@ def parallel_decode(
     *,
     num_tokens: int,
     token_dim: int,
+    tokens_per_column: int | None = None,
     known: Known | None = None,
     num_known: int = 0,
     guidance: Guidance | None = None,
@@ -228,9 +128,10 @@ def parallel_decode(
       params: their parameters.
       conditioning: text streams [B, ...], or [B * X, ...] with those of one clip side by side.
       key: one key per clip, [B].
-      config: iterations, guidance, temperature; whether anything is guided.
+      config: iterations, counts, order, guidance, temperature; what is guided at all.
       num_tokens: N.
       token_dim: C.
+      tokens_per_column: of the codec; needed where the order is that of a grid.
       known: tokens that are given; their places may differ from clip to clip.
       num_known: how many are given, the same number in every clip; the caller guarantees it.
       guidance: of each clip; None for the config's scale and no negative text.
@@ -238,23 +139,22 @@ def parallel_decode(
       return_states: also return the state after every iteration.
 
     Raises:
-      ValueError: more iterations than tokens to generate, or `known` and `num_known` disagree.
+      ValueError: more iterations than tokens to generate, counts or an order of other tokens, or
+        `known` and `num_known` disagree.
     """
     segments = plan_segments(config, num_tokens, num_known)
-    guided = config.guidance_scale != 1.0
+    stages = order_stages(config, num_tokens, tokens_per_column)
     temperature = jnp.float32(config.temperature)
     num_texts = 1 if weights is None else weights.shape[2]
-    num_rows = num_texts + 1 if guided else num_texts
-    scales = None
-    if guided:
+    scales, streams = None, {1: conditioning}
+    if any(segment.branches == 2 for segment in segments):
         scales, negative = guidance or _common_guidance(
             segments, conditioning, key.shape[0], num_texts
         )
-        conditioning = jax.tree.map(
-            functools.partial(_with_last, num_rows=num_rows), conditioning, negative
-        )
+        with_negative = functools.partial(_with_last, num_rows=num_texts + 1)
+        streams[2] = jax.tree.map(with_negative, conditioning, negative)
     state = _first_state((key.shape[0], num_tokens, token_dim), known, num_known)
-    order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked)
+    order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked, stages)
 
     history = []
     for segment in segments:
@@ -267,11 +167,13 @@ def parallel_decode(
             iteration, start, count, scale = step
             positions = next_positions(order, start, count, segment.num_revealed)
             places = jnp.minimum(positions, num_tokens - 1)
+            guided = segment.branches == 2
+            num_rows = num_texts + 1 if guided else num_texts
             rows = model.hidden(
                 params,
                 repeat_rows(state.tokens, num_rows),
                 repeat_rows(state.masked, num_rows),
-                conditioning,
+                streams[segment.branches],
                 num_visible=segment.num_visible,
                 positions=repeat_rows(places, num_rows),
             )
@@ -280,7 +182,7 @@ def parallel_decode(
                 params,
                 _mixed(hidden[:num_texts], weights, places),
                 hidden[-1] if guided else None,
-                jnp.float32(1) if scale is None else scale[:, None, None],
+                scale[:, None, None] if guided and scale is not None else jnp.float32(1),
                 fold_in_each(key, iteration),
                 temperature,
             )
@@ -394,8 +296,10 @@ def _first_state(shape: tuple[int, int, int], known: Known | None, num_known: in
     return DecodeState(jnp.where(mask[..., None], tokens, 0.0), ~mask)
 
 
-def _reveal_order(keys: Key, masked: Masked) -> Int[Array, "B N"]:
-    """The known positions of every clip, then the masked ones in a random order."""
-    order = sample_orders(keys, masked.shape[1])
+def _reveal_order(
+    keys: Key, masked: Masked, stages: Int[np.ndarray, " N"] | None
+) -> Int[Array, "B N"]:
+    """The known positions of every clip, then the masked ones by stage, at random within one."""
+    order = sample_orders(keys, masked.shape[1], stages)
     is_masked = jnp.take_along_axis(masked, order, axis=1)
     return jnp.take_along_axis(order, jnp.argsort(is_masked, axis=1, stable=True), axis=1)

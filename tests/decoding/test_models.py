@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import Guidance, Known, parallel_decode
+from fasttta_jax.decoding.loop import Guidance, Known, parallel_decode
 from fasttta_jax.masking import decode_counts, guidance_scales, sample_orders
 from fasttta_jax.systems import TextToAudio, build_model
 from fasttta_jax.typing import unconditional
@@ -59,6 +59,7 @@ def _decode(params, text, keys, known, objective, decode_config, num_known):
         decode_config,
         num_tokens=helpers.NUM_TOKENS,
         token_dim=helpers.TOKEN_DIM,
+        tokens_per_column=TOKENS_PER_COLUMN,
         known=known,
         num_known=num_known,
     ).tokens
@@ -85,6 +86,9 @@ def decode(
 
 
 GUIDED = config(guidance_scale=3.0, max_segments=1)
+CHOICES = config(counts=(1, 2, 5), order="bisection", guided=(0.0, 0.7), guidance_scale=3.0)
+"""Counts, an order, and guidance in the last two of three iterations."""
+TOKENS_PER_COLUMN = 2
 OBJECTIVES = ["energy", "diffusion"]
 
 
@@ -115,13 +119,25 @@ def plain_loop(
         masked = ~np.asarray(known.mask)
         tokens[~masked] = np.asarray(known.tokens)[~masked]
     every_order = np.asarray(sample_orders(order_keys, num_tokens))
+    if decode_config.order == "bisection":
+        diagonals = [sum(divmod(place, TOKENS_PER_COLUMN)) % 4 for place in range(num_tokens)]
+        rank = {0: 0, 2: 1, 1: 2, 3: 2}
+        every_order = np.stack(
+            [
+                np.asarray(sorted(row, key=lambda place: rank[diagonals[place]]))
+                for row in every_order
+            ]
+        )
     order = np.stack([row[hidden[row]] for row, hidden in zip(every_order, masked, strict=True)])
     hidden_of, sample = jax.jit(model.hidden), jax.jit(model.sample_tokens)
     num_unknown = remaining = order.shape[1]
     for iteration in range(num_iterations):
         before = remaining
-        angle = math.pi / 2 * (iteration + 1) / num_iterations
-        remaining = max(1, min(before - 1, math.floor(num_unknown * math.cos(angle))))
+        share = math.cos(math.pi / 2 * (iteration + 1) / num_iterations)
+        if isinstance(decode_config.counts, tuple):
+            share = sum(decode_config.counts[iteration + 1 :]) / num_tokens
+        least = num_iterations - iteration - 1 or 1
+        remaining = max(least, min(before - 1, math.floor(num_unknown * share)))
         scale = 1 + (strength - 1) * (num_tokens - remaining) / num_tokens
         if iteration == num_iterations - 1:
             remaining = 0
@@ -132,6 +148,9 @@ def plain_loop(
             )
             for words in (text, unconditional(text))
         ]
+        low, high = decode_config.guided
+        if not low < (num_iterations - iteration) / num_iterations <= high:
+            asked[1], scale = None, 1.0
         iteration_keys = jax.vmap(lambda key, i=iteration: jax.random.fold_in(key, i))(keys)
         new = sample(params, *asked, jnp.float32(scale), iteration_keys, jnp.float32(1.0))
         np.put_along_axis(tokens, chosen[..., None], np.asarray(new), axis=1)
@@ -140,17 +159,17 @@ def plain_loop(
 
 
 @pytest.mark.parametrize(
-    ("objective", "num_iterations", "num_known"),
+    ("objective", "settings", "num_known"),
     [
-        ("energy", 3, 0),
-        ("energy", 3, 4),
-        ("energy", 8, 0),
-        ("diffusion", 3, 0),
-        ("diffusion", 3, 4),
+        ("energy", GUIDED, 0),
+        ("energy", GUIDED, 4),
+        ("energy", dataclasses.replace(GUIDED, num_iterations=8), 0),
+        ("diffusion", GUIDED, 0),
+        ("diffusion", GUIDED, 4),
+        ("energy", CHOICES, 4),
     ],
 )
-def test_decoding_equals_a_plain_loop(objective, num_iterations, num_known):
-    settings = dataclasses.replace(GUIDED, num_iterations=num_iterations)
+def test_decoding_equals_a_plain_loop(objective, settings, num_known):
     known = given(num_known) if num_known else None
     found = decode(objective, settings, [0, 1, 2, 3], known)
     expected = plain_loop(objective, settings, known)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import itertools
 
 import jax
 import jax.numpy as jnp
@@ -12,8 +11,9 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import DecodeConfig
-from fasttta_jax.decode import DecodeResult, cheapest_bounds, parallel_decode, plan_segments
-from fasttta_jax.masking import decode_counts, guidance_scales
+from fasttta_jax.decoding.loop import DecodeResult, Guidance, parallel_decode
+from fasttta_jax.decoding.plan import plan_segments
+from fasttta_jax.masking import decode_counts, guidance_scales, order_stages, reveal_counts
 from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import TextStream
 from tests.support.decoding import config, given_tokens
@@ -53,7 +53,11 @@ class Recorder:
 
 @functools.cache
 def record(
-    num_tokens: int, decode_config: DecodeConfig, num_known: int = 0, batch_size: int = 3
+    num_tokens: int,
+    decode_config: DecodeConfig,
+    num_known: int = 0,
+    batch_size: int = 3,
+    tokens_per_column: int | None = None,
 ) -> DecodeResult:
     """Tokens [B, N, 5] and states, as NumPy arrays."""
     text = {"words": TextStream(jnp.zeros((batch_size, 2, 1)), jnp.ones((batch_size, 2), bool))}
@@ -67,6 +71,7 @@ def record(
             decode_config,
             num_tokens=num_tokens,
             token_dim=5,
+            tokens_per_column=tokens_per_column,
             known=known,
             num_known=num_known,
             return_states=True,
@@ -126,6 +131,94 @@ def test_clips_have_orders_and_noise_of_their_own():
     assert len(np.unique(found[..., 4])) == found[..., 4].size
 
 
+CHOICES = config(
+    num_iterations=6,
+    counts=(1, 2, 2, 4, 7, 16),
+    order="bisection",
+    guidance_scale=4.0,
+    guided=(0.2, 0.7),
+    max_segments=4,
+)
+
+
+@pytest.mark.parametrize("num_known", [0, 9])
+def test_order_counts_and_interval_are_followed_around_known_tokens(num_known):
+    """Each clip reveals stage by stage, so many at once, and guides in the interval alone."""
+    found, states = record(32, CHOICES, num_known, tokens_per_column=4)
+    known = np.asarray(given_tokens(num_known, 32, 5, 3).mask)
+    counts = reveal_counts(CHOICES, 32, num_known)
+    starts = num_known + np.cumsum((0, *counts[:-1]))
+    scales = np.float32(guidance_scales(CHOICES, counts, num_known=num_known))
+    assert [scale != 1 for scale in scales] == [False, False, True, True, True, False]
+    stages = order_stages(CHOICES, 32, 4)
+    np.testing.assert_array_equal(found[..., 0], np.tile(np.arange(1, 33), (3, 1)))
+    for clip, mask in zip(found, known, strict=True):
+        generated = clip[~mask]
+        np.testing.assert_array_equal(generated[:, 2], 1.0)
+        np.testing.assert_array_equal(np.sort(generated[:, 1]), np.repeat(starts, counts))
+        by_time = np.argsort(generated[:, 1], kind="stable")
+        expected = np.split(np.sort(stages[~mask]), np.cumsum(counts)[:-1])
+        revealed = np.split(stages[~mask][by_time], np.cumsum(counts)[:-1])
+        for one, other in zip(revealed, expected, strict=True):
+            np.testing.assert_array_equal(np.sort(one), other)
+        for start, scale in zip(starts, scales, strict=True):
+            assert set(generated[generated[:, 1] == start, 3]) == {scale}
+    assert len({clip[:, 1].tobytes() for clip in found}) == 3
+    np.testing.assert_array_equal(states.tokens[-1], found)
+
+
+def test_positions_come_in_the_order_that_names_them():
+    order = (4, 2, (7, 0), 5, 1, (3, 6))
+    settings = config(num_iterations=8, counts=(1,) * 8, order=order, max_segments=1)
+    found, _ = record(8, settings)
+    revealed = np.argsort(found[..., 1], axis=1)
+    np.testing.assert_array_equal(revealed[:, [0, 1, 4, 5]], np.tile([4, 2, 5, 1], (3, 1)))
+    np.testing.assert_array_equal(np.sort(revealed[:, 2:4]), np.tile([0, 7], (3, 1)))
+    np.testing.assert_array_equal(np.sort(revealed[:, 6:]), np.tile([3, 6], (3, 1)))
+
+
+def test_one_stage_and_the_whole_interval_are_plain_decoding():
+    plain = config(num_iterations=5, guidance_scale=4.0)
+    named = dataclasses.replace(plain, order=(tuple(range(9)),), guided=(0, 1))
+    named = dataclasses.replace(named, counts=decode_counts(9, 5))
+    for ours, theirs in zip(record(9, named), record(9, plain), strict=True):
+        jax.tree.map(np.testing.assert_array_equal, ours, theirs)
+
+
+def test_texts_negatives_and_the_interval_go_together():
+    """A guided iteration has a row more than a clip has texts; the others have none for it."""
+    model = Recorder()
+    text = {"words": TextStream(jnp.zeros((6, 2, 1)), jnp.ones((6, 2), bool))}
+    negative = jax.tree.map(lambda rows: rows[:3], text)
+    scales = jnp.arange(18, dtype=jnp.float32).reshape(3, 6)
+    decode = jax.jit(
+        lambda keys: (
+            parallel_decode(
+                model,
+                {},
+                text,
+                keys,
+                CHOICES,
+                num_tokens=32,
+                token_dim=5,
+                tokens_per_column=4,
+                guidance=Guidance(scales, negative),
+                weights=jnp.full((3, 32, 2), 0.5),
+            ).tokens
+        )
+    )
+    found = decode(jax.random.split(jax.random.key(0), 3))
+    branches = [segment.branches for segment in plan_segments(CHOICES, 32)]
+    assert model.batch_sizes == [3 * (1 + number) for number in branches]
+    assert set(branches) == {1, 2}
+    alone, _ = record(32, CHOICES, tokens_per_column=4)
+    np.testing.assert_array_equal(found[..., :3], alone[..., :3])
+    for clip, own in zip(np.asarray(found), np.asarray(scales), strict=True):
+        starts = np.cumsum((0, *CHOICES.counts[:-1]))
+        for start, scale, inside in zip(starts, own, [0, 0, 1, 1, 1, 0], strict=True):
+            assert set(clip[clip[:, 1] == start, 3]) == {scale if inside else 1.0}
+
+
 @pytest.mark.parametrize("max_segments", [2, 7])
 def test_grouping_into_segments_does_not_change_the_result(max_segments):
     one, _ = record(31, config(num_iterations=7, max_segments=1), 24)
@@ -145,49 +238,6 @@ def test_only_guidance_doubles_the_batch(guidance_scale, factor):
     assert "callback" not in str(program)  # nothing in it waits for the host
 
 
-@pytest.mark.parametrize(("num_tokens", "num_iterations"), [(1, 1), (9, 4), (31, 31), (256, 64)])
-@pytest.mark.parametrize("max_segments", [1, 2, 4, 100])
-@pytest.mark.parametrize("num_known", [0, 5])
-def test_segments_cover_all_iterations(num_tokens, num_iterations, max_segments, num_known):
-    settings = config(num_iterations=num_iterations, max_segments=max_segments, guidance_scale=4.0)
-    counts = decode_counts(num_tokens, num_iterations)
-    segments = plan_segments(settings, num_tokens + num_known, num_known)
-    assert len(segments) <= max_segments
-    assert tuple(itertools.chain(*(segment.counts for segment in segments))) == counts
-    starts = tuple(itertools.chain(*(segment.starts for segment in segments)))
-    assert starts == tuple(np.cumsum((num_known, *counts[:-1])).tolist())
-    scales = tuple(itertools.chain(*(segment.guidance_scales for segment in segments)))
-    assert scales == guidance_scales(settings, counts, num_known=num_known)
-    iterations = [segment.first for segment in segments]
-    lengths = [len(segment.counts) for segment in segments]
-    assert iterations == np.cumsum((0, *lengths[:-1])).tolist()
-    for segment in segments:
-        assert segment.num_visible == max(segment.starts)
-        assert segment.num_revealed == max(segment.counts)
-
-
-def test_the_config_chooses_the_mask_schedule():
-    """For all tokens, and for those that are left where some are known."""
-    settings = config(num_iterations=4, mask_schedule="linear", max_segments=1)
-    assert plan_segments(settings, 16)[0].counts == (4, 4, 4, 4)
-    assert plan_segments(settings, 16, 8)[0].counts == (2, 2, 2, 2)
-
-
-def test_segments_are_the_cheapest():
-    counts = decode_counts(31, 8)
-    starts = list(itertools.accumulate(counts[:-1], initial=0))
-
-    def cost(bounds: tuple[int, ...]) -> int:
-        return sum((end - begin) * starts[end - 1] for begin, end in itertools.pairwise(bounds))
-
-    every = [(0, *inner, 8) for inner in itertools.combinations(range(1, 8), 2)]
-    assert cost(cheapest_bounds(starts, 3)) == min(map(cost, every))
-
-
-def test_the_worked_example_of_segments():
-    assert cheapest_bounds([0, 2, 5, 9], 2) == (0, 2, 4)
-
-
 @pytest.mark.parametrize(
     ("num_iterations", "num_known", "message"),
     [
@@ -199,6 +249,19 @@ def test_the_worked_example_of_segments():
 def test_more_iterations_than_tokens_to_generate_are_refused(num_iterations, num_known, message):
     with pytest.raises(ValueError, match=message):
         record(8, config(num_iterations=num_iterations), num_known)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"counts": (1, 2, 4)}, r"counts is \(1, 2, 4\); allowed: a sum of 8, .* found 7"),
+        ({"order": (0, (1, 2))}, r"order is \(0, \(1, 2\)\); .* permutation of 8 .* found 3"),
+        ({"order": "bisection"}, r"order is 'bisection'; .* where tokens_per_column is None"),
+    ],
+)
+def test_choices_that_do_not_fit_the_tokens_are_refused(changes, message):
+    with pytest.raises(ValueError, match=message):
+        record(8, config(**changes))
 
 
 def test_known_tokens_that_do_not_fit_are_refused():
