@@ -28,6 +28,7 @@ from data.common.making import define_making_flags, make_dataset, making_options
 from data.common.provenance import Provenance
 from data.common.recordings import Files, Settings
 from fasttta_jax import cli
+from fasttta_jax.storage.files import files_below
 
 SPLITS = {"development": "train", "validation": "validation", "evaluation": "test"}
 COLUMNS = tables.Columns(file=(("file_name",),), formats=(".csv",))
@@ -73,7 +74,8 @@ def list_files(clotho_dir: str | os.PathLike[str], settings: Settings) -> Files:
     captions = {
         path: split
         for published, split in SPLITS.items()
-        for path in sorted(folder.rglob(f"clotho_captions_{published}.csv"))
+        for path in files_below(folder)
+        if path.name == f"clotho_captions_{published}.csv"
     }
     if not captions:
         raise FileNotFoundError(
@@ -96,7 +98,8 @@ def list_files(clotho_dir: str | os.PathLike[str], settings: Settings) -> Files:
 def _metadata(folder: pathlib.Path, published: str) -> dict[str, dict[str, str]]:
     """Further columns of a split by file name."""
     found: dict[str, dict[str, str]] = {}
-    for path in folder.rglob(f"clotho_metadata_{published}.csv"):
+    named = f"clotho_metadata_{published}.csv"
+    for path in (file for file in files_below(folder) if file.name == named):
         content = path.read_bytes()
         try:
             text = content.decode("utf-8-sig")

@@ -40,6 +40,7 @@ from data.common.provenance import Provenance
 from data.common.recordings import Files, Settings
 from data.common.tables import Entry, Skipped
 from fasttta_jax import cli
+from fasttta_jax.storage.files import files_below
 
 LISTS = {
     "AudioSet_SL": "as_final.json",
@@ -110,7 +111,8 @@ def list_files(
     ):
         if unknown := [name for name in given if name not in allowed]:
             raise ValueError(f"{field} is {unknown[0]!r}; allowed: {', '.join(allowed)}")
-    present = [source for source, name in LISTS.items() if next(folder.rglob(name), None)]
+    names = {path.name for path in files_below(folder)}
+    present = [source for source, name in LISTS.items() if name in names]
     lists = {source: _only(folder, LISTS[source]) for source in subsets or present}
     if not lists:
         raise FileNotFoundError(f"{folder}: holds none of {', '.join(LISTS.values())}")
@@ -162,7 +164,7 @@ def _blacklist(folder: pathlib.Path, name: str) -> dict[str, set[str]]:
 
 
 def _only(folder: pathlib.Path, name: str) -> pathlib.Path:
-    found = sorted(folder.rglob(name))
+    found = [path for path in files_below(folder) if path.name == name]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none"
         raise FileNotFoundError(f"{folder} must hold one {name}; found: {listed}")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import logging
+import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -43,6 +45,8 @@ def _unknown_field(argv: list[str]) -> str | None:
         flags.FLAGS(sys.argv)
     except flags.Error:
         return None
+    if (fault := _config_fault()) is not None:
+        return fault
     for argument in overrides:
         name = argument.lstrip("-").split("=")[0]
         node = flags.FLAGS["config"].value
@@ -57,13 +61,47 @@ def _unknown_field(argv: list[str]) -> str | None:
     return None
 
 
+def _config_fault() -> str | None:
+    """Why the file of --config gave no config; None where it did, or there is no such flag."""
+    if "config" not in flags.FLAGS:
+        return None
+    flag = flags.FLAGS["config"]
+    if flag.value is None or isinstance(flag.value, ml_collections.ConfigDict):
+        return None
+    name = flag.config_filename  # pyright: ignore[reportAttributeAccessIssue]
+    if not os.path.isfile(name.split(":")[0]):
+        return f"--config is {name!r}, and there is no such file; allowed: one of configs/"
+    found = f"its get_config() returns an object of type {type(flag.value).__name__}"
+    cause = getattr(flag.value, "_error", found)
+    return f"--config is {name!r}, which cannot be read: {cause}"
+
+
+def _last_line(error: BaseException) -> str:
+    """An error's text, of which config_flags makes a traceback where a config file raises it."""
+    text = str(error).strip()
+    return text.rpartition("\n")[2] if "Traceback (most recent call last)" in text else text
+
+
+def _at_home(argument: str) -> str:
+    """--name=~/folder as a shell reads `--name ~/folder`."""
+    name, equals, value = argument.partition("=")
+    if equals and re.match(r"~[\w.-]*(/|$)", value):
+        return f"{name}={os.path.expanduser(value)}"
+    return argument
+
+
 def _parse(argv: list[str]) -> list[str]:
+    argv = [argv[0], *map(_at_home, argv[1:])]
     try:
-        return flags.FLAGS(argv)
-    except (flags.Error, AttributeError, KeyError, ValueError) as error:
+        rest = flags.FLAGS(argv)
+        message = _config_fault()
+    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         has_config = "config" in flags.FLAGS
-        message = (_unknown_field(argv) if has_config else None) or str(error)
-        sys.exit(f"error: {message}\n`python {argv[0]} --help` shows every flag.")
+        message = (_unknown_field(argv) if has_config else None) or _last_line(error)
+    else:
+        if message is None:
+            return rest
+    sys.exit(f"error: {message}\n`python {argv[0]} --help` shows every flag.")
 
 
 def _quiet_logs() -> None:

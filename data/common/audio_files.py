@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fasttta_jax.audio.files import SUFFIXES, AudioError, read_audio, read_audio_bytes
+from fasttta_jax.storage.files import files_below
 
 SEPARATOR = "::"
 ROW_GROUPS = 4
@@ -46,11 +47,14 @@ class AudioFiles:
 
     @functools.cached_property
     def names(self) -> list[str]:
-        """Every audio file, and every one in a zip archive, by suffix and sorted; none hidden."""
+        """Every audio file, and every one in a zip archive, by suffix and sorted; none hidden.
+
+        Links are followed.
+        """
         names = []
-        for path in self.folder.rglob("*"):
+        for path in files_below(self.folder):
             name = path.relative_to(self.folder)
-            if any(part.startswith(".") for part in name.parts) or not path.is_file():
+            if any(part.startswith(".") for part in name.parts):
                 continue
             suffix = path.suffix.lower()
             if suffix in SUFFIXES:

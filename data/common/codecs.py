@@ -13,7 +13,7 @@ from fasttta_jax.codecs.base import CONFIG_FILE
 from fasttta_jax.codecs.columns import padded_length
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER
 from fasttta_jax.parallel.local import local_rows
-from fasttta_jax.storage.files import whole_folder
+from fasttta_jax.storage.files import files_below, whole_folder
 from fasttta_jax.storage.weights import copy_folder
 
 
@@ -36,7 +36,7 @@ def find_codec(folder: str | pathlib.Path) -> pathlib.Path:
 def hash_codec(folder: pathlib.Path) -> str:
     """SHA-256 over names and contents of a codec's files."""
     digest = hashlib.sha256()
-    for path in sorted(path for path in folder.rglob("*") if path.is_file()):
+    for path in files_below(folder):
         with open(path, "rb") as file:
             content = hashlib.file_digest(file, "sha256").digest()
         digest.update(path.relative_to(folder).as_posix().encode() + b"\0" + content)

@@ -31,7 +31,8 @@ from data.common.records import Clip
 from data.common.tables import Skipped
 from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import FILE_SCALE, INT16_SCALE
-from fasttta_jax.input_pipeline.records import Records, find_records
+from fasttta_jax.input_pipeline.records import INFO_FILE, Records, find_records
+from fasttta_jax.storage.files import files_below
 
 WORKERS = 2
 AUDIO_FEATURES = ("audio", "waveform")
@@ -92,7 +93,7 @@ def open_audio_source(
       OSError: there is no such folder, no table where captions are wanted, or no audio.
     """
     path = pathlib.Path(path)
-    if next(path.glob("**/dataset_info.json"), None) is None:
+    if not any(file.name == INFO_FILE for file in files_below(path)):
         if source_rate is not None:
             raise ValueError(
                 f"--sample_rate is {source_rate}, but {path} is a folder of audio files, which "

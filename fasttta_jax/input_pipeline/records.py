@@ -9,16 +9,19 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
-from fasttta_jax.storage.files import as_path
+from fasttta_jax.storage.files import as_path, files_below
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 
 CODEC_FOLDER = "codec"
 TEXT_FOLDER = "text"
 RECORDS_FOLDER = "records"
+INFO_FILE = "dataset_info.json"
+_UNFINISHED = re.compile(r"\.incomplete|incomplete\.")
 
 
 class DatasetError(ValueError):
@@ -26,14 +29,15 @@ class DatasetError(ValueError):
 
 
 def find_records(folder: str | pathlib.Path) -> pathlib.Path:
-    """The one TFDS dataset at or below `folder` (dataset_info.json marks it).
+    """The one TFDS dataset at or below `folder` (dataset_info.json marks it), links followed.
 
     Raises:
       DatasetError: there is none, or more than one.
     """
-    found = sorted(path.parent for path in pathlib.Path(folder).glob("**/dataset_info.json"))
     found = [
-        path for path in found if ".incomplete" not in str(path) and "incomplete." not in str(path)
+        path.parent
+        for path in files_below(folder)
+        if path.name == INFO_FILE and not _UNFINISHED.search(str(path.relative_to(folder)))
     ]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none"
@@ -115,7 +119,7 @@ class EncodedDataset:
         """Hash of the codec's files: equal where tokens mean the same."""
         digest = hashlib.sha256()
         folder = self.path / CODEC_FOLDER
-        for file in sorted(path for path in folder.rglob("*") if path.is_file()):
+        for file in files_below(folder):
             content = hashlib.sha256(file.read_bytes()).digest()
             digest.update(file.relative_to(folder).as_posix().encode() + b"\0" + content)
         return digest.hexdigest()

@@ -122,6 +122,31 @@ def _list_into(found: dict[str, int], folder: AnyPath, prefix: str) -> None:
         found[prefix + child.name] = size
 
 
+def files_below(folder: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """Every file at or below a folder of this machine, in order of name; none where there is none.
+
+    Links are followed, but not back into a folder that they lie in. Folders that may not be read
+    are passed over.
+    """
+    yield from _below(pathlib.Path(folder), ())
+
+
+def _below(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator[pathlib.Path]:
+    try:
+        status = folder.stat()
+        children = sorted(folder.iterdir())
+    except OSError:
+        return
+    identity = status.st_dev, status.st_ino
+    if identity in above:
+        return
+    for child in children:
+        if child.is_dir():
+            yield from _below(child, (*above, identity))
+        elif child.is_file():
+            yield child
+
+
 @contextlib.contextmanager
 def whole(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
     """Another path of this machine to write a file to, which stands at `path` at the end.

@@ -13,16 +13,18 @@ marked so are called by every host, in the same order.
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import json
 import logging
 import math
 import os
 import secrets
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 from etils import epath
+from etils.epath import gpath
 
 from fasttta_jax.multihost import coordination, distributed
 from fasttta_jax.storage.files import as_path, is_remote
@@ -120,6 +122,36 @@ def steps_to_keep(metrics: AllMetrics, *, keep: int, keep_every: int, best_metri
     return kept if best is None else kept | {best}
 
 
+class _LocalPath(gpath.PosixGPath):
+    """A local path whose own characters mean themselves in `glob`, also those of the folders above.
+
+    Orbax looks for the files that it wrote by patterns. With etils' paths it finds none below a
+    folder such as "lr=[0.1]", and calls the checkpoint whole without them.
+    """
+
+    def glob(self, pattern: str) -> Iterator[_LocalPath]:
+        """What matches below this folder, in order of name; "*" does not match a "/"."""
+        first, _, rest = pattern.partition("/")
+        for path in sorted(self.iterdir()) if self.is_dir() else ():
+            if fnmatch.fnmatchcase(path.name, first):
+                yield from path.glob(rest) if rest else (path,)
+
+
+def unusable_path(workdir: str | os.PathLike[str]) -> str | None:
+    """Why TensorStore could not keep checkpoints below a folder; None where it can."""
+    path = os.fspath(workdir)
+    if is_remote(path):
+        return None
+    path = os.path.abspath(path)
+    if "\\" in path:
+        return "has a backslash, which is read as a slash where checkpoints are written"
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return "is not UTF-8, in which checkpoints name their files"
+    return None
+
+
 class CheckpointFolder:
     """The steps of one workdir on disk.
 
@@ -128,8 +160,10 @@ class CheckpointFolder:
     """
 
     def __init__(self, workdir: str | os.PathLike[str]) -> None:
-        local = not is_remote(workdir)
-        self.path = epath.Path(os.path.abspath(workdir) if local else as_path(workdir)) / FOLDER
+        if is_remote(workdir):
+            self.path = epath.Path(as_path(workdir)) / FOLDER
+        else:
+            self.path = _LocalPath(os.path.abspath(workdir)) / FOLDER
         self.unreadable = self.path.parent / UNREADABLE_FOLDER
 
     def __str__(self) -> str:

@@ -33,6 +33,7 @@ from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 from fasttta_jax.storage.weights import copy_folder
 from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
+from fasttta_jax.workdir.checkpoint_folder import unusable_path
 
 logger = logging.getLogger(__name__)
 
@@ -99,11 +100,14 @@ class Workdir:
       cache: folder of this host where codec and text of a URL are copied to.
 
     Raises:
-      WorkdirError: the path is a file, or a URL that cannot be reached.
+      WorkdirError: the path is a file, a URL that cannot be reached, or one that cannot hold
+        checkpoints.
     """
 
     def __init__(self, path: str | os.PathLike[str], cache: str = DEFAULT_CACHE) -> None:
         self._cache = cache
+        if (reason := unusable_path(path)) is not None:
+            raise WorkdirError(f"workdir {os.fspath(path)!r} {reason}; allowed: other characters")
         with _workdir_errors(path, "opened"):
             self.path: AnyPath = as_path(path)
             if self.path.exists() and not self.path.is_dir():

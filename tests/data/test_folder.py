@@ -156,6 +156,12 @@ def test_audio_without_captions_needs_no_table(tmp_path):
         assert list(clips) == sorted(clips)
         assert all(clip["captions"] == [] for clip in clips.values())
 
+    (tmp_path / "linked").mkdir()
+    (tmp_path / "linked" / "here").symlink_to(audio_dir)
+    linked = folder.build(tmp_path / "linked", tmp_path, name="through", with_captions=False)
+    clips = {clip for clips in contents(linked).values() for clip in clips}
+    assert clips == {f"here/{file}" for file in files}
+
     rows = ({"file": file, "caption": "x", "split": "train", "events": "dog"} for file in files[:2])
     write_jsonl(audio_dir / "metadata.jsonl", *rows)
     with pytest.raises(ValueError, match="metadata_sha256 is None there"):

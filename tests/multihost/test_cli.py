@@ -59,6 +59,30 @@ def test_unknown_config_variant(tmp_path: pathlib.Path) -> None:
     code, log = train("--config=configs/demo_student.py:frozen", f"--workdir={tmp_path}")
     assert code != 0
     assert "variant is 'frozen'; allowed:" in log
+    assert "Traceback" not in log
+
+
+@pytest.mark.parametrize("override", [[], ["--config.num_steps=3"]])
+def test_a_config_file_that_is_not_there_is_named(
+    override: list[str], tmp_path: pathlib.Path
+) -> None:
+    code, log = train("--config=configs/demo_techer.py", f"--workdir={tmp_path}", *override)
+    assert code != 0
+    assert log.startswith("error: --config is 'configs/demo_techer.py', and there is no such file")
+
+
+def test_a_config_file_without_a_config_is_named(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "three.py"
+    file.write_text("def get_config():\n    return 3\n")
+    code, log = train(f"--config={file}", f"--workdir={tmp_path}")
+    assert code != 0
+    assert f"'{file}', which cannot be read: its get_config() returns an object of type int" in log
+
+
+def test_home_is_expanded_where_the_shell_does_not(tmp_path: pathlib.Path) -> None:
+    home = pathlib.Path("~").expanduser()
+    _, log = train(CONFIG, f"--workdir={tmp_path}", "--config.data.path=~/not/there")
+    assert f"data.path is '{home}/not/there'" in log
 
 
 LOOP = ["-m", "tests.multihost.multiprocess.host_loop"]

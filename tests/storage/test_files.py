@@ -15,6 +15,7 @@ from fasttta_jax.storage.files import (
     StorageError,
     as_path,
     differences,
+    files_below,
     list_files,
     storage_errors,
     whole,
@@ -71,6 +72,19 @@ def test_files_are_listed_with_their_sizes(tmp_path: pathlib.Path) -> None:
     found = {"a/b/deep": 3, "a/top": 0}
     assert list_files(tmp_path) == list_files("gs://bucket/folder") == found
     assert list_files(tmp_path / "none") == list_files("gs://bucket/none") == {}
+
+
+def test_links_are_followed_but_never_round_in_a_circle(tmp_path: pathlib.Path) -> None:
+    for name in ("far/b/one", "far/two", "near/three"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "near" / "more").symlink_to(tmp_path / "far")
+    (tmp_path / "far" / "b" / "up").symlink_to(tmp_path / "far")
+    (tmp_path / "near" / "nowhere").symlink_to(tmp_path / "missing")
+    near = tmp_path / "near"
+    found = [path.relative_to(near).as_posix() for path in files_below(near)]
+    assert found == ["more/b/one", "more/two", "three"]
+    assert list(files_below(tmp_path / "missing")) == []
 
 
 def test_folders_are_copied_between_machine_and_store(tmp_path: pathlib.Path) -> None:

@@ -66,6 +66,14 @@ def test_round_trip(tmp_path: pathlib.Path) -> None:
     assert (restored.step, restored.progress) == (2, {"next_batch": 20})
 
 
+@pytest.mark.parametrize("name", ["run[1]", "lr=[1e-3,3e-4] ?*{a}$HOME~ #%20:é", "[!a]\n'\""])
+def test_any_path_can_hold_checkpoints(tmp_path: pathlib.Path, name: str) -> None:
+    save_steps(tmp_path / name, {1: 1.0})
+    restored = Checkpoints(tmp_path / name).restore_latest(abstract())
+    assert restored is not None
+    jax.tree.map(np.testing.assert_array_equal, restored.items, items(1))
+
+
 def test_nothing_there(tmp_path: pathlib.Path) -> None:
     checkpoints = Checkpoints(tmp_path)
     assert checkpoints.restore_latest(abstract()) is None

@@ -125,6 +125,14 @@ def test_a_workdir_that_cannot_be_written_is_named(
         Workdir("gs://bucket/run").prepare(config, dataset)
 
 
+@pytest.mark.parametrize(("name", "reason"), [("a\\b", "backslash"), ("caf\udce9", "UTF-8")])
+def test_a_path_that_cannot_hold_checkpoints_is_refused_at_once(
+    tmp_path: pathlib.Path, name: str, reason: str
+) -> None:
+    with pytest.raises(WorkdirError, match=reason):
+        Workdir(tmp_path / name)
+
+
 def test_a_store_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_registry, "gcs")
     with pytest.raises(WorkdirError, match=r"gs://bucket/run cannot be opened.*pip install gcsfs"):
