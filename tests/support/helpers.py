@@ -182,6 +182,19 @@ def tiny_student_config(
     return dataclasses.replace(config, **changes)
 
 
+def tiny_guided_config(
+    path: str | pathlib.Path, student_workdir: str | pathlib.Path, **changes: Any
+) -> RunConfig:
+    """A run of six steps that learns the guidance of the student in the workdir."""
+    config = dataclasses.replace(
+        tiny_teacher_config(path),
+        objective="guided",
+        init_from=str(student_workdir),
+        distillation=DistillationConfig(backbone_from_teacher=True, head_from_teacher=True),
+    )
+    return dataclasses.replace(config, **changes)
+
+
 def rows_of(workdir: pathlib.Path) -> list[dict[str, Any]]:
     """The rows of a run's metrics.jsonl that do not depend on the machine: without throughput."""
     rows = [
