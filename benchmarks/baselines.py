@@ -51,10 +51,13 @@ class FullLength(TextToAudio):
         *,
         num_visible: int | None = None,
         positions: Int[Array, "B Q"] | None = None,
+        strength: Float[Array, " B"] | None = None,
         dropout_key: Key | None = None,
     ) -> Hidden:
         del num_visible
-        states = super().hidden(params, tokens, masked, conditioning, dropout_key=dropout_key)
+        states = super().hidden(
+            params, tokens, masked, conditioning, strength=strength, dropout_key=dropout_key
+        )
         if positions is None:
             return states
         return jnp.take_along_axis(states, positions[..., None], axis=1)

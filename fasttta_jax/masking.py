@@ -7,6 +7,7 @@ Dimensions: B clips, N tokens, T iterations.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import math
 import statistics
 from typing import Protocol, runtime_checkable
@@ -145,35 +146,6 @@ class RandomMasks:
         return math.fsum(shares) / (highest - lowest)
 
 
-@dataclasses.dataclass(frozen=True)
-class DecodingMasks:
-    """What parallel decoding reads: the masks before its iterations, each as often as the others.
-
-    Attributes:
-      num_visible: tokens visible before each of the T iterations.
-    """
-
-    num_visible: tuple[int, ...]
-
-    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
-        """See `MaskDistribution`; the visible tokens are the first of an order of revealing."""
-        iteration_key, order_key = jax.random.split(key)
-        iterations = jax.random.randint(iteration_key, (batch_size,), 0, len(self.num_visible))
-        visible = jnp.asarray(self.num_visible, jnp.int32)[iterations]
-        orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens)
-        return jnp.argsort(orders, axis=1) >= visible[:, None]
-
-    def max_visible(self, num_tokens: int) -> int:
-        """See `MaskDistribution`."""
-        del num_tokens
-        return max(self.num_visible)
-
-    def mean_visible(self, num_tokens: int) -> float:
-        """See `MaskDistribution`."""
-        del num_tokens
-        return statistics.fmean(self.num_visible)
-
-
 def decode_counts(
     num_tokens: int, num_iterations: int, schedule: MaskSchedule = masked_cosine
 ) -> tuple[int, ...]:
@@ -216,6 +188,41 @@ def reveal_counts(config: DecodeConfig, num_tokens: int, num_known: int = 0) -> 
     counts = config.counts
     schedule = MASK_SCHEDULES[counts] if isinstance(counts, str) else masked_as(counts)
     return decode_counts(num_tokens - num_known, config.num_iterations, schedule)
+
+
+@dataclasses.dataclass(frozen=True)
+class DecodingMasks:
+    """What parallel decoding reads: the masks before its iterations, each as often as the others.
+
+    Attributes:
+      config: iterations, counts and order.
+      tokens_per_column: of the codec; None where only numbers of tokens are asked for.
+    """
+
+    config: DecodeConfig
+    tokens_per_column: int | None = None
+
+    def num_visible(self, num_tokens: int) -> tuple[int, ...]:
+        """Tokens that each of the T iterations finds visible."""
+        counts = reveal_counts(self.config, num_tokens)
+        return tuple(itertools.accumulate(counts[:-1], initial=0))
+
+    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
+        """See `MaskDistribution`; the visible tokens are the first of an order of revealing."""
+        iteration_key, order_key = jax.random.split(key)
+        num_visible = jnp.asarray(self.num_visible(num_tokens), jnp.int32)
+        iterations = jax.random.randint(iteration_key, (batch_size,), 0, len(num_visible))
+        stages = order_stages(self.config, num_tokens, self.tokens_per_column)
+        orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens, stages)
+        return jnp.argsort(orders, axis=1) >= num_visible[iterations][:, None]
+
+    def max_visible(self, num_tokens: int) -> int:
+        """See `MaskDistribution`."""
+        return self.num_visible(num_tokens)[-1]
+
+    def mean_visible(self, num_tokens: int) -> float:
+        """See `MaskDistribution`."""
+        return statistics.fmean(self.num_visible(num_tokens))
 
 
 def guidance_scales(

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float, Int
 
 from fasttta_jax.config import ModelConfig, RunConfig
+from fasttta_jax.config.checks import check
 from fasttta_jax.models.mar import MAR
 from fasttta_jax.objectives import Objective, build_objective
 from fasttta_jax.randomness import stream
@@ -50,6 +51,18 @@ class TextToAudio:
     def guides_itself(self) -> bool:
         """Whether the backbone is told the strength of guidance, and needs no second pass."""
         return self.objective.max_strength is not None
+
+    def check_strength(self, name: str, strength: float) -> None:
+        """Raises ConfigError where the backbone has not learned this strength of guidance.
+
+        Args:
+          name: of the setting.
+          strength: its value.
+        """
+        strongest = self.objective.max_strength
+        if strongest is not None:
+            allowed = f"from 1 to {strongest:g}, what this model has learned to guide itself by"
+            check(1 <= strength <= strongest, name, strength, allowed)
 
     def init(self, key: Key) -> dict[str, Any]:
         """Fresh float32 parameters."""

@@ -21,6 +21,7 @@ from absl import flags
 
 import tests.support.type_checks as type_checks  # before all that imports the package
 from fasttta_jax.parallel.compilation_cache import processor_folder
+from fasttta_jax.training.loop import Trainer
 from tests.support import chromium, helpers, labelled_clips, world
 
 # Compiling also takes far less without LLVM's optimisations.
@@ -86,6 +87,21 @@ def runs(
         tmp_path_factory, "runs", lambda folder: world.train_runs(folder, encoded_dataset)
     )
     return {name: folder / name for name in ("teacher", "student")}
+
+
+@pytest.fixture(scope="session")
+def guided_run(
+    encoded_dataset: pathlib.Path,
+    runs: dict[str, pathlib.Path],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> pathlib.Path:
+    """Workdir of a run that has learned the guidance of the student of `runs`; to be read."""
+
+    def train(folder: pathlib.Path) -> None:
+        config = world.guided_config(encoded_dataset, runs["student"])
+        Trainer(config, folder, devices=jax.devices()[:1]).run()
+
+    return world.shared(tmp_path_factory, "guided", train)
 
 
 @pytest.fixture(scope="session")

@@ -71,11 +71,12 @@ class Guidance(NamedTuple):
 
     Attributes:
       scales: float32 strength in each iteration; 1 is none.
-      negative: text streams that guidance leads away from.
+      negative: text streams that guidance leads away from; None where the backbone is told the
+        strength, and guides in the one pass that reads the text.
     """
 
     scales: Float[Array, "B T"]
-    negative: Conditioning
+    negative: Conditioning | None
 
 
 class DecodeState(NamedTuple):
@@ -147,7 +148,10 @@ def parallel_decode(
     temperature = jnp.float32(config.temperature)
     num_texts = 1 if weights is None else weights.shape[2]
     scales, streams = None, {1: conditioning}
-    if any(segment.branches == 2 for segment in segments):
+    told = False
+    if guidance is not None and guidance.negative is None:
+        scales, told = guidance.scales, True
+    elif any(segment.branches == 2 for segment in segments):
         scales, negative = guidance or _common_guidance(
             segments, conditioning, key.shape[0], num_texts
         )
@@ -167,15 +171,19 @@ def parallel_decode(
             iteration, start, count, scale = step
             positions = next_positions(order, start, count, segment.num_revealed)
             places = jnp.minimum(positions, num_tokens - 1)
-            guided = segment.branches == 2
+            guided = segment.branches == 2 and not told
             num_rows = num_texts + 1 if guided else num_texts
+            strength = {}
+            if told and scale is not None:
+                strength["strength"] = repeat_rows(scale, num_rows)
             rows = model.hidden(
                 params,
                 repeat_rows(state.tokens, num_rows),
                 repeat_rows(state.masked, num_rows),
-                streams[segment.branches],
+                streams[2 if guided else 1],
                 num_visible=segment.num_visible,
                 positions=repeat_rows(places, num_rows),
+                **strength,
             )
             hidden = rows_of(rows, num_rows)
             new = model.sample_tokens(

@@ -167,6 +167,8 @@ class Job:
                 f"the negative prompt {values['negative']!r} is for guidance to lead away from, "
                 "and guidance is 1, which is none"
             )
+        if not values["negative"]:
+            self.pipeline.trained.model.check_strength("guidance_scale", values["guidance_scale"])
 
     @functools.cached_property
     def _common(self) -> dict[str, Any]:

@@ -277,6 +277,7 @@ class Pipeline:
             guidance_scale=guidance_scale,
             seconds=seconds,
             run_scale=self.trained.config.decode.guidance_scale,
+            check_strength=self.trained.model.check_strength,
         )
         if isinstance(prompts, Sized):
             # One prompt alone need not pay for a whole batch.

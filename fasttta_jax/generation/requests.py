@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator, Mapping, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
 from fasttta_jax.config.checks import check
@@ -38,6 +38,7 @@ def read_requests(
     guidance_scale: float | Iterable[float | None] | None,
     seconds: float | Iterable[float | None] | None,
     run_scale: float,
+    check_strength: Callable[[str, float], None],
 ) -> Iterator[Request]:
     """A request for every prompt, in order.
 
@@ -52,6 +53,7 @@ def read_requests(
       guidance_scale: for all, or one a prompt; None is the run's.
       seconds: for all, or one a prompt.
       run_scale: the run's.
+      check_strength: refuses a scale, given with its name, that the model cannot guide itself by.
 
     Raises:
       ValueError: a value is not allowed, or one of the arguments ends before the others.
@@ -79,6 +81,8 @@ def read_requests(
             scale = run_scale if given is None else float(given)
             name = label("guidance_scale", index)
             check(0 <= scale < float("inf"), name, scale, "0 or more")
+            if not values["negative"]:
+                check_strength(name, scale)
             if values["negative"] and scale == 1.0:
                 raise ValueError(
                     f"the negative prompt {values['negative']!r} is for guidance to lead away "

@@ -51,11 +51,11 @@ class TextGuidance(NamedTuple):
 
     Attributes:
       scales: float32 strength in each iteration.
-      negative: tokenized texts, one a clip; "" is none.
+      negative: tokenized texts, one a clip; "" is none. None where the model guides itself.
     """
 
     scales: Float[jax.Array | np.ndarray, "B T"]
-    negative: TextBatch
+    negative: TextBatch | None
 
 
 class Start(NamedTuple):
@@ -205,8 +205,12 @@ class Sampler:
                 raise ValueError("this sampler guides nothing: its config's guidance_scale is 1")
             return None
         found = {scale: self._scales(scale) for scale in set(scales)}
-        text = self.model.text.tokenize([negatives[row] for row in rows])
-        return TextGuidance(np.stack([found[scales[row]] for row in rows]), text)
+        every = np.stack([found[scales[row]] for row in rows])
+        if self.model.guides_itself and not any(negatives):
+            for scale in scales:
+                self.model.check_strength("guidance_scale", scale)
+            return TextGuidance(every, None)
+        return TextGuidance(every, self.model.text.tokenize([negatives[row] for row in rows]))
 
     def _scales(self, scale: float) -> Float[np.ndarray, " T"]:
         """Strength in each iteration, rounded as a constant of the program would be."""
@@ -277,7 +281,8 @@ def _compiled(
     def sample(params: Params, text: TextBatch, start: Start) -> DecodeResult:
         guidance, weights = None, None
         if start.guidance is not None:
-            negative = model.condition(params, start.guidance.negative)
+            text_away = start.guidance.negative
+            negative = None if text_away is None else model.condition(params, text_away)
             guidance = Guidance(jnp.asarray(start.guidance.scales), negative)
         if start.weights is not None:
             weights = jnp.asarray(start.weights)

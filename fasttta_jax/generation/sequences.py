@@ -249,11 +249,18 @@ class Sequences:
         tokens: Float[np.ndarray, "n P G C"],
         known: Bool[np.ndarray, "n P G"],
     ) -> Float[np.ndarray, "n P G C"]:
-        """A window of all clips that go on; those with as many known tokens are made together."""
+        """A window of all clips that go on; those with as many known tokens are made together.
+
+        Where the model guides itself, those with a negative prompt, which takes a second pass, are
+        made apart, so that a clip does not depend on the others.
+        """
         texts, weights = self._texts(window, num_columns)
         found, counts = tokens.copy(), known.sum(axis=(1, 2))
-        for count in np.unique(counts):
-            rows = np.flatnonzero((counts == count) & (np.asarray(last) > number))
+        guides_itself = self.trained.model.guides_itself
+        apart = np.array([guides_itself and bool(request.negative) for request in batch])
+        for count, is_apart in itertools.product(np.unique(counts), np.unique(apart)):
+            chosen_rows = (counts == count) & (apart == is_apart) & (np.asarray(last) > number)
+            rows = np.flatnonzero(chosen_rows)
             if count == known[0].size or not len(rows):
                 continue
             chosen = [batch[int(row)] for row in rows]

@@ -43,9 +43,11 @@ def losses_of(config: RunConfig, objective: Objective) -> Mapping[str, str]:
     return objective.terms
 
 
-def training_masks(config: RunConfig, objective: Objective) -> MaskDistribution:
-    """The distribution of the masks that a run trains on."""
-    return objective.masks or RandomMasks(config.masking)
+def training_masks(
+    config: RunConfig, objective: Objective, tokens_per_column: int | None = None
+) -> MaskDistribution:
+    """The distribution of the masks that a run trains on; `tokens_per_column` is of its codec."""
+    return objective.masks(tokens_per_column) or RandomMasks(config.masking)
 
 
 def build_objective(config: RunConfig) -> Objective:

@@ -75,7 +75,6 @@ class Objective(Protocol):
         teacher will do.
       max_strength: the strongest guidance that the backbone is told, from 1 on; None where it is
         told none.
-      masks: the distribution of training masks; None for that of the run's section `masking`.
     """
 
     terms: ClassVar[Mapping[str, str]]
@@ -97,16 +96,21 @@ class Objective(Protocol):
         return None
 
     @property
-    def masks(self) -> MaskDistribution | None:
-        return None
-
-    @property
     def meaning(self) -> Mapping[str, Any]:
         """Config fields that say what the head's outputs mean, by name.
 
         Another run's head of the same shapes is taken where they agree.
         """
         return {}
+
+    def masks(self, tokens_per_column: int | None) -> MaskDistribution | None:
+        """The distribution of training masks; None for that of the run's section `masking`.
+
+        Args:
+          tokens_per_column: of the codec; None where no mask is drawn.
+        """
+        del tokens_per_column
+        return None
 
     def strengths(self, key: Key, has_text: Bool[Array, " B"]) -> Float[Array, " B"] | None:
         """The strength of guidance that the backbone is told for each clip; None where for none.

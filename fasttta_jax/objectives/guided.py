@@ -19,9 +19,8 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.config import ConfigError, GuidedConfig, RunConfig
+from fasttta_jax.config import ConfigError, DecodeConfig, GuidedConfig, RunConfig
 from fasttta_jax.config.checks import check
-from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.masking import DecodingMasks
 from fasttta_jax.objectives.base import HeadFlops, Objective, Teacher
@@ -37,12 +36,12 @@ class Guided(Objective):
     Attributes:
       student: what that one was trained by; its head samples.
       config: strengths, and whether data counts, too.
-      decoding: the masks of parallel decoding.
+      decode: iterations, counts and order of the decoding whose masks it learns from.
     """
 
     student: Energy
     config: GuidedConfig
-    decoding: DecodingMasks
+    decode: DecodeConfig
 
     @classmethod
     def of(cls, run: RunConfig) -> Guided:
@@ -66,9 +65,12 @@ class Guided(Objective):
         scale, strongest = run.decode.guidance_scale, run.guided.max_strength
         allowed = f"from 1 to guided.max_strength = {strongest:g}"
         check(1 <= scale <= strongest, "decode.guidance_scale", scale, allowed)
-        segments = plan_segments(run.decode, run.model.num_tokens)
-        num_visible = tuple(start for segment in segments for start in segment.starts)
-        return cls(Energy(run.model, run.energy), run.guided, DecodingMasks(num_visible))
+        decode = DecodeConfig(
+            num_iterations=run.decode.num_iterations,
+            counts=run.decode.counts,
+            order=run.decode.order,
+        )
+        return cls(Energy(run.model, run.energy), run.guided, decode)
 
     @property
     def terms(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -88,13 +90,13 @@ class Guided(Objective):
         return self.config.max_strength
 
     @property
-    def masks(self) -> DecodingMasks:
-        return self.decoding
-
-    @property
     def meaning(self) -> Mapping[str, Any]:
         """That of the student's head."""
         return self.student.meaning
+
+    def masks(self, tokens_per_column: int | None) -> DecodingMasks:
+        """Those that decoding finds, which ends where random masks have no clip."""
+        return DecodingMasks(self.decode, tokens_per_column)
 
     def strengths(self, key: Key, has_text: Bool[Array, " B"]) -> Float[Array, " B"]:
         """1 for a share of the clips and where there is no text; otherwise 1 / s is uniform."""

@@ -11,6 +11,7 @@ positions, D width.
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Literal
 
 from fasttta_jax.config import BackboneConfig, ModelConfig, RunConfig
@@ -173,17 +174,19 @@ def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> Sampli
         "full_length" reads all N positions and computes the states of all N in every iteration, its
         head as before; "unpadded" has no padding anywhere, the least that the schedule allows.
     """
-    model = config.model
-    per_token = build_objective(config).flops()
+    model, objective = config.model, build_objective(config)
+    guides_itself = objective.max_strength is not None
+    per_pass = functools.partial(backbone_flops, model, takes_strength=guides_itself)
+    per_token = objective.flops()
     backbone = head = 0.0
     for segment in plan_segments(config.decode, model.num_tokens):
-        guided = segment.branches == 2
+        guided = segment.branches == 2 and not guides_itself
         for start, count in zip(segment.starts, segment.counts, strict=True):
             revealed = count if decode == "unpadded" else segment.num_revealed
             head += revealed * (per_token.guided_sampling if guided else per_token.sampling)
             if decode == "full_length":
-                backbone += segment.branches * backbone_flops(model)
+                backbone += (2 if guided else 1) * per_pass()
             else:
                 visible = start if decode == "unpadded" else segment.num_visible
-                backbone += segment.branches * backbone_flops(model, visible, revealed)
+                backbone += (2 if guided else 1) * per_pass(visible, revealed)
     return SamplingFlops(backbone, head)

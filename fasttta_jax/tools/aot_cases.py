@@ -121,7 +121,8 @@ def build(case: Case, text: TextEncoder, mesh: AnyMesh) -> tuple[Program[Any], d
     if sampler.guided:
         shape = (size, config.decode.num_iterations)
         scales: Any = jax.ShapeDtypeStruct(shape, jnp.float32, sharding=rows)
-        start = start._replace(guidance=TextGuidance(scales, batch["text"]))
+        negative = None if context.model.guides_itself else batch["text"]
+        start = start._replace(guidance=TextGuidance(scales, negative))
     return sampler.program, {"params": state.ema, "text": batch["text"], "start": start}
 
 

@@ -150,7 +150,13 @@ def _open(
     needs_source = is_new or uses_teacher(config, model)
     source = open_init_from(config, folder, mesh, model) if needs_source else None
     teacher = source.teacher if source and programs.has_teacher(config, model) else None
-    context = programs.make_context(config, model, teacher.model if teacher else None)
+    context = programs.make_context(
+        config,
+        model,
+        teacher.model if teacher else None,
+        # Of a codec that may be large, and that no other masks depend on.
+        tokens_per_column=folder.codec().tokens_per_column if model.guides_itself else None,
+    )
     frozen: Params = teacher.params if teacher else {}
     abstract = _abstract_state(config, context, mesh)
     step = programs.train_step(context)

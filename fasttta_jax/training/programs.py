@@ -37,7 +37,11 @@ def has_teacher(config: RunConfig, model: TextToAudio) -> bool:
 
 
 def make_context(
-    config: RunConfig, model: TextToAudio, teacher: TextToAudio | None = None
+    config: RunConfig,
+    model: TextToAudio,
+    teacher: TextToAudio | None = None,
+    *,
+    tokens_per_column: int | None = None,
 ) -> StepContext:
     """What is static in the programs of `config`, and nothing that they do not read.
 
@@ -45,11 +49,12 @@ def make_context(
       config: the run.
       model: what trains.
       teacher: whose parameters the step is given; ignored where it needs none.
+      tokens_per_column: of the codec, for masks in an order of its grid.
     """
     return StepContext(
         model,
         dataclasses.replace(config.optimizer, max_skipped_steps=0),
-        training_masks(config, model.objective),
+        training_masks(config, model.objective, tokens_per_column),
         num_steps=config.num_steps if config.optimizer.decay_steps else 0,
         align_weight=config.distillation.weight,
         align_positions=config.distillation.positions,
@@ -60,11 +65,13 @@ def make_context(
 
 def default_context(config: RunConfig, text: TextEncoder) -> StepContext:
     """The context of a run whose teacher has the run's own sizes and the diffusion of its config,
-    or the objective that it must have, for programs without weights.
+    or the objective that it must have, for programs without weights. The grid of its codec decides
+    which tokens are masked, and no size.
     """
     model = build_model(config, text)
     taught_by = model.objective.taught_by or Diffusion(config.model, config.diffusion)
-    return make_context(config, model, TextToAudio(config.model, text, taught_by))
+    teacher = TextToAudio(config.model, text, taught_by)
+    return make_context(config, model, teacher, tokens_per_column=1)
 
 
 @functools.lru_cache(MAX_FUNCTIONS)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import scipy.stats
 
-from configs import audiodear_base
+from configs import audiodear_base, audiodear_base_guided
 from fasttta_jax.config import (
     BackboneConfig,
     DecodeConfig,
@@ -26,7 +26,7 @@ from fasttta_jax.config import (
     TextConfig,
     from_config_dict,
 )
-from fasttta_jax.decoding.loop import parallel_decode
+from fasttta_jax.decoding.loop import Guidance, parallel_decode
 from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.masking import RandomMasks, decode_counts, max_visible
 from fasttta_jax.models.diffusion_head import DiffusionHead
@@ -299,6 +299,9 @@ def test_diffusion_head_shares_the_projection_of_the_context(num_draws):
 FOLLOWS = DistillationConfig(weight=1000.0, backbone_from_teacher=True)
 
 
+STARTS = DistillationConfig(backbone_from_teacher=True, head_from_teacher=True)
+
+
 def run_config(objective: str, **changes) -> RunConfig:
     return RunConfig(
         **{
@@ -307,6 +310,7 @@ def run_config(objective: str, **changes) -> RunConfig:
             "diffusion": DiffusionConfig(prediction="v", sampling_steps=10),
             "energy": EnergyConfig(num_draws=3, noise_dim=20),
             "decode": DecodeConfig(num_iterations=6, guidance_scale=2.0, max_segments=2),
+            "distillation": STARTS if objective == "guided" else DistillationConfig(),
             **changes,
         }
     )
@@ -364,7 +368,7 @@ def test_sampling_counts_the_padding_of_the_segments(objective):
     )
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+@pytest.mark.parametrize("objective", ["diffusion", "energy", "guided"])
 @pytest.mark.parametrize(
     "changes",
     [
@@ -379,6 +383,7 @@ def test_sampling_counts_every_product_of_the_program(objective, changes):
     run = dataclasses.replace(run, decode=decode)
     model = build_model(run, abstract_text_encoder(TEXT))
     text = model.text.tokenize(["", ""])
+    told = model.guides_itself and decode.guidance_scale != 1
 
     def sample(params, text, keys):
         return parallel_decode(
@@ -390,11 +395,21 @@ def test_sampling_counts_every_product_of_the_program(objective, changes):
             num_tokens=MODEL.num_tokens,
             token_dim=MODEL.token_dim,
             tokens_per_column=4,
+            guidance=Guidance(jnp.ones((2, decode.num_iterations)), None) if told else None,
         ).tokens
 
     params = jax.eval_shape(model.init, jax.random.key(0))
     counted = traced(sample, params, text, jax.random.split(jax.random.key(0)))
     assert counted == 2 * flops.sampling_flops(run).total
+
+
+def test_guidance_in_one_pass_takes_half_of_two():
+    two, one = (
+        flops.sampling_flops(from_config_dict(config.get_config()))
+        for config in (audiodear_base, audiodear_base_guided)
+    )
+    assert math.isclose(one.backbone, 0.5 * two.backbone, rel_tol=1e-3)
+    assert one.head == two.head
 
 
 def tera_of_sampling(depth: tuple[int, int], changes: dict[str, Any]) -> float:
@@ -436,16 +451,16 @@ def test_what_faster_sampling_costs_at_the_base_size(depth, changes, expected):
     assert round(tera_of_sampling(depth, {**changes, "order": "bisection"}), 2) == expected
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+@pytest.mark.parametrize("objective", ["diffusion", "energy", "guided"])
 def test_training_counts_every_product_of_the_forward_pass(objective):
     """And the gradients are twice as many, but for those by the inputs of the model."""
-    distillation = FOLLOWS if objective == "energy" else DistillationConfig()
-    run = run_config(objective, distillation=distillation)
+    more = {"distillation": FOLLOWS} if objective == "energy" else {}
+    run = run_config(objective, **more)
     text = abstract_text_encoder(TEXT)
     context = programs.default_context(run, text)
     model = context.model
-    teacher = build_model(run_config("diffusion"), text)
-    assert context.teacher == (teacher if objective == "energy" else None)
+    teacher = build_model(run_config("energy" if objective == "guided" else "diffusion"), text)
+    assert context.teacher == (None if objective == "diffusion" else teacher)
     params = jax.eval_shape(model.init, jax.random.key(0))
     frozen = jax.eval_shape(teacher.init, jax.random.key(0))
     batch = {

@@ -1,4 +1,5 @@
-"""What many tests begin with, made once a session: a dataset, a teacher and a student that learn.
+"""What many tests begin with, made once a session: a dataset, a teacher, a student and a guided
+student that learn.
 
 The workers of pytest-xdist share it: the first that asks makes it while the others wait. Tests read
 it; one that changes a folder changes a copy.
@@ -58,6 +59,18 @@ def student_config(encoded: pathlib.Path, teacher: pathlib.Path) -> RunConfig:
         checkpoint_every=STUDENT_SAVES,
         sample_prompts=("a loud tone", "a quiet noise"),
         distillation=DistillationConfig(weight=10.0, backbone_from_teacher=True),
+    )
+
+
+def guided_config(encoded: pathlib.Path, student: pathlib.Path) -> RunConfig:
+    """A run of as many steps that learns that student's guidance, and keeps the same ones."""
+    return helpers.tiny_guided_config(
+        encoded,
+        student,
+        num_steps=STUDENT_STEPS,
+        evaluate_every=20,
+        checkpoint_every=STUDENT_SAVES,
+        sample_prompts=("a loud tone",),
     )
 
 

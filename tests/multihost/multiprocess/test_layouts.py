@@ -29,20 +29,19 @@ LAYOUTS = ((8, 1, 1), (2, 4, 1), (2, 2, 2))
 BIAS_OF_KEYS = "qkv/bias"
 
 
-@pytest.fixture
-def saved(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> pathlib.Path:
-    """A copy of the student's workdir that ends three steps before the last."""
-    workdir = tmp_path / "student"
-    shutil.copytree(runs["student"], workdir)
+def unfinished(finished: pathlib.Path, tmp_path: pathlib.Path) -> pathlib.Path:
+    """A copy of a workdir that ends three steps before the last."""
+    workdir = tmp_path / "unfinished"
+    shutil.copytree(finished, workdir)
     shutil.rmtree(workdir / "checkpoints" / str(world.STUDENT_STEPS))
     shutil.rmtree(workdir / "samples")
     return workdir
 
 
 def config_on(
-    mesh: MeshConfig, runs: dict[str, pathlib.Path], sample_prompts: tuple[str, ...]
+    mesh: MeshConfig, workdir: pathlib.Path, sample_prompts: tuple[str, ...]
 ) -> RunConfig:
-    config = Workdir(runs["student"]).config()
+    config = Workdir(workdir).config()
     return dataclasses.replace(config, mesh=mesh, sample_prompts=sample_prompts)
 
 
@@ -74,10 +73,9 @@ def assert_same_run(workdir: pathlib.Path, expected: pathlib.Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_hosts_train_the_same(
-    runs: dict[str, pathlib.Path], saved: pathlib.Path, tmp_path: pathlib.Path
-) -> None:
-    config = config_on(MeshConfig(2, 2, 2), runs, sample_prompts=("a loud tone",))
+def test_two_hosts_train_the_same(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    saved = unfinished(runs["student"], tmp_path)
+    config = config_on(MeshConfig(2, 2, 2), runs["student"], sample_prompts=("a loud tone",))
     file = helpers.run_config_file(config, tmp_path / "run.py")
     command = helpers.train_command(file, saved)
     launch.run(command, num_processes=2, devices_per_process=4, timeout=300)
@@ -85,19 +83,44 @@ def test_two_hosts_train_the_same(
     assert list((saved / "samples" / f"{world.STUDENT_STEPS:08d}").glob("*.wav"))
 
 
+def trained_on(
+    layout: tuple[int, int, int],
+    workdir: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Trains a copy of a run from its last checkpoint but one, and compares."""
+    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
+    saved = unfinished(workdir, tmp_path)
+    state = Trainer(config_on(MeshConfig(*layout), workdir, sample_prompts=()), saved).run()
+    assert_same_run(saved, workdir)
+    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
+    assert any(split) == (layout != (8, 1, 1))
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_eight_devices_train_the_same(
     layout: tuple[int, int, int],
     runs: dict[str, pathlib.Path],
-    saved: pathlib.Path,
+    tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
-    state = Trainer(config_on(MeshConfig(*layout), runs, sample_prompts=()), saved).run()
-    assert_same_run(saved, runs["student"])
-    split = [not leaf.sharding.is_fully_replicated for leaf in jax.tree.leaves(state.params)]
-    assert any(split) == (layout != (8, 1, 1))
+    trained_on(layout, runs["student"], tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "layout", [(2, 2, 2), *(pytest.param(one, marks=pytest.mark.long) for one in LAYOUTS[:2])]
+)
+def test_eight_devices_learn_the_same_guidance(
+    layout: tuple[int, int, int],
+    guided_run: pathlib.Path,
+    tmp_path: pathlib.Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The frozen student runs on a doubled batch, whose halves stay on the device of their clip."""
+    trained_on(layout, guided_run, tmp_path, monkeypatch)
 
 
 @pytest.mark.slow
