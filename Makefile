@@ -60,6 +60,8 @@ scenes: setup
 	$(RUN) -m data.embed_text --data $(SCENES)/encoded
 	$(RUN) train.py --config=configs/scenes_teacher.py --workdir=$(SCENES)/teacher --config.data.path=$(SCENES)/encoded
 	$(RUN) train.py --config=configs/scenes_student.py --workdir=$(SCENES)/student --config.data.path=$(SCENES)/encoded --config.init_from=$(SCENES)/teacher
+	$(RUN) train.py --config=configs/scenes_guided.py --workdir=$(SCENES)/guided --config.data.path=$(SCENES)/encoded --config.init_from=$(SCENES)/student
+	$(RUN) train.py --config=configs/scenes_guided.py:shallow --workdir=$(SCENES)/shallow --config.data.path=$(SCENES)/encoded --config.init_from=$(SCENES)/student
 
 ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
