@@ -27,6 +27,7 @@ from fasttta_jax.workdir.restore import TrainedModel
 KINDS = {
     "diffusion": "a teacher: every token is the end of a diffusion chain",
     "energy": "a one-step student: every token is one evaluation of its head",
+    "guided": "a one-step student that guides itself: one pass an iteration, and one of its head",
 }
 LINE_LENGTH = 120
 LICENCE_OF_CODE = "Apache-2.0"

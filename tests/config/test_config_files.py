@@ -104,6 +104,7 @@ def head_formula(context: int, stream: int, out: int, *, has_time: bool) -> int:
         ("impact_large", 1024, 32, True, 427),
         ("audiodear_base", 768, 24, False, 192),
         ("audiodear_large", 1024, 32, False, 426),
+        ("audiodear_base_guided", 768, 24, False, 192),
     ],
 )
 def test_papers_configs_have_the_published_sizes(name, width, depth, is_teacher, millions):
@@ -115,6 +116,8 @@ def test_papers_configs_have_the_published_sizes(name, width, depth, is_teacher,
     text = (512 * width + width) + (1024 * width + width)
     expected = backbone_formula(width, depth, 78, 256, 128) + text
     expected += head_formula(width, 128, 256 if is_teacher else 128, has_time=is_teacher)
+    if name.endswith("guided"):
+        expected += (256 * width + width) + (width**2 + width)
     assert found == expected
     assert round(found / 1e6) == millions
 
