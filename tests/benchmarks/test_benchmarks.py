@@ -30,15 +30,17 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 
 def run_config(objective: str) -> RunConfig:
-    """The student decodes in two segments, the teacher in one."""
+    """The teacher decodes in one segment; the student in two, the first without guidance."""
     run = helpers.tiny_teacher_config("unused", objective=objective)
-    segments = 1 if objective == "diffusion" else 2
+    changes = {"max_segments": 1}
+    if objective == "energy":
+        changes = {"max_segments": 2, "order": "bisection", "guided": (0.0, 0.7)}
     weight = 10.0 if objective == "energy" else 0.0
     return dataclasses.replace(
         run,
         distillation=DistillationConfig(weight=weight),
         data=dataclasses.replace(run.data, batch_size=TRAIN_SIZE),
-        decode=dataclasses.replace(run.decode, max_segments=segments),
+        decode=run.decode.changed(**changes),
     )
 
 

@@ -15,9 +15,10 @@ import pytest
 import soundfile
 
 import fasttta_jax
-from fasttta_jax.config import MeshConfig
+from fasttta_jax.config import DecodeConfig, MeshConfig
 from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.pipeline import Clip, GenerateConfig, Pipeline
+from fasttta_jax.masking import order_stages
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.workdir.checkpoint import CheckpointError
 from fasttta_jax.workdir.folder import WorkdirError
@@ -190,6 +191,19 @@ def test_known_tokens_of_one_clip_are_those_of_all(student: Pipeline) -> None:
         assert clip.states.masked.shape == (3, NUM_TOKENS)
 
 
+def test_choices_of_the_sampler_are_followed(student: Pipeline) -> None:
+    """Such as words and numbers of a command line, over the codec's own grid."""
+    width = student.trained.codec.tokens_per_column
+    stages = order_stages(DecodeConfig(order="bisection"), NUM_TOKENS, width)
+    assert stages is not None
+    settings = {"counts": "1,2,5", "order": "bisection", "guided": "0,0.7", "with_states": True}
+    for clip in student.generate(PROMPTS[:2], seed=5, batch_size=2, **settings):
+        assert clip.states is not None
+        assert clip.states.masked.sum(axis=1).tolist() == [7, 5, 0]
+        for masked in clip.states.masked[:-1]:
+            assert stages[~masked].max() <= stages[masked].min()
+
+
 def test_odd_prompts_work(student: Pipeline) -> None:
     prompts = ["x" * 10_000, "مطر يهطل", "🐶🔊", ""]
     clips = list(student.generate(prompts, batch_size=4))
@@ -205,6 +219,17 @@ def test_odd_prompts_work(student: Pipeline) -> None:
         (["x"], {"num_iterations": 9}, "num_iterations is 9; allowed: 1 to .* tokens, 8"),
         (["x"], {"guidance_scale": -0.5}, "guidance_scale is -0.5; allowed: 0 or more"),
         (["x"], {"temperature": -1.0}, "temperature is -1.0; allowed: 0 or more"),
+        (["x"], {"counts": "1,2"}, r"counts is \(1, 2\); allowed: a sum of 8, .*; found 3"),
+        (
+            ["x"],
+            {"counts": (1, 7), "num_iterations": 3},
+            r"counts is \(1, 7\); allowed: 3 whole num",
+        ),
+        (["x"], {"counts": "quick"}, "counts is 'quick'; allowed: one of 'cosine', 'exponential'"),
+        (["x"], {"order": "2,1,0"}, r"order is \(2, 1, 0\); .* of 8 positions, .*; found 3"),
+        (["x"], {"order": (0, 0)}, r"order is \(0, 0\); allowed: a permutation: each position"),
+        (["x"], {"guided": "0.5,0.2"}, r"guided is \(0\.5, 0\.2\); allowed: \(lo, hi\) with 0"),
+        (["x"], {"guided": (0.0, 0.1)}, r"guided is \(0\.0, 0\.1\); .* one of the 3 iterations"),
         (["x"], {"batch_size": 0}, "batch_size is 0; allowed: 1 or more"),
         (["x"], {"seed": 2**32}, "seed is 4294967296; allowed: 0 to 4294967295"),
         (["x", "y"], {"seed": 2**32 - 1}, r"seed \+ 1 is 4294967296; allowed: 0 to 4294967295"),
