@@ -9,7 +9,7 @@ from typing import Any
 
 from jax.sharding import Mesh
 
-from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config import DecodeConfig, RunConfig
 from fasttta_jax.evaluation import gates
 from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.evaluation.rows import REFERENCES
@@ -193,10 +193,15 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
         mesh,
         encoded,
         trained,
-        {name: one.config.decode.changed(**config.decode) for name, one in trained.items()},
+        {name: _decoding(one.config, config.decode) for name, one in trained.items()},
         sample_rate,
         columns * encoded.codec.samples_per_column,
     )
+
+
+def _decoding(run: RunConfig, changes: Mapping[str, Any]) -> DecodeConfig:
+    """A run's settings of decoding with those changes, checked against the rest of the run."""
+    return dataclasses.replace(run, decode=run.decode.changed(**changes)).decode
 
 
 def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset, sample_rate: int) -> None:

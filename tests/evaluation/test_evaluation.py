@@ -356,6 +356,8 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_computed(world, tmp
     teacher = world.runs["teacher"]
     refused(WorkdirError, "holds no run", runs={"a": str(tmp_path / "nowhere")})
     refused(ConfigError, "num_iterations is 0", decode={"num_iterations": 0})
+    refused(ConfigError, "a sum of 8, the number of tokens; found 3", decode={"counts": "1,2"})
+    refused(ConfigError, r"guided is \(0\.9, 0\.1\)", decode={"guided": "0.9,0.1"})
     refused(ConfigError, "batch_size is 12", batch_size=12)
 
     other_codec = tmp_path / "other_codec"
