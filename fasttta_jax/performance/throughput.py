@@ -16,7 +16,7 @@ from typing import Any
 
 import jax
 
-from fasttta_jax.config import RunConfig
+from fasttta_jax.config import ModelConfig, RunConfig
 from fasttta_jax.performance import compilations
 from fasttta_jax.performance.accelerators import peak_flops
 from fasttta_jax.performance.flops import training_step_flops
@@ -83,6 +83,7 @@ class Meter:
       config: the run.
       clip_seconds: length of a clip.
       devices: those that it trains on; None for all of the job.
+      teacher: sizes of its teacher; None for those of the run.
     """
 
     def __init__(
@@ -90,11 +91,13 @@ class Meter:
         config: RunConfig,
         clip_seconds: float,
         devices: Sequence[Any] | None = None,
+        *,
+        teacher: ModelConfig | None = None,
     ) -> None:
         devices = jax.devices() if devices is None else devices
         self._batch_size = config.data.batch_size
         self._clip_seconds = clip_seconds
-        self._flops = training_step_flops(config).total * self._batch_size
+        self._flops = training_step_flops(config, teacher=teacher).total * self._batch_size
         peak = peak_flops(devices[0].device_kind, config.model.dtype)
         self._peak = None if peak is None else peak * len(devices)
         self._steps = 0

@@ -199,7 +199,8 @@ class Trainer:
         codec, devices = run.dataset.codec, run.mesh.devices.flatten().tolist()
         columns = config.model.num_tokens // codec.tokens_per_column
         clip_seconds = columns * codec.samples_per_column / codec.sample_rate
-        meter = Meter(config, clip_seconds, devices)
+        teacher = run.context.teacher and run.context.teacher.config
+        meter = Meter(config, clip_seconds, devices, teacher=teacher)
         watchdog = stack.enter_context(Watchdog(path / HOSTS_FOLDER, config.hang_timeout))
         preemption = stack.enter_context(Preemption())
         is_first_host = jax.process_index() == 0

@@ -154,8 +154,7 @@ def _open(
         config,
         model,
         teacher.model if teacher else None,
-        # Of a codec that may be large, and that no other masks depend on.
-        tokens_per_column=folder.codec().tokens_per_column if model.guides_itself else None,
+        tokens_per_column=dataset.codec.tokens_per_column,
     )
     frozen: Params = teacher.params if teacher else {}
     abstract = _abstract_state(config, context, mesh)

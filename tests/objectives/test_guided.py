@@ -144,7 +144,7 @@ def test_strengths_are_one_without_text_and_uniform_in_their_inverse():
 
 @pytest.mark.parametrize(
     ("energy", "train_head"),
-    [("none", False), ("unguided", False), ("mixture", False), ("mixture", True)],
+    [("none", False), ("unguided", False), ("mixture", True)],
 )
 def test_gradients_reach_the_embedding_and_never_the_student(energy, train_head):
     """Nor its head, unless that is to train."""

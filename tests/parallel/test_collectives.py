@@ -66,11 +66,15 @@ def key_shape(shape: tuple[int, ...] = (), sharding: Any = None) -> jax.ShapeDty
 @functools.cache
 def step_collectives(objective: str, *sizes: int) -> tuple[Any, Any, tuple[Collective, ...]]:
     """State and frozen parameters as shapes with shardings, and what a training step sends."""
-    weight = 1000.0 if objective == "energy" else 0.0
+    distillation = {
+        "diffusion": DistillationConfig(),
+        "energy": DistillationConfig(weight=1000.0),
+        "guided": DistillationConfig(backbone_from_teacher=True, head_from_teacher=True),
+    }
     config = run_config(
         objective=objective,
         mesh=MeshConfig(*sizes),
-        distillation=DistillationConfig(weight=weight),
+        distillation=distillation[objective],
     )
     mesh = make_mesh(config.mesh)
     text = abstract_text_encoder(config.model.text)
@@ -100,13 +104,15 @@ def total(found: tuple[Collective, ...], kind: str) -> int:
     return sum(one.array_bytes for one in found if one.kind == kind)
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "energy"])
+@pytest.mark.parametrize("objective", ["diffusion", "energy", "guided"])
 def test_data_parallel_steps_reduce_their_gradients_and_send_nothing_else(objective: str) -> None:
     state, _, found = step_collectives(objective, 8, 1, 1)
     assert kinds(found) == {("all-reduce", ("data",))}
     assert len(found) <= 3
     reduced = total(found, "all-reduce")
-    assert num_bytes(state.params) <= reduced <= num_bytes(state.params) + SCALARS
+    still = {"head"} if objective == "guided" else set()
+    moved = {name: tree for name, tree in state.params.items() if name not in still}
+    assert num_bytes(moved) <= reduced <= num_bytes(moved) + SCALARS
 
 
 def test_fsdp_steps_gather_every_split_kernel_once_a_pass() -> None:
