@@ -104,7 +104,9 @@ def total(found: tuple[Collective, ...], kind: str) -> int:
     return sum(one.array_bytes for one in found if one.kind == kind)
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "energy", "guided"])
+@pytest.mark.parametrize(
+    "objective", ["diffusion", "energy", pytest.param("guided", marks=pytest.mark.long)]
+)
 def test_data_parallel_steps_reduce_their_gradients_and_send_nothing_else(objective: str) -> None:
     state, _, found = step_collectives(objective, 8, 1, 1)
     assert kinds(found) == {("all-reduce", ("data",))}
