@@ -29,7 +29,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import json
 import operator
 import pathlib
 from collections.abc import Iterable, Iterator
@@ -50,7 +49,7 @@ from data.common.tables import Skipped, report
 from fasttta_jax import cli
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, find_records
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import read_json, write_json
 from fasttta_jax.storage.shards import check_share
 
 Stored = Literal["mean", "moments"]
@@ -196,7 +195,7 @@ def _statistics(summary: Summary) -> dict[str, Any]:
 def _write_statistics(out: pathlib.Path) -> None:
     """Puts the statistics of the complete dataset beside it."""
     folder = find_records(out / RECORDS_FOLDER)
-    statistics = json.loads((folder / "metadata.json").read_text())["statistics"]
+    statistics = read_json(folder / "metadata.json")["statistics"]
     write_json(out / STATISTICS_FILE, statistics)
 
 

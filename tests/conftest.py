@@ -21,6 +21,7 @@ from absl import flags
 
 import tests.support.type_checks as type_checks  # before all that imports the package
 from fasttta_jax.parallel.compilation_cache import processor_folder
+from fasttta_jax.storage import content
 from fasttta_jax.training.loop import Trainer
 from tests.support import chromium, helpers, labelled_clips, world
 
@@ -55,6 +56,13 @@ def _settings_of_jax_stay() -> Iterator[None]:
         name: (before.get(name), after[name]) for name in after if after[name] != before.get(name)
     }
     assert not changed, f"settings of jax left changed (before, after): {changed}"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _hashes_are_not_kept_at_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(content, "CACHE", str(tmp_path_factory.mktemp("hashes")))
+        yield
 
 
 @pytest.fixture

@@ -15,11 +15,13 @@ import os
 import pathlib
 import threading
 import zipfile
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
 
 from fasttta_jax.audio.files import SUFFIXES, AudioError, read_audio, read_audio_bytes
+from fasttta_jax.storage.content import content_hashes
 from fasttta_jax.storage.files import files_below
 
 SEPARATOR = "::"
@@ -113,6 +115,32 @@ class AudioFiles:
             return path.stat().st_size
         try:
             return self._archive(container).getinfo(member).file_size
+        except KeyError:
+            return None
+
+    def contents(self, names: Iterable[str]) -> dict[str, str | None]:
+        """What tells one content from another, by name; None where there is no such file.
+
+        SHA-256 of a file, of all of a parquet file for a row of it, and the checksum that a zip
+        archive has of a member.
+        """
+        parts = {name: self._parts(name) for name in names}
+        zipped = {
+            name: parts[name]
+            for name in parts
+            if parts[name][1] and _suffix(parts[name][0]) == ".zip"
+        }
+        files = content_hashes(
+            self.folder, (parts[name][0] for name in parts if name not in zipped)
+        )
+        found = {name: files[parts[name][0]] for name in parts if name not in zipped}
+        return found | {name: self._checksum(*part) for name, part in zipped.items()}
+
+    def _checksum(self, container: str, member: str) -> str | None:
+        if not (self.folder / container).is_file():
+            return None
+        try:
+            return f"crc32 {self._archive(container).getinfo(member).CRC:08x}"
         except KeyError:
             return None
 

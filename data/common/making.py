@@ -49,8 +49,8 @@ def make_dataset(
 ) -> pathlib.Path:
     """Makes the dataset `out/name/1.0.0` and returns that folder.
 
-    What is already there of the dataset is kept if the settings, the table, and the names and sizes
-    of the audio files are those it was made from; shards that are missing are written.
+    What is already there of the dataset is kept if the settings, the table, and the names and
+    contents of the audio files are those it was made from; shards that are missing are written.
 
     Args:
       find: lists the clips, with settings made of the arguments below.

@@ -26,6 +26,7 @@ from data.common.audio_files import SEPARATOR, AudioFiles
 from data.common.tables import Entry, Skipped
 from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import SUFFIXES
+from fasttta_jax.storage.content import combined
 
 PARTIAL = ("silent piece", "ends early")
 """Reasons for which a piece of a clip is missing, and not the clip."""
@@ -85,7 +86,8 @@ class Files:
       table: where the captions are from, for messages; None without a table.
       members: the clips of each split.
       left_out: captions that were blank or repeated, and clips that were not wanted.
-      made_from: what decides the dataset; equal for equal settings, table, file names and sizes.
+      made_from: what decides the dataset; equal for equal settings, table and files, with their
+        names and contents.
     """
 
     audio: AudioFiles
@@ -124,7 +126,8 @@ class Files:
         made_from = {
             **dataclasses.asdict(settings),
             "metadata_sha256": metadata_sha256,
-            "files_sha256": _sizes_sha256(entries, audio),
+            "files_sha256": combined((entry.file, audio.size(entry.file)) for entry in entries),
+            "contents_sha256": _contents_sha256(entries, audio),
         }
         members = {split: entries for split, entries in members.items() if entries}
         return cls(audio, table, members, left_out, made_from)
@@ -171,7 +174,8 @@ def find_audio(audio: AudioFiles) -> list[Entry]:
 
 def assign_split(file: str, settings: Settings) -> str:
     """The split of a file: a hash of seed and name, uniform in [0, 1), against the fractions."""
-    digest = hashlib.sha256(f"{settings.seed}\n{file}".encode()).digest()
+    name = f"{settings.seed}\n{file}".encode(errors="surrogateescape")
+    digest = hashlib.sha256(name).digest()
     position = int.from_bytes(digest[:8], "big") / 2**64
     if position < settings.test_fraction:
         return "test"
@@ -258,8 +262,8 @@ def _table(
     return metadata_lib.find(audio_dir)
 
 
-def _sizes_sha256(entries: Iterable[Entry], audio: AudioFiles) -> str:
-    digest = hashlib.sha256()
-    for entry in entries:
-        digest.update(f"{entry.file}\n{audio.size(entry.file)}\n".encode())
-    return digest.hexdigest()
+def _contents_sha256(entries: Iterable[Entry], audio: AudioFiles) -> str:
+    """What tells files of equal names and sizes apart: one that was denoised in its place."""
+    names = [entry.file for entry in entries]
+    contents = audio.contents(names)
+    return combined((name, contents[name]) for name in names)

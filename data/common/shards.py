@@ -36,13 +36,15 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
-from fasttta_jax.storage.files import TEMPORARY, whole
+from fasttta_jax.storage.files import TEMPORARY, read_json, whole
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
 
 VERSION = "1.0.0"
 INCOMPLETE = ".incomplete"
 SKIPPED_FILE = "skipped.jsonl"
 ITEMS_PER_SHARD = 256
+UNSAID = ("clips_per_shard", "contents_sha256")
+"""Settings that datasets of earlier versions do not tell."""
 
 Record = Mapping[str, Any]
 """id, captions, labels (JSON text) and arrays."""
@@ -167,10 +169,10 @@ class ShardedDataset:
                     "folder or remove it"
                 )
             return False
-        metadata = json.loads((self.path / "metadata.json").read_text())
+        metadata = read_json(self.path / "metadata.json")
         settings = self.work.settings
-        # Older datasets say nothing of shards, or keep a setting among the other metadata.
-        said = {"clips_per_shard": settings["clips_per_shard"]} | metadata
+        # Older datasets say nothing of some settings, or keep one among the other metadata.
+        said = {name: settings[name] for name in UNSAID if name in settings} | metadata
         said |= metadata.get("made_from", {})
         self.work.check({name: said.get(name) for name in settings}, self.path)
         return True

@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-import hashlib
-import json
 import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -31,8 +29,9 @@ from data.common.records import Clip
 from data.common.tables import Skipped
 from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import FILE_SCALE, INT16_SCALE
-from fasttta_jax.input_pipeline.records import INFO_FILE, Records, find_records
-from fasttta_jax.storage.files import files_below
+from fasttta_jax.input_pipeline.records import INFO_FILE, Records, description_hash, find_records
+from fasttta_jax.storage.content import folder_hash
+from fasttta_jax.storage.files import files_below, read_json
 
 WORKERS = 2
 AUDIO_FEATURES = ("audio", "waveform")
@@ -187,7 +186,7 @@ class _ForeignDataset(AudioSource):
         described = features[self._audio].get("audio", {})
         self._is_file = described.get("lazyDecode", False)
         metadata_file = path / "metadata.json"
-        self.metadata = json.loads(metadata_file.read_text()) if metadata_file.is_file() else {}
+        self.metadata = read_json(metadata_file) if metadata_file.is_file() else {}
         declared = int(described.get("sampleRate", 0)) or self.metadata.get("sample_rate")
         self._source_rate = None
         if not self._is_file:
@@ -200,6 +199,7 @@ class _ForeignDataset(AudioSource):
         self.made_from = {
             **_made_from(path, with_captions),
             **dataclasses.asdict(self._settings),
+            "contents_sha256": folder_hash(path, _shards(path)),
             "features": wanted,
             "source_rate": self._source_rate,
         }
@@ -241,17 +241,18 @@ class _ForeignDataset(AudioSource):
 
 
 def _made_from(path: pathlib.Path, with_captions: bool) -> dict[str, Any]:
-    """What tells one dataset of TFDS from another without reading all of it."""
-    info = json.loads((path / "dataset_info.json").read_text())
-    digest = hashlib.sha256()
-    for name in ("features.json", "metadata.json"):
-        if (path / name).is_file():
-            digest.update((path / name).read_bytes())
+    """What tells one dataset of ours from another: a hash of its contents is in its metadata."""
+    info = read_json(path / INFO_FILE)
     return {
         "source": info["splits"],
-        "source_sha256": digest.hexdigest(),
+        "source_sha256": description_hash(path),
         "with_captions": with_captions,
     }
+
+
+def _shards(path: pathlib.Path) -> list[str]:
+    names = (file.relative_to(path).as_posix() for file in files_below(path))
+    return [name for name in names if ".array_record" in name]
 
 
 def _source_rate(path: pathlib.Path, declared: Any, given: int | None) -> int:
@@ -266,7 +267,7 @@ def _source_rate(path: pathlib.Path, declared: Any, given: int | None) -> int:
 
 def _features(path: pathlib.Path) -> dict[str, Feature]:
     """The top-level features of a dataset by name, none of them built."""
-    described = json.loads((path / "features.json").read_text())
+    described = read_json(path / "features.json")
     if "featuresDict" not in described:
         raise ValueError(
             f"{path}/features.json is not a description that TFDS 4.6 or later writes: it has "

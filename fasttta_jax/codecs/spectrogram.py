@@ -31,6 +31,8 @@ from jaxtyping import Array, Float
 from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
 from fasttta_jax.codecs.griffin_lim import reach, to_audio
+from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.storage.files import read_json
 from fasttta_jax.typing import AnyArray, Audio, SomeArray, Tokens
 
 STATISTICS_FILE = "statistics.npz"
@@ -292,10 +294,10 @@ class SpectrogramCodec:
     def load(cls, folder: str | pathlib.Path) -> SpectrogramCodec:
         """Reads what `save` wrote."""
         folder = pathlib.Path(folder)
-        values: dict[str, Any] = json.loads((folder / CONFIG_FILE).read_text())
+        values: dict[str, Any] = read_json(folder / CONFIG_FILE)
         values.pop("kind")
         config = SpectrogramConfig(**{**values, "mel": MelConfig(**values["mel"])})
-        with np.load(folder / STATISTICS_FILE) as arrays:
+        with open_arrays(folder / STATISTICS_FILE) as arrays:
             return cls(config, Statistics(arrays["mean"], arrays["basis"], arrays["scale"]))
 
     def save(self, folder: str | pathlib.Path) -> None:

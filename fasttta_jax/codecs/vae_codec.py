@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 from typing import Any, get_args
 
@@ -33,7 +32,7 @@ from fasttta_jax.pretrained.hifigan import Hifigan, HifiganConfig
 from fasttta_jax.pretrained.hifigan import load as load_hifigan
 from fasttta_jax.pretrained.vae import Vae, VaeConfig
 from fasttta_jax.pretrained.vae import load as load_vae
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import damage, read_json, write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
 from fasttta_jax.typing import AnyArray, Audio, Params, SomeArray, Tokens
 
@@ -208,10 +207,11 @@ class VaeCodec:
 
     def __init__(self, folder: str | pathlib.Path) -> None:
         self.folder = pathlib.Path(folder)
-        values = json.loads((self.folder / CONFIG_FILE).read_text(encoding="utf-8"))
+        values = read_json(self.folder / CONFIG_FILE)
         described: dict[str, Any] = values["codec"]
         self.config = VaeCodecConfig(**{**described, "mel": MelConfig(**described["mel"])})
-        self._silence = np.load(self.folder / SILENCE_FILE)
+        with damage(self.folder / SILENCE_FILE):
+            self._silence = np.load(self.folder / SILENCE_FILE)
         self._token_dim = int(values["token_dim"])
         self._tokens_per_column = int(values["tokens_per_column"])
         self._samples_per_column = int(values["samples_per_column"])

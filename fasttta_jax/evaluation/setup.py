@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,14 +14,16 @@ from fasttta_jax.evaluation.judging import JudgingConfig
 from fasttta_jax.evaluation.rows import REFERENCES
 from fasttta_jax.input_pipeline.records import (
     CODEC_FOLDER,
+    INFO_FILE,
     RECORDS_FOLDER,
     DatasetError,
     EncodedDataset,
     Records,
+    description_hash,
     find_records,
 )
 from fasttta_jax.parallel.mesh import check_batch_size
-from fasttta_jax.storage.files import as_path
+from fasttta_jax.storage.files import as_path, read_json
 from fasttta_jax.workdir.folder import CONFIG_FILE, same_files
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 
@@ -159,8 +160,8 @@ class EvaluationSetup:
             )
         fingerprint = self.encoded.fingerprint()
         for name, trained in self.trained.items():
-            config = json.loads((as_path(trained.workdir) / CONFIG_FILE).read_text())
-            if fingerprint not in (config["data_hash"], *config.get("part_hashes", ())):
+            config = read_json(as_path(trained.workdir) / CONFIG_FILE)
+            if fingerprint not in (config.get("data_hash"), *config.get("part_hashes", ())):
                 warnings.append(f"Run {name} was trained on other data than {self.encoded.path}.")
         return warnings
 
@@ -213,13 +214,17 @@ def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset, sample_r
             f"{config.audio_data} has a sample rate of {sample_rate} Hz; allowed: the codec's "
             f"{encoded.codec.sample_rate} Hz"
         )
-    info = json.loads((find_records(config.audio_data) / "dataset_info.json").read_text())
-    source = tokens.metadata.get("made_from", {}).get("source", info["splits"])
-    if source != info["splits"]:
-        raise DatasetError(
-            f"{config.encoded_data}/{RECORDS_FOLDER} was not encoded from {config.audio_data}: "
-            "their splits have other sizes"
-        )
+    records = find_records(config.audio_data)
+    made_from = tokens.metadata.get("made_from", {})
+    for name, found, what in (
+        ("source", read_json(records / INFO_FILE).get("splits"), "splits have other sizes"),
+        ("source_sha256", description_hash(records), "contents differ"),
+    ):
+        if made_from.get(name, found) != found:
+            raise DatasetError(
+                f"{config.encoded_data}/{RECORDS_FOLDER} was not encoded from {config.audio_data}: "
+                f"their {what}"
+            )
 
 
 def _check_fit(trained: Mapping[str, TrainedModel], encoded: EncodedDataset) -> None:

@@ -33,7 +33,7 @@ from fasttta_jax.audio.files import INT16_SCALE
 from fasttta_jax.audio.mel import MelConfig, log_mel
 from fasttta_jax.evaluation.embedders import Features
 from fasttta_jax.evaluation.labels import Vocabulary
-from fasttta_jax.storage.files import write_atomically
+from fasttta_jax.storage.files import damage, write_atomically
 from fasttta_jax.typing import Params
 from fasttta_jax.workdir.hashes import tree_hash
 
@@ -246,7 +246,7 @@ class Tagger:
         path = pathlib.Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"there is no tagger at {path}; train one and save it there")
-        with safetensors.safe_open(path, framework="numpy") as file:
+        with damage(path), safetensors.safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             flat = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if metadata.get("format") != "fasttta_jax.tagger":
@@ -254,7 +254,8 @@ class Tagger:
                 f"{path} is not a tagger: its format is {metadata.get('format')!r}, "
                 "expected 'fasttta_jax.tagger'"
             )
-        spec = TaggerSpec.from_json(metadata["spec"])
+        with damage(path):
+            spec = TaggerSpec.from_json(metadata["spec"])
         params = flax.traverse_util.unflatten_dict(flat, sep="/")
         found, expected = _shapes(params), _shapes(abstract_params(spec))
         if found != expected:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 import logging
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -19,7 +18,7 @@ from fasttta_jax.evaluation.labels import labels_for, labels_to_arrays, vocabula
 from fasttta_jax.evaluation.tagger import TAGGER_MEL, Tagger, TaggerSpec
 from fasttta_jax.evaluation.tagger_training import TaggerData, train_tagger
 from fasttta_jax.input_pipeline.records import Records, find_records
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import read_json, write_json
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,7 @@ def load_or_train_tagger(
     }
     path, description_path = folder / TAGGER_FILE, folder / DESCRIPTION_FILE
     if path.is_file() and description_path.is_file():
-        if json.loads(description_path.read_text()) == description:
+        if read_json(description_path) == description:
             logger.info("using the tagger in %s", path)
             return Tagger.load(path)
         logger.info("%s was trained on other data or settings; training a new one", path)

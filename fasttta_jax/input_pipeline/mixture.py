@@ -11,7 +11,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import json
 import pathlib
 import sys
 from collections.abc import Sequence
@@ -23,6 +22,7 @@ import numpy as np
 from fasttta_jax.config import DataConfig, ModelConfig
 from fasttta_jax.config.run import SMALLEST_SHARE
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset, Records
+from fasttta_jax.storage.files import read_json
 from fasttta_jax.text.table import SUMMARY_FILE
 
 BLOCK = round(1 / SMALLEST_SHARE)
@@ -138,7 +138,7 @@ def _check_streams(first: EncodedDataset, other: EncodedDataset) -> None:
                 f"{dataset.path} has no table of text embeddings; `python -m data.embed_text` "
                 "makes one"
             )
-        summary = json.loads(file.read_text())
+        summary = read_json(file)
         said.append({name: summary.get(name) for name in ("streams", "made_from")})
     for name in ("streams", "made_from"):
         if said[0][name] != said[1][name]:

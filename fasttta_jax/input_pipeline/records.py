@@ -5,22 +5,26 @@ Dimensions: N tokens, C channels, P token columns in time, G tokens per column.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import pathlib
 import re
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
-from fasttta_jax.storage.files import as_path, files_below
+from fasttta_jax.storage.files import as_path, damage, files_below, read_json
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 
 CODEC_FOLDER = "codec"
 TEXT_FOLDER = "text"
 RECORDS_FOLDER = "records"
 INFO_FILE = "dataset_info.json"
+METADATA_FILE = "metadata.json"
+DESCRIPTIONS = (INFO_FILE, "features.json", METADATA_FILE)
 _UNFINISHED = re.compile(r"\.incomplete|incomplete\.")
 
 
@@ -41,23 +45,48 @@ def find_records(folder: str | pathlib.Path) -> pathlib.Path:
     ]
     if len(found) != 1:
         listed = ", ".join(map(str, found)) or "none"
-        raise DatasetError(f"{folder} must hold exactly one dataset; found: {listed}")
+        raise DatasetError(
+            f"{folder} must hold exactly one dataset, a folder with {INFO_FILE}; found: {listed}"
+        )
     return found[0]
 
 
+def description_hash(path: pathlib.Path) -> str:
+    """SHA-256 over what the dataset in a folder says of itself, beside the sizes of its splits.
+
+    Its metadata hold the hash of its contents where it is one of ours.
+    """
+    digest = hashlib.sha256()
+    for name in DESCRIPTIONS[1:]:
+        if (path / name).is_file():
+            digest.update((path / name).read_bytes())
+    return digest.hexdigest()
+
+
 class Records:
-    """Random access to one split of a TFDS dataset, text decoded."""
+    """Random access to one split of a TFDS dataset, text decoded.
+
+    Raises:
+      DatasetError: there is no such dataset or split, or a shard is missing or not whole.
+      StorageError: a description of the dataset is damaged; names the file.
+    """
 
     def __init__(self, folder: str | pathlib.Path, split: str) -> None:
         # Here, because what only generates need not wait for it to be imported.
         import tensorflow_datasets as tfds
 
-        builder = tfds.builder_from_directory(str(find_records(folder)))
+        path = find_records(folder)
+        for name in DESCRIPTIONS:  # TFDS's own errors name no file
+            if name != METADATA_FILE or (path / name).is_file():
+                read_json(path / name)
+        with damage(path / INFO_FILE):
+            builder = tfds.builder_from_directory(str(path))
         if split not in builder.info.splits:
             raise DatasetError(
                 f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}"
             )
         self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
+        self._shards = _check_shards(builder.info.splits[split].file_instructions)
         self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
         self._opened = (str(folder), split)
 
@@ -69,11 +98,53 @@ class Records:
         return len(self._source)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        record = dict(self._source[index])
-        record["id"] = record["id"].decode()
-        record["captions"] = [caption.decode() for caption in record["captions"]]
-        record["labels"] = json.loads(record["labels"].decode())
+        with self._damage(index):
+            record = dict(self._source[index])
+            record["id"] = record["id"].decode()
+            record["captions"] = [caption.decode() for caption in record["captions"]]
+            record["labels"] = json.loads(record["labels"].decode())
         return record
+
+    @contextlib.contextmanager
+    def _damage(self, index: int) -> Iterator[None]:
+        """Names the shard of a record that cannot be read."""
+        try:
+            yield
+        except IndexError:
+            raise
+        except Exception as error:
+            path = next((path for path, end in self._shards if index < end), self._opened[0])
+            raise DatasetError(
+                f"{path} is damaged: record {index} of the split cannot be read ({error}); copy "
+                "the dataset again, or make it anew"
+            ) from error
+
+
+def _check_shards(instructions: Sequence[Any]) -> list[tuple[str, int]]:
+    """Paths of the shards of a split, with the number of the first record behind each.
+
+    Raises:
+      DatasetError: one is missing or holds another number of records than the dataset says.
+    """
+    from array_record.python.array_record_module import ArrayRecordReader
+
+    shards, end = [], 0
+    for instruction in instructions:
+        path, expected = os.fspath(instruction.filename), instruction.examples_in_shard
+        try:
+            reader = ArrayRecordReader(path)
+            found = reader.num_records()
+            reader.close()
+        except (OSError, RuntimeError, ValueError) as error:
+            raise DatasetError(f"{path} cannot be opened: {error}; copy it again") from error
+        if found != expected:
+            raise DatasetError(
+                f"{path} is damaged: it holds {found} records and should hold {expected}; was it "
+                "copied whole? Copy it again, or make the dataset anew"
+            )
+        end += expected
+        shards.append((path, end))
+    return shards
 
 
 class EncodedDataset:
@@ -128,10 +199,10 @@ class EncodedDataset:
         """Hash of the records, the codec's statistics and the tokenizer: equal for equal data."""
         digest = hashlib.sha256()
         records = find_records(self.records_folder)
-        files = [records / "dataset_info.json"]
-        metadata = records / "metadata.json"
+        files = [records / INFO_FILE]
+        metadata = records / METADATA_FILE
         if metadata.is_file():
-            digest.update(json.loads(metadata.read_text()).get("sha256", "").encode())
+            digest.update(read_json(metadata).get("sha256", "").encode())
         for folder in (self.path / CODEC_FOLDER, self.text_folder):
             files += sorted(path for path in folder.glob("*") if path.is_file())
         for file in files:

@@ -228,6 +228,47 @@ def _sync(path: pathlib.Path) -> None:
         os.fsync(file.fileno())
 
 
+def read_json(path: str | os.PathLike[str], kind: type = dict) -> Any:
+    """The value in a JSON file.
+
+    Args:
+      path: here or in an object store.
+      kind: what the value must be: dict or list.
+
+    Raises:
+      StorageError: the file cannot be read, was not copied whole, or holds another kind of value.
+    """
+    with damage(path):
+        found = json.loads(as_path(path).read_bytes())
+        if not isinstance(found, kind):
+            raise TypeError(f"it holds a {type(found).__name__}, not a {kind.__name__}")
+        return found
+
+
+@contextlib.contextmanager
+def damage(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns whatever is raised while a file is read and understood into a StorageError naming it.
+
+    Libraries raise what they like at the rest of a file that was copied in part.
+    """
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise StorageError(
+            f"{os.fspath(path)} cannot be read: {error.strerror or error}; is it there, and may "
+            "this process read it?"
+        ) from error
+    except Exception as error:
+        text = " ".join(str(error).split())[:300]
+        text = f"it lacks {text}" if isinstance(error, KeyError) else text
+        raise StorageError(
+            f"{os.fspath(path)} is damaged ({text or type(error).__name__}); was it copied whole? "
+            "Copy it again, or make it anew"
+        ) from error
+
+
 def write_json(path: AnyPath, values: Any) -> None:
     """`write_atomically` for JSON."""
     text = json.dumps(values, indent=2, ensure_ascii=False) + "\n"

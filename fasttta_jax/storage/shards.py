@@ -20,7 +20,7 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from fasttta_jax.storage.files import StorageError, differences, write_json
+from fasttta_jax.storage.files import StorageError, differences, read_json, write_json
 
 SETTINGS_FILE = "settings.json"
 NOTES_FOLDER = "shards"
@@ -92,9 +92,9 @@ class ShardedWork:
         file = self.folder / SETTINGS_FILE
         if not file.is_file():
             return None
-        found = json.loads(file.read_text())
-        self.check(found["made_from"], self.folder)
-        return found["kept"]
+        found = read_json(file)
+        self.check(found.get("made_from", {}), self.folder)
+        return found.get("kept", {})
 
     def start(self, keep: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """Begins, or goes on; `keep` are JSON values that are to be known after a restart.
@@ -142,8 +142,8 @@ class ShardedWork:
         """
         if not self._note(shard).is_file():
             return None
-        note = json.loads(self._note(shard).read_text())
-        if note["made_from_sha256"] != self._settings_sha256:
+        note = read_json(self._note(shard))
+        if note.get("made_from_sha256") != self._settings_sha256:
             raise StorageError(
                 f"{self._note(shard)} was made with other settings; remove it and start again"
             )

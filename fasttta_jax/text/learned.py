@@ -25,6 +25,7 @@ from jaxtyping import Array, Bool
 
 from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
+from fasttta_jax.storage.files import damage, read_json, write_atomically
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.text.tokenize import truncation_log
 from fasttta_jax.typing import AnyArray, Conditioning, Key, Params, TextStream
@@ -104,21 +105,26 @@ class LearnedTextEncoder:
 
         Raises:
           FileNotFoundError: there is no tokenizer.
+          StorageError: one of the two files is damaged; names it.
         """
         path = pathlib.Path(folder) / TOKENIZER_FILE
         if not path.is_file():
             raise FileNotFoundError(
                 f"{path} does not exist; `python -m data.embed_text` fits a tokenizer on a dataset"
             )
-        seen = json.loads((path.parent / SEEN_FILE).read_text())
-        return cls(tokenizers.Tokenizer.from_file(str(path)), frozenset(seen), config)
+        seen = read_json(path.parent / SEEN_FILE, list)
+        with damage(path):
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+            if tokenizer.token_to_id(HIDDEN_TOKEN) is None:
+                raise KeyError(HIDDEN_TOKEN)
+        return cls(tokenizer, frozenset(seen), config)
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes the tokenizer and the list of seen entries into `folder`."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        self.tokenizer.save(str(folder / TOKENIZER_FILE))
-        (folder / SEEN_FILE).write_text(json.dumps(sorted(self.seen)) + "\n")
+        write_atomically(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True).encode())
+        write_atomically(folder / SEEN_FILE, f"{json.dumps(sorted(self.seen))}\n".encode())
 
     @property
     def streams(self) -> tuple[tuple[str, int], ...]:

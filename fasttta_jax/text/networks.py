@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import pathlib
 import shutil
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +25,7 @@ from fasttta_jax.config import ComputeDtype
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.pretrained import clap_text as clap
 from fasttta_jax.pretrained import t5
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import read_json, write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
 from fasttta_jax.text.table import EmbeddingError, Stream
 from fasttta_jax.text.tokenize import encode, load_tokenizer
@@ -210,7 +209,7 @@ def load_networks(folder: str | pathlib.Path) -> Networks | None:
     path = pathlib.Path(folder) / SUMMARY_FILE
     if not path.is_file():
         return None
-    values = json.loads(path.read_text(encoding="utf-8"))
+    values = read_json(path)
     return Networks(
         {
             name: open_network(path.parent / FOLDER / name, positions, values["dtype"])

@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.storage.files import whole_folder, write_json
+from fasttta_jax.storage.files import damage, read_json, whole_folder, write_json
 from fasttta_jax.storage.shards import Shard, ShardedWork
 
 FOLDER = "embeddings"
@@ -90,8 +90,8 @@ class TableWriter:
         """
         if not self._summary.is_file():
             return False
-        found = json.loads(self._summary.read_text())
-        found.pop("sha256")
+        found = read_json(self._summary)
+        found.pop("sha256", None)
         self.work.check(found, self._summary)
         return True
 
@@ -234,13 +234,21 @@ class Table:
         if shard not in self._opened:
             folder = self.folder / f"{shard:05d}"
             self._opened[shard] = {
-                name: (
-                    np.load(folder / f"{name}.npy", mmap_mode="r"),
-                    np.cumsum([0, *np.load(folder / f"{name}{LENGTHS}.npy")]),
-                )
-                for name, _, _ in self.streams
+                name: _open_stream(folder, name, width) for name, _, width in self.streams
             }
         return self._opened[shard]
+
+
+def _open_stream(folder: pathlib.Path, name: str, width: int) -> tuple[np.ndarray, np.ndarray]:
+    """A stream's positions in a shard, and where each caption's end."""
+    path, lengths_path = folder / f"{name}.npy", folder / f"{name}{LENGTHS}.npy"
+    with damage(lengths_path):
+        ends = np.cumsum([0, *np.load(lengths_path)])
+    with damage(path):
+        values = np.load(path, mmap_mode="r")
+        if values.shape != (ends[-1], width):
+            raise ValueError(f"its shape is {values.shape}, not {(int(ends[-1]), width)}")
+    return values, ends
 
 
 def read_table(folder: str | pathlib.Path) -> Table | None:
@@ -248,8 +256,9 @@ def read_table(folder: str | pathlib.Path) -> Table | None:
     folder = pathlib.Path(folder)
     if not (folder / SUMMARY_FILE).is_file():
         return None
-    summary = json.loads((folder / SUMMARY_FILE).read_text())
-    captions = json.loads((folder / FOLDER / CAPTIONS_FILE).read_text())
-    streams = tuple((name, positions, width) for name, positions, width in summary["streams"])
+    summary = read_json(folder / SUMMARY_FILE)
+    captions = read_json(folder / FOLDER / CAPTIONS_FILE, list)
+    with damage(folder / SUMMARY_FILE):
+        streams = tuple((name, positions, width) for name, positions, width in summary["streams"])
     rows = {caption: row for row, caption in enumerate(captions)}
     return Table(folder / FOLDER, rows, streams)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import pathlib
 import subprocess
@@ -17,7 +16,7 @@ import jax
 from fasttta_jax.input_pipeline.records import TEXT_FOLDER
 from fasttta_jax.metrics.intervals import Measured
 from fasttta_jax.report.values import format_value
-from fasttta_jax.storage.files import as_path
+from fasttta_jax.storage.files import as_path, read_json
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
 from fasttta_jax.version import __version__
@@ -136,7 +135,7 @@ def _text(trained: TrainedModel) -> str:
     if config.encoder == "none":
         return "none: it makes sounds without a prompt"
     path = as_path(trained.workdir) / TEXT_FOLDER / NETWORKS_FILE
-    summary = json.loads(path.read_text()) if path.is_file() else {}
+    summary = read_json(path) if path.is_file() else {}
     hashes = summary.get("sha256", {})
     networks = ", ".join(f"{name} (SHA-256 {value})" for name, value in hashes.items())
     return f"frozen networks, which are in {TEXT_FOLDER}/networks: {networks}"
@@ -160,7 +159,7 @@ of every file, which `load` compares; no file is a pickle."""
 
 def _origin(trained: TrainedModel) -> str:
     config, origin = trained.config, trained.origin()
-    found = json.loads((as_path(trained.workdir) / CONFIG_FILE).read_text())
+    found = read_json(as_path(trained.workdir) / CONFIG_FILE)
     rows: dict[str, Any] = {
         "seed": config.seed,
         "steps": f"{trained.step:,} of {config.num_steps:,}, {config.data.batch_size} clips each",
@@ -170,7 +169,7 @@ def _origin(trained: TrainedModel) -> str:
     }
     start = as_path(trained.workdir) / ORIGIN_FILE
     if start.is_file():
-        first = json.loads(start.read_text())
+        first = read_json(start)
         rows["began with"] = f"parameters {first['sha256']}, step {first.get('step', 'unknown')}"
     return (
         "## Training\n\n"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 from collections.abc import Mapping
 from typing import Any
@@ -23,7 +22,7 @@ from jax.sharding import Mesh
 from fasttta_jax.config import ConfigError, RunConfig, TextConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.objectives import Objective
-from fasttta_jax.storage.files import as_path, write_json
+from fasttta_jax.storage.files import as_path, read_json, write_json
 from fasttta_jax.storage.weights import is_converted, read_converted
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.training.block_map import BlockMap, choose_blocks
@@ -321,8 +320,8 @@ def _record(workdir: Workdir, origin: dict[str, Any], source: str, *, write: boo
         if write:
             write_json(path, origin)
         return
-    before = json.loads(path.read_text())
-    if before["sha256"] != origin["sha256"]:
+    before = read_json(path)
+    if before.get("sha256") != origin["sha256"]:
         raise WorkdirError(
             f"{workdir.path} began with {before.get('workdir', before.get('weights'))}, step "
             f"{before.get('step', 'unknown')}, whose parameters are not those now in {source}, "

@@ -32,6 +32,7 @@ from fasttta_jax.training.samples import SampleSheet
 from fasttta_jax.training.state import TrainState, from_items, to_items
 from fasttta_jax.typing import Metrics
 from fasttta_jax.workdir.checkpoint import Checkpoints
+from fasttta_jax.workdir.lock import only_training
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -162,8 +163,13 @@ class Trainer:
         Raises:
           NonFiniteStep: a loss is not finite, and no more may be skipped; names the step.
           CheckpointError: a checkpoint cannot be written or none can be read.
+          WorkdirError: another process trains in this workdir.
           Preempted: after SIGTERM on any host, when all of them have saved.
         """
+        with only_training(self.opened.workdir.path):
+            return self._run()
+
+    def _run(self) -> TrainState:
         config, path = self.opened.config, self.opened.workdir.path
         checkpoints = Checkpoints(
             path,

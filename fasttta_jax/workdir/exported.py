@@ -36,6 +36,7 @@ from fasttta_jax.storage.files import (
     as_path,
     is_remote,
     list_files,
+    read_json,
     whole,
     whole_folder,
     write_json,
@@ -130,7 +131,7 @@ def write_exported(
             "could give this model a prompt; allowed: a run whose dataset has the networks "
             "(`python -m data.embed_text --encoder`)"
         )
-    kept = json.loads((as_path(origin) / CONFIG_FILE).read_text())
+    kept = read_json(as_path(origin) / CONFIG_FILE)
     values = {
         "config": _without_paths(config),
         **{name: kept[name] for name in ("data_hash", "part_hashes") if name in kept},

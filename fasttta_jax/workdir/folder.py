@@ -26,6 +26,7 @@ from fasttta_jax.storage.files import (
     as_path,
     differences,
     is_remote,
+    read_json,
     storage_errors,
     write_json,
 )
@@ -129,15 +130,14 @@ class Workdir:
             wanted["part_hashes"] = [part.fingerprint() for part in dataset.parts]
         config_path = self.path / CONFIG_FILE
         with _workdir_errors(config_path, "read"):
-            text = config_path.read_text() if config_path.exists() else None
-        if text is not None:
-            found = json.loads(text)
-            self._compare(_as_json(from_config_dict(found["config"])), wanted["config"])
-            if found["data_hash"] != data_hash:
+            found = read_json(config_path) if config_path.exists() else None
+        if found is not None:
+            self._compare(_as_json(self.config()), wanted["config"])
+            if found.get("data_hash") != data_hash:
                 raise WorkdirError(
                     f"{self.path} was trained on other data than {dataset.path}: the dataset's "
-                    f"hash was {found['data_hash'][:12]} and is {data_hash[:12]}. Choose a new "
-                    "workdir, or point data.path to the old data"
+                    f"hash was {str(found.get('data_hash'))[:12]} and is {data_hash[:12]}. Choose "
+                    "a new workdir, or point data.path to the old data"
                 )
         else:
             with self.folder() as folder:
@@ -145,7 +145,7 @@ class Workdir:
                 save_text_encoder(dataset.text_folder, folder / TEXT_FOLDER, config.model.text)
         with _workdir_errors(config_path, "written"):
             write_json(config_path, wanted)
-        return text is None
+        return found is None
 
     def abandon(self) -> None:
         """Takes the config of a run that cannot begin away again, so that another may begin here.
@@ -200,10 +200,12 @@ class Workdir:
         with _workdir_errors(path, "read"):
             if not path.is_file():
                 raise WorkdirError(f"{self.path} holds no run: {CONFIG_FILE} is missing")
-            text = path.read_text()
+            found = read_json(path)
+            if not isinstance(found.get("config"), dict):
+                raise WorkdirError(f"{path} is no config of a run: it lacks config, an object")
         try:
-            return from_config_dict(json.loads(text)["config"])
-        except (json.JSONDecodeError, KeyError, ConfigError) as error:
+            return from_config_dict(found["config"])
+        except (TypeError, AttributeError, ConfigError) as error:
             raise WorkdirError(f"{path} cannot be read: {error}") from error
 
     def codec(self) -> Codec:

@@ -2,6 +2,7 @@
 
 import collections
 import json
+import os
 import pathlib
 import subprocess
 import sys
@@ -298,8 +299,16 @@ def test_an_existing_dataset_is_kept_or_refused(tmp_path, capsys):
     assert "nothing to do" in capsys.readouterr().out
     with pytest.raises(ValueError, match="settings: seed is 0 there and 1 here"):
         folder.build(audio_dir, tmp_path, name="sounds", seed=1)
+    edited = tone(440)  # as long as the one before, which it replaces
+    soundfile.write(audio_dir / "a.wav", edited, RATE)
+    with pytest.raises(ValueError, match="settings: contents_sha256"):
+        folder.build(audio_dir, tmp_path, name="sounds")
+    assert folder.build(audio_dir, tmp_path, name="edited") != dataset
+    os.utime(audio_dir / "a.wav", (0, 0))  # a copy, or a touch, is no edit
+    folder.build(audio_dir, tmp_path, name="edited")
+    assert "nothing to do" in capsys.readouterr().out
     soundfile.write(audio_dir / "a.wav", tone(seconds=1), RATE)
-    with pytest.raises(ValueError, match="settings: files_sha256"):
+    with pytest.raises(ValueError, match=r"settings: contents_sha256 .* files_sha256"):
         folder.build(audio_dir, tmp_path, name="sounds")
     write_jsonl(table, {**row, "caption": "y"})
     with pytest.raises(ValueError, match=r"metadata_sha256 is '.*' there and '.*' here"):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import pathlib
+import re
 import shutil
 
 import pytest
 
-from fasttta_jax.input_pipeline.records import EncodedDataset
+from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset, find_records
 
 ODD = ("run[1] @2,3*?", ".incomplete/incomplete.{a} ~#%20:é", "records-00000-of-00002\n'\"")
 
@@ -23,6 +24,43 @@ def test_any_path_can_hold_a_dataset(
         expected = EncodedDataset(encoded_dataset).split("train")
         assert len(records) == len(expected)
         assert records[0]["id"] == expected[0]["id"]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("dataset_info.json", "features.json", "metadata.json"),
+        *("latents-train.array_record-00000", "codec.json", "statistics.npz"),
+    ],
+)
+@pytest.mark.parametrize("how", ["cut", "emptied", "other", "missing"])
+def test_a_damaged_file_is_named(
+    name: str, how: str, encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(encoded_dataset, copy)
+    (file,) = copy.rglob(name)
+    content = file.read_bytes()
+    if how == "missing":
+        file.unlink()
+    else:
+        half = content[: len(content) // 2]
+        file.write_bytes({"cut": half, "emptied": b"", "other": b"[]" + bytes(70_000)}[how])
+    if (name, how) == ("metadata.json", "missing"):
+        return  # datasets of other makers have none
+    with pytest.raises((ValueError, OSError), match=re.escape(name)):
+        EncodedDataset(copy).split("train")[0]
+
+
+def test_a_damaged_record_is_named(encoded_dataset: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    shutil.copytree(encoded_dataset, tmp_path / "copy")
+    folder = find_records(tmp_path / "copy")
+    (shard,) = folder.glob("*-train.array_record*")
+    content = bytearray(shard.read_bytes())
+    content[200] ^= 0xFF
+    shard.write_bytes(content)
+    with pytest.raises(DatasetError, match=re.escape(shard.name)):
+        EncodedDataset(tmp_path / "copy").split("train")[0]
 
 
 def test_a_dataset_behind_a_link_is_found(

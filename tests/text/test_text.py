@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import TextConfig
+from fasttta_jax.storage.files import StorageError
 from fasttta_jax.text import learned
 from fasttta_jax.text.learned import LearnedTextEncoder, sample_hidden_tokens
 from fasttta_jax.text.tokenize import TruncationLog
@@ -133,6 +134,16 @@ def test_a_vocabulary_without_room_for_bytes_is_refused(vocabulary_size):
 
 def test_a_missing_tokenizer_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"tokenizer\.json does not exist; .*embed_text"):
+        LearnedTextEncoder.load(tmp_path, CONFIG)
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", "seen_tokens.json"])
+@pytest.mark.parametrize("size", [0, 40, 0.5])
+def test_a_damaged_tokenizer_is_named(tmp_path, name, size):
+    encoder().save(tmp_path)
+    content = (tmp_path / name).read_bytes()
+    (tmp_path / name).write_bytes(content[: int(size * len(content)) if size < 1 else size])
+    with pytest.raises(StorageError, match=name):
         LearnedTextEncoder.load(tmp_path, CONFIG)
 
 

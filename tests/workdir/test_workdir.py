@@ -133,6 +133,18 @@ def test_a_path_that_cannot_hold_checkpoints_is_refused_at_once(
         Workdir(tmp_path / name)
 
 
+@pytest.mark.parametrize(
+    "text", ['{"config": {"num_steps"', "", "[]", "{}", '{"config": 3}', '"x"']
+)
+def test_a_damaged_config_is_named_by_training_and_generation(
+    config: RunConfig, dataset: EncodedDataset, tmp_path: pathlib.Path, text: str
+) -> None:
+    (tmp_path / "config.json").write_text(text)
+    for use in (lambda: Workdir(tmp_path).prepare(config, dataset), Workdir(tmp_path).config):
+        with pytest.raises(WorkdirError, match=r"config\.json"):
+            use()
+
+
 def test_a_store_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_registry, "gcs")
     with pytest.raises(WorkdirError, match=r"gs://bucket/run cannot be opened.*pip install gcsfs"):
@@ -144,7 +156,7 @@ def test_a_run_that_is_not_there_or_damaged_is_named(path: str) -> None:
         Workdir(path).config()
     with Workdir(path).folder() as folder:
         (folder / "config.json").write_text("{")
-    with pytest.raises(WorkdirError, match=r"one/config\.json cannot be read"):
+    with pytest.raises(WorkdirError, match=r"one/config\.json is damaged"):
         Workdir(path).config()
 
 

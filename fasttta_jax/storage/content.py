@@ -1,0 +1,128 @@
+"""SHA-256 of files' contents, kept so that a file which is what it was is not read again.
+
+A file counts as what it was where size, inode and both times, of its content and of its entry, are
+the same. What is known lies in the home folder, in one JSON file for each folder that was asked
+about; without a home that can be written, files are read each time.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import contextlib
+import hashlib
+import json
+import os
+import pathlib
+import time
+from collections.abc import Collection, Iterable
+from typing import Any
+
+from tqdm import tqdm
+
+from fasttta_jax.storage.files import write_json
+
+CACHE = "~/.cache/fasttta_jax/hashes"
+WORKERS = 4
+SETTLED_NS = 2 * 10**9
+"""A file that changed so short a time ago may change again and keep its time."""
+SHOWN_AFTER = 5.0
+"""Seconds until a progress bar says what takes so long."""
+
+Stamp = list[int]
+
+
+def content_hashes(
+    folder: str | os.PathLike[str], names: Iterable[str], cache: str | None = None
+) -> dict[str, str | None]:
+    """SHA-256 of files by name, hexadecimal; None for one that is not there or cannot be read.
+
+    Args:
+      folder: that the names are relative to.
+      names: of files.
+      cache: folder where hashes are kept; None for that of the home folder.
+    """
+    folder = pathlib.Path(os.path.abspath(folder))
+    names = list(dict.fromkeys(names))
+    kept = _kept_file(folder, CACHE if cache is None else cache)
+    known = _read(kept)
+    stamps = {name: _stamp(folder / name) for name in names}
+    found = {
+        name: known[name][1]
+        for name, stamp in stamps.items()
+        if stamp is not None and name in known and known[name][0] == stamp
+    }
+    unknown = [name for name in names if name not in found and stamps[name] is not None]
+    with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
+        hashes = pool.map(lambda name: _sha256(folder / name), unknown)
+        bar = tqdm(hashes, f"hashing {folder}", len(unknown), unit="file", delay=SHOWN_AFTER)
+        found |= dict(zip(unknown, bar, strict=True))
+    if unknown and kept is not None:
+        _keep(kept, known, {name: (stamps[name], found[name]) for name in unknown})
+    return {name: found.get(name) for name in names}
+
+
+def _kept_file(folder: pathlib.Path, cache: str) -> pathlib.Path | None:
+    name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
+    try:
+        return pathlib.Path(cache).expanduser() / f"{name}.json"
+    except RuntimeError:  # no home
+        return None
+
+
+def _read(kept: pathlib.Path | None) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError):
+        found = json.loads(kept.read_bytes()) if kept is not None else {}
+        if isinstance(found, dict) and all(_is_entry(entry) for entry in found.values()):
+            return found
+    return {}
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, list) and len(entry) == 2 and isinstance(entry[1], str)
+
+
+def _keep(kept: pathlib.Path, known: dict[str, Any], new: dict[str, Any]) -> None:
+    before = time.time_ns() - SETTLED_NS
+    settled = {
+        name: entry
+        for name, entry in new.items()
+        if entry[1] is not None and max(entry[0][1:3]) < before and _is_utf8(name)
+    }
+    with contextlib.suppress(OSError):  # no room, or a home that is not to be written
+        write_json(kept, {**known, **settled})
+
+
+def _is_utf8(name: str) -> bool:
+    try:
+        return bool(name.encode())
+    except UnicodeEncodeError:
+        return False
+
+
+def _stamp(path: pathlib.Path) -> Stamp | None:
+    try:
+        found = path.stat()
+    except OSError:
+        return None
+    return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
+
+
+def _sha256(path: pathlib.Path) -> str | None:
+    try:
+        with open(path, "rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError:
+        return None
+
+
+def combined(named: Iterable[tuple[str, object]]) -> str:
+    """One hash of names, in order, with what is known of each."""
+    digest = hashlib.sha256()
+    for name, value in named:
+        digest.update(f"{name}\n{value}\n".encode(errors="surrogateescape"))
+    return digest.hexdigest()
+
+
+def folder_hash(folder: pathlib.Path, names: Collection[str]) -> str:
+    """One hash of the names and contents of files."""
+    return combined(sorted(content_hashes(folder, names).items()))

@@ -1,0 +1,70 @@
+"""Hashes of contents: an edit in place is seen, a file that is what it was is not read again."""
+
+from __future__ import annotations
+
+import builtins
+import hashlib
+import os
+import pathlib
+
+import pytest
+
+from fasttta_jax.storage.content import content_hashes
+
+NAMES = ["a", "b", "missing"]
+
+
+def write(path: pathlib.Path, content: bytes, seconds: int) -> None:
+    path.write_bytes(content)
+    os.utime(path, (seconds, seconds))
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Names of the files that are opened, in order."""
+    found: list[str] = []
+    plain = builtins.open
+
+    def counted(path: pathlib.Path, mode: str) -> object:
+        found.append(path.name)
+        return plain(path, mode)
+
+    monkeypatch.setattr("fasttta_jax.storage.content.open", counted, raising=False)
+    monkeypatch.setattr("fasttta_jax.storage.content.SETTLED_NS", -(10**9))  # nothing is too young
+    return found
+
+
+def test_only_what_may_have_changed_is_read(tmp_path: pathlib.Path, opened: list[str]) -> None:
+    folder, cache = tmp_path / "sounds", str(tmp_path / "cache")
+    folder.mkdir()
+    for name in NAMES[:2]:
+        write(folder / name, name.encode(), 100)
+    expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in NAMES[:2]}
+    assert content_hashes(folder, NAMES, cache) == {**expected, "missing": None}
+    assert content_hashes(folder, NAMES, cache) == {**expected, "missing": None}
+    assert sorted(opened) == ["a", "b"]
+    write(folder / "a", b"c", 100)  # equal in length and in time of change
+    assert content_hashes(folder, NAMES, cache)["a"] == hashlib.sha256(b"c").hexdigest()
+    assert sorted(opened) == ["a", "a", "b"]
+
+
+@pytest.mark.parametrize("found", [b"", b"[]", b'{"a": 3}', b'{"a": [', b"\xff"])
+def test_a_damaged_or_unwritable_cache_costs_time_alone(
+    tmp_path: pathlib.Path, opened: list[str], found: bytes
+) -> None:
+    write(tmp_path / "a", b"a", 100)
+    content_hashes(tmp_path, ["a"], str(tmp_path / "cache"))
+    (kept,) = (tmp_path / "cache").iterdir()
+    kept.write_bytes(found)
+    right = {"a": hashlib.sha256(b"a").hexdigest()}
+    assert content_hashes(tmp_path, ["a"], str(tmp_path / "cache")) == right
+    assert content_hashes(tmp_path, ["a"], str(tmp_path / "a")) == right
+    assert opened == ["a"] * 3
+
+
+def test_a_name_that_is_no_text_is_hashed(tmp_path: pathlib.Path, opened: list[str]) -> None:
+    name = os.fsdecode(b"caf\xe9")
+    write(tmp_path / name, b"a", 100)
+    for _ in range(2):
+        assert content_hashes(tmp_path, [name], str(tmp_path / "cache"))[name] is not None
+    assert len(opened) == 2
