@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import math
 import os
 import re
 import sys
@@ -76,6 +78,16 @@ def _config_fault() -> str | None:
     return f"--config is {name!r}, which cannot be read: {cause}"
 
 
+def _not_finite() -> str | None:
+    """A message for the first flag that is nan or infinite; None without one."""
+    for name in flags.FLAGS:
+        value = flags.FLAGS[name].value
+        for number in value if isinstance(value, list) else [value]:
+            if isinstance(number, float) and not math.isfinite(number):
+                return f"--{name} is {number}; allowed: a finite number"
+    return None
+
+
 def _last_line(error: BaseException) -> str:
     """An error's text, of which config_flags makes a traceback where a config file raises it."""
     text = str(error).strip()
@@ -94,7 +106,7 @@ def _parse(argv: list[str]) -> list[str]:
     argv = [argv[0], *map(_at_home, argv[1:])]
     try:
         rest = flags.FLAGS(argv)
-        message = _config_fault()
+        message = _config_fault() or _not_finite()
     except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
         has_config = "config" in flags.FLAGS
         message = (_unknown_field(argv) if has_config else None) or _last_line(error)
@@ -244,6 +256,9 @@ def run(main: Callable[..., None], arguments: str = "") -> None:
                 "--help says more"
             )
         _quiet_logs()
+        for stream in (sys.stdout, sys.stderr):  # names may hold what a terminal cannot show
+            if isinstance(stream, io.TextIOWrapper):
+                stream.reconfigure(errors="backslashreplace")
         try:
             _keep_compiled()
             main(*argv[1:])

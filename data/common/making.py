@@ -24,6 +24,12 @@ from data.common.sources import WORKERS
 from data.common.tables import Skipped, report
 from fasttta_jax import cli
 
+NEEDS = {"train": "train.py", "validation": "train.py", "test": "eval.py"}
+MORE_CLIPS = (
+    "add clips (three are enough for all splits), fill it in the table's column of splits, or give "
+    "it a share where there is none"
+)
+
 
 def make_dataset(
     find: Callable[[recordings.Settings], recordings.Files],
@@ -150,7 +156,12 @@ def make_dataset(
     )
     if summary is not None:
         skipped, left_out = parted(summary.skipped)
-        print(f"{dataset.path}: made from {len(names) - len(skipped)} of {len(names)} files")
+        sizes = ", ".join(f"{count} {split}" for split, count in summary.num_records.items())
+        made = len(names) - len(skipped)
+        print(f"{dataset.path}: made from {made} of {len(names)} files ({sizes})")
+        for split, needs_it in NEEDS.items():
+            if split not in summary.num_records:
+                print(f"the {split} split is empty, and {needs_it} needs one: {MORE_CLIPS}")
         if is_published:
             for split, said in provenance.describe(origin, files.members, skipped)[
                 "listed"

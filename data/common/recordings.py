@@ -15,7 +15,7 @@ import json
 import math
 import os
 import pathlib
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Generator, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -30,6 +30,7 @@ from fasttta_jax.storage.content import combined
 
 PARTIAL = ("silent piece", "ends early")
 """Reasons for which a piece of a clip is missing, and not the clip."""
+LONGEST = 86_400.0
 SHORTFALL = 1e-3
 """Seconds by which a part may be shorter than the table says without being counted."""
 
@@ -69,6 +70,7 @@ class Settings:
             ("sample_rate", self.sample_rate >= 1000, "at least 1000 Hz"),
             ("min_seconds", self.min_seconds > 0, "above 0"),
             ("max_seconds", self.max_seconds >= 2 * self.min_seconds, "at least 2 min_seconds"),
+            ("max_seconds", self.max_seconds <= LONGEST, f"at most {LONGEST:g}, a day"),
             ("validation_fraction", self.validation_fraction >= 0, "at least 0"),
             ("test_fraction", self.test_fraction >= 0, "at least 0"),
             ("test_fraction", evaluation < 1, "below 1 together with validation_fraction"),
@@ -118,8 +120,11 @@ class Files:
           metadata_sha256: hash of what the entries were made from; "" for one of the entries.
         """
         members: dict[str, list[Entry]] = {split: [] for split in metadata_lib.SPLITS}
+        usable = [entry for entry in entries if entry.split is None and not _shown(entry.file)]
+        splits = _assign_splits({entry.name or entry.file for entry in usable}, settings)
         for entry in entries:
-            members[entry.split or assign_split(entry.name or entry.file, settings)].append(entry)
+            split = entry.split or splits.get(entry.name or entry.file, "train")
+            members[split].append(entry)
         if metadata_sha256 == "":
             said = [json.dumps(dataclasses.asdict(entry), sort_keys=True) for entry in entries]
             metadata_sha256 = hashlib.sha256("\n".join(said).encode()).hexdigest()
@@ -169,14 +174,52 @@ def find_audio(audio: AudioFiles) -> list[Entry]:
         raise FileNotFoundError(
             f"{audio.folder}: no audio found in it or below; looked for {', '.join(SUFFIXES)}"
         )
-    return [Entry(name, line=0, split=None) for name in names]
+    return [Entry(name, line=0, split=None, name=_shown(name)) for name in names]
+
+
+def _shown(name: str) -> str:
+    """What a clip of a name that is not UTF-8 is called; "" for the name itself."""
+    shown = os.fsencode(name).decode("utf-8", "backslashreplace")
+    return "" if shown == name else shown
+
+
+def _position(file: str, settings: Settings) -> float:
+    """A hash of seed and name, uniform in [0, 1)."""
+    name = f"{settings.seed}\n{file}".encode(errors="surrogateescape")
+    return int.from_bytes(hashlib.sha256(name).digest()[:8], "big") / 2**64
+
+
+def _assign_splits(files: Collection[str], settings: Settings) -> dict[str, str]:
+    """The splits of files that no table puts into one.
+
+    Few files may leave a split empty that is wanted. It gets one of the largest split then, that
+    with the lowest hash: first training has one, then validation, then testing.
+    """
+    found = {file: assign_split(file, settings) for file in files}
+    wanted = {
+        "train": True,
+        "validation": settings.validation_fraction > 0,
+        "test": settings.test_fraction > 0,
+    }
+    for split in (name for name, is_wanted in wanted.items() if is_wanted):
+        counts = collections.Counter(found.values())
+        if not files or counts[split]:
+            continue
+        giver = max(wanted, key=lambda name: counts[name])
+        if counts[giver] < 2:
+            order = tuple(wanted)
+            later = [name for name in order[order.index(split) :] if counts[name]]
+            if not later:
+                continue
+            giver = later[-1]
+        given = (file for file in files if found[file] == giver)
+        found[min(given, key=lambda file: _position(file, settings))] = split
+    return found
 
 
 def assign_split(file: str, settings: Settings) -> str:
-    """The split of a file: a hash of seed and name, uniform in [0, 1), against the fractions."""
-    name = f"{settings.seed}\n{file}".encode(errors="surrogateescape")
-    digest = hashlib.sha256(name).digest()
-    position = int.from_bytes(digest[:8], "big") / 2**64
+    """The split of a file among many: `_position` against the fractions."""
+    position = _position(file, settings)
     if position < settings.test_fraction:
         return "test"
     if position < settings.test_fraction + settings.validation_fraction:
@@ -186,6 +229,8 @@ def assign_split(file: str, settings: Settings) -> str:
 
 def read_clips(entry: Entry, files: AudioFiles, settings: Settings) -> list[builder.Clip | Skipped]:
     """The clips of an entry: decoded, levelled and cut, with what is left out of it and why."""
+    if _shown(entry.file):
+        return [Skipped(entry.id, "name is not UTF-8", "rename the file")]
     if settings.with_captions and not entry.captions:
         detail = f"all of its captions are blank, line {entry.line}"
         return [Skipped(entry.id, "no caption", detail)]

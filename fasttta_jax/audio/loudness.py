@@ -18,6 +18,8 @@ from fasttta_jax.audio.files import (
     is_silent,
 )
 
+LOWEST = -120.0
+"""dB below full scale: below it, files of 16 bits hold nothing."""
 BLOCK_SECONDS = 0.4
 """The gate of BS.1770 weighs blocks of this length; a shorter sound has no loudness."""
 
@@ -57,7 +59,7 @@ class Level:
       rms_dbfs: root mean square without silent stretches.
 
     Raises:
-      ValueError: several are given, or one is above full scale.
+      ValueError: several are given, or one is above full scale or below `LOWEST`.
     """
 
     lufs: float | None = None
@@ -73,8 +75,10 @@ class Level:
                 "each sets the level"
             )
         for name, value in given.items():
-            if not value <= 0:
-                raise ValueError(f"{name} is {value}; allowed: at most 0 (full scale)")
+            if not LOWEST <= value <= 0:
+                raise ValueError(
+                    f"{name} is {value}; allowed: at most 0 (full scale), at least {LOWEST:g}"
+                )
 
     def apply(
         self, audio: Float[np.ndarray, " S"], sample_rate: int

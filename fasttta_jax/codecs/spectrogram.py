@@ -28,7 +28,7 @@ import numpy as np
 from einops import rearrange
 from jaxtyping import Array, Float
 
-from fasttta_jax.audio.mel import MelConfig, log_mel
+from fasttta_jax.audio.mel import MelConfig, hann_window, log_mel, mel_matrix
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
 from fasttta_jax.codecs.griffin_lim import reach, to_audio
 from fasttta_jax.storage.arrays import open_arrays
@@ -280,7 +280,16 @@ def _to_log_mel(
     tokens = rearrange(tokens, "b (column band) c -> b column band c", band=config.bands)
     patches = jnp.einsum("bngc,gvc->bngv", tokens * scale[None, None], basis) + mean[None, None]
     spectrogram = unlapped(from_patches(patches, config), config)
-    return jnp.maximum(spectrogram, np.log(config.mel.floor))
+    return jnp.clip(spectrogram, np.log(config.mel.floor), loudest(config.mel))
+
+
+@functools.cache
+def loudest(mel: MelConfig) -> float:
+    """What no waveform in [-1, 1] passes in its log-mel spectrogram: a bin is a sum of n_fft/2.
+
+    A network that has learned little asks for more, of which the exponential is not finite.
+    """
+    return float(np.log(mel_matrix(mel).sum(axis=1).max() * hann_window(mel.n_fft).sum()))
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

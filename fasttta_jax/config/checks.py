@@ -43,6 +43,15 @@ def check_fields(config: Any, section: str, rule: Rule, *fields: str) -> None:
         check(rule.holds(value), section + field, value, rule.allowed)
 
 
+def check_text(field: str, value: str) -> None:
+    """Raises ConfigError unless `value` is text: a terminal of another encoding gives bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        shown = value.encode("utf-8", "backslashreplace").decode()
+        raise ConfigError(f"{field} is {shown!r}, which is not UTF-8; allowed: text") from None
+
+
 def check_choice(field: str, value: Any, choices: Any) -> None:
     """Raises ConfigError unless `value` is one of the `Literal` type `choices`."""
     check_name(field, value, typing.get_args(choices))

@@ -7,6 +7,7 @@ wrote is read with the meaning that it had (`upgrade`).
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping
@@ -73,6 +74,9 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
                 f"{path}{name} is {value!r}, a {type(value).__name__}; "
                 f"allowed: a value of type {expected.__name__}"
             )
+        numbers = value if isinstance(value, tuple) else (value,)
+        if any(type(number) is float and not math.isfinite(number) for number in numbers):
+            raise ConfigError(f"{path}{name} is {value!r}; allowed: finite numbers")
         arguments[name] = value
     return cls(**arguments)
 

@@ -17,7 +17,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
 
 from fasttta_jax.convert.read import file_sha256, open_checkpoint
 from fasttta_jax.convert.stored import ConversionError
@@ -209,7 +208,10 @@ def _fetch(repository: str, revision: str | None, parts: Sequence[str]) -> pathl
         folder = huggingface_hub.snapshot_download(
             repository, revision=commit.sha, allow_patterns=_wanted(files, parts)
         )
-    except (HfHubHTTPError, HFValidationError, LocalEntryNotFoundError, OSError) as error:
+    except Exception as error:  # of the Hub's library, or of those that it reads with
+        cached = _cached(repository, revision)
+        if cached is not None:
+            return cached
         where = f"{parts[0]}/" if parts else ""
         raise ConversionError(
             f"{repository} cannot be fetched from the Hub ({type(error).__name__}). Without a "
@@ -217,4 +219,15 @@ def _fetch(repository: str, revision: str | None, parts: Sequence[str]) -> pathl
             f"{where}{CONFIG_FILE}, {where}{WEIGHT_FILES[0]} (or any of "
             f"{', '.join(WEIGHT_FILES[1:])}), and for a text model {', '.join(TOKENIZER_FILES)}"
         ) from error
+    return pathlib.Path(folder)
+
+
+def _cached(repository: str, revision: str | None) -> pathlib.Path | None:
+    """The snapshot in the Hub's cache on this machine; None where there is none."""
+    try:
+        folder = huggingface_hub.snapshot_download(
+            repository, revision=revision, local_files_only=True
+        )
+    except Exception:
+        return None
     return pathlib.Path(folder)

@@ -32,7 +32,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.config.checks import check
+from fasttta_jax.config.checks import check, check_text
 from fasttta_jax.generation.sampler import MAX_SEED
 from fasttta_jax.generation.seconds import check_seconds
 from fasttta_jax.storage.rows import TEXT_FORMATS, RowError, find_rows, lines_as
@@ -261,6 +261,7 @@ def _prompt(row: Mapping[str, Any]) -> str:
 def _checked_text(name: str, text: str) -> str:
     if len(text := text.strip()) > MAX_CHARACTERS:
         raise ValueError(f"{name} has {len(text):,} characters; allowed: {MAX_CHARACTERS:,}")
+    check_text(name, text)
     if any(ord(character) < 32 and not character.isspace() for character in text):
         raise ValueError(f"{name} has control characters")
     return text

@@ -6,7 +6,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, NamedTuple
 
-from fasttta_jax.config.checks import check
+from fasttta_jax.config.checks import check, check_text
 from fasttta_jax.generation.sampler import MAX_SEED
 from fasttta_jax.generation.seconds import check_seconds
 
@@ -74,6 +74,8 @@ def read_requests(
     def read() -> Iterator[Request]:
         for index, values in enumerate(_rows(columns)):
             values = same | values
+            for column in ("prompts", "negative"):
+                check_text(label(column, index), values[column])
             name = f"seed + {index}" if seeds is None else f"seeds[{index}]"
             found = values.get("seeds", seed + index)
             check(0 <= found <= MAX_SEED, name, found, f"0 to {MAX_SEED}")

@@ -83,7 +83,8 @@ class Records:
             builder = tfds.builder_from_directory(str(path))
         if split not in builder.info.splits:
             raise DatasetError(
-                f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}"
+                f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}, or data "
+                f"made with clips for it (a column of splits, or a share of the files)"
             )
         self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
         self._shards = _check_shards(builder.info.splits[split].file_instructions)

@@ -95,8 +95,6 @@ def _from_hub(name: str, repository: str, revision: str | None) -> Source:
 def _snapshot(name: str, repository: str, revision: str | None, files: list[str]) -> pathlib.Path:
     import huggingface_hub
     from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -109,7 +107,7 @@ def _snapshot(name: str, repository: str, revision: str | None, files: list[str]
         reason = f"it is not in the cache, and the Hub cannot be reached ({_cause(error)})"
     except RepositoryNotFoundError:
         reason = "there is no such repository, or none that may be read without logging in"
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except Exception as error:  # of the Hub's library, or of those that it reads with
         reason = one_line(error)
     else:
         return pathlib.Path(folder)

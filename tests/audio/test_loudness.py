@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 
@@ -66,6 +68,8 @@ def test_silence_stays_silent():
 def test_what_cannot_be_is_refused():
     with pytest.raises(ValueError, match="lufs and peak_dbfs are given; allowed: one of lufs, pea"):
         Level(lufs=-23.0, peak_dbfs=-1.0)
+    with pytest.raises(ValueError, match=r"lufs is -inf; allowed: .* at least -120"):
+        Level(lufs=-math.inf)
     with pytest.raises(ValueError, match=r"lufs is 1.0; allowed: at most 0"):
         Level(lufs=1.0)
     with pytest.raises(ValueError, match=r"has 0.399 s; loudness in LUFS needs 0.4 s or more"):

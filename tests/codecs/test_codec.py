@@ -27,6 +27,7 @@ from fasttta_jax.codecs.spectrogram import (
     StatisticsFitter,
     from_patches,
     lapped,
+    loudest,
     to_patches,
     unlapped,
 )
@@ -308,6 +309,20 @@ def test_sizes_are_those_that_the_protocol_promises():
     assert codec.silence().shape == (codec.tokens_per_column, codec.token_dim)
     assert codec.silence().dtype == np.float32
     assert codec.sample_rate == 16_000
+
+
+@pytest.mark.parametrize("value", [-4e4, 4e4, 1e30])
+def test_tokens_far_out_decode_to_finite_audio(value: float) -> None:
+    codec = tiny_codec()
+    tokens = np.full((1, 2 * codec.tokens_per_column, codec.token_dim), value, np.float32)
+    assert np.isfinite(np.asarray(codec.decode(tokens))).all()
+
+
+def test_no_waveform_is_louder_than_the_loudest() -> None:
+    config = tiny_codec().config.mel
+    square = np.sign(np.sin(np.arange(10_240) * 0.7))[None].astype(np.float32)
+    for audio in (square, np.ones_like(square), np.sign(sounds(1))):
+        assert float(np.max(log_mel(audio, config))) <= loudest(config)
 
 
 def test_silence_decodes_to_silence():

@@ -32,6 +32,16 @@ from fasttta_jax.config.mapping import upgrade
 from tests.support import helpers
 
 
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("path", ["optimizer.learning_rate", "decode.guidance_scale"])
+def test_a_number_that_is_not_finite_is_refused(path: str, value: float) -> None:
+    config = to_config_dict(RunConfig()).to_dict()
+    section, name = path.split(".")
+    config[section][name] = value
+    with pytest.raises(ConfigError, match=f"{path} is .*; allowed: finite numbers"):
+        from_config_dict(config)
+
+
 def test_defaults_survive_the_round_trip():
     assert from_config_dict(to_config_dict(RunConfig())) == RunConfig()
 

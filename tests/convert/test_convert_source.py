@@ -202,11 +202,38 @@ def test_of_a_pipeline_only_the_part_is_fetched():
     assert source._wanted(files, ("text_encoder", "text_encoder_2")) == [files[0], *files[4:7]]
 
 
+def nowhere(*_, **__):
+    """What huggingface_hub raises today, and what no list of its errors has."""
+    raise type("ConnectError", (Exception,), {})("connection refused")
+
+
+def test_weights_in_the_cache_need_no_network(tmp_path, monkeypatch):
+    asked = []
+
+    def snapshot_download(repository, *, revision, local_files_only):
+        asked.append((repository, revision, local_files_only))
+        return str(write(tmp_path / "cache" / "c0ffee", "model.safetensors"))
+
+    monkeypatch.setattr(huggingface_hub, "model_info", nowhere)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot_download)
+    with open_source("google/flan-t5-small") as found:
+        assert found.name == "google/flan-t5-small@c0ffee"
+    assert asked == [("google/flan-t5-small", None, True)]
+
+
+def test_an_unknown_error_of_the_library_names_the_files(monkeypatch):
+    monkeypatch.setattr(huggingface_hub, "model_info", nowhere)
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", nowhere)
+    with pytest.raises(ConversionError, match=r"fetched .*ConnectError.*put these files into one"):
+        read("google/flan-t5-small")
+
+
 def test_without_a_network_the_files_to_download_are_named(monkeypatch):
     def offline(*_, **__):
         raise LocalEntryNotFoundError("no network")
 
     monkeypatch.setattr(source.huggingface_hub, "model_info", offline)
+    monkeypatch.setattr(source.huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
         ConversionError,
         match=r"google/flan-t5-small cannot be fetched .*LocalEntry.*put these files into one "

@@ -176,6 +176,39 @@ def test_audio_without_captions_needs_no_table(tmp_path):
         folder.build(audio_dir, tmp_path, name="table")
 
 
+@pytest.mark.parametrize("count", [1, 2, 3, 6])
+def test_few_files_fill_as_many_splits_as_they_can(count):
+    """Training has a clip first, then validation, then testing; more files move none of these."""
+    for seed in range(20):
+        names = [f"{index}.wav" for index in range(count)]
+        splits = recordings._assign_splits(names, _settings(seed=seed))
+        assert sorted(splits) == sorted(names)
+        assert set(splits.values()) == set(("train", "validation", "test")[:count])
+        without = _settings(seed=seed, validation_fraction=0.0, test_fraction=0.0)
+        assert set(recordings._assign_splits(names, without).values()) == {"train"}
+
+
+def test_a_split_that_stays_empty_is_told_by_the_first_command(tmp_path, capsys):
+    audio_dir = make(tmp_path / "audio", "a.wav")
+    folder.build(audio_dir, tmp_path, name="sounds", with_captions=False)
+    said = capsys.readouterr().out
+    assert "made from 1 of 1 files (1 train)" in said
+    assert "the validation split is empty, and train.py needs one: add clips" in said
+    assert "the test split is empty, and eval.py needs one" in said
+
+
+def test_a_name_in_an_old_encoding_is_skipped_and_named(tmp_path):
+    files = [f"{index:02d}.wav" for index in range(12)]
+    audio_dir = make(tmp_path / "audio", *files)
+    (audio_dir / "03.wav").rename(audio_dir / os.fsdecode(b"caf\xe9.wav"))
+    dataset = folder.build(audio_dir, tmp_path, name="sounds", with_captions=False)
+    assert {clip for clips in contents(dataset).values() for clip in clips} == {
+        file for file in files if file != "03.wav"
+    }
+    (skipped,) = skipped_items(dataset)
+    assert (skipped["file"], skipped["reason"]) == ("caf\\xe9.wav", "name is not UTF-8")
+
+
 def test_long_clips_are_cut_into_pieces_that_join_again(tmp_path):
     audio_dir = tmp_path / "audio"
     audio_dir.mkdir()
@@ -322,6 +355,8 @@ def test_an_existing_dataset_is_kept_or_refused(tmp_path, capsys):
         ({"name": "My Sounds"}, "name is 'My Sounds'; allowed: snake case"),
         ({"sample_rate": 0}, "sample_rate is 0"),
         ({"min_seconds": 0.0}, "min_seconds is 0.0; allowed: above 0"),
+        ({"max_seconds": float("inf")}, "max_seconds is inf; allowed: at most 86400, a day"),
+        ({"max_seconds": float("nan")}, "max_seconds is nan"),
         ({"max_seconds": 0.15}, "max_seconds is 0.15; allowed: at least 2 min_seconds"),
         ({"test_fraction": 0.97}, "test_fraction is 0.97; allowed: below 1 together"),
         ({"validation_fraction": -0.1}, "validation_fraction is -0.1"),

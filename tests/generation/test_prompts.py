@@ -129,6 +129,11 @@ def test_rows_have_settings_of_their_own(tmp_path):
     assert Prompts(table=str(table)).columns == set()
 
 
+def test_a_prompt_in_an_old_encoding_is_refused():
+    with pytest.raises(PromptError, match=r"the prompt is 'un caf\\\\udce9', which is not UTF-8"):
+        Prompts(("un caf\udce9",))
+
+
 def test_without_any_prompt_it_says_what_to_give():
     with pytest.raises(PromptError, match="give --prompt or --prompts"):
         Prompts()

@@ -79,6 +79,13 @@ def test_a_config_file_without_a_config_is_named(tmp_path: pathlib.Path) -> None
     assert f"'{file}', which cannot be read: its get_config() returns an object of type int" in log
 
 
+@pytest.mark.parametrize("value", ["nan", "inf", "-inf"])
+def test_a_flag_that_is_no_finite_number_is_named(value: str) -> None:
+    result = commands.run("generate.py", "--prompt=rain", "--out=unused", f"--rms_dbfs={value}")
+    assert result.returncode != 0
+    assert f"error: --rms_dbfs is {value}; allowed: a finite number" in result.stderr
+
+
 def test_home_is_expanded_where_the_shell_does_not(tmp_path: pathlib.Path) -> None:
     home = pathlib.Path("~").expanduser()
     _, log = train(CONFIG, f"--workdir={tmp_path}", "--config.data.path=~/not/there")
