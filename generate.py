@@ -19,7 +19,8 @@ A clip may be of any length, a loop, or a change of another sound:
     ... --vary=dog.wav --share=0.3           makes three tenths of it anew, other ones in each clip
 
 A file should be as loud as the sounds that the model was trained on. Kept tokens come back exactly;
-the sound of a clip is decoded as a whole, so that no joint is heard.
+the sound of a clip is decoded as a whole, so that no joint is heard. With --max_seconds=0.5 it is
+decoded by the best of the settings that were measured here and take no longer.
 """
 
 import logging
@@ -35,6 +36,7 @@ from fasttta_jax.generation.job import Job
 from fasttta_jax.generation.job_folder import Share
 from fasttta_jax.generation.page import write_page
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
+from fasttta_jax.generation.time_budget import check_wait
 from fasttta_jax.multihost.startup import find_share
 from fasttta_jax.tools import decode_flags, edit_flags, job_flags
 from fasttta_jax.tools.edit_flags import EditFlags
@@ -61,6 +63,13 @@ class Request(NamedTuple):
     config: GenerateConfig
     rank: Rank
     page: bool
+    max_seconds: float | None = None
+
+    @property
+    def batch_size(self) -> int:
+        """Clips that are computed together: fewer than asked for where there are no more."""
+        prompts = self.wishes.prompts
+        return min(self.config.batch_size, len(prompts) * prompts.candidates)
 
 
 def define_flags(values: flags.FlagValues) -> None:
@@ -86,6 +95,13 @@ def define_flags(values: flags.FlagValues) -> None:
     text("tagger", "For --rank=tagger: folder of one, such as an --out of eval.py.")
     whole("batch_size", 8, "Most clips computed together.")
     decode_flags.define(values)
+    flags.DEFINE_float(
+        "max_seconds",
+        None,
+        "How long a batch may take, from prompts to sound, once compiled: chooses the best setting "
+        "that `python -m benchmarks.frontier --this_machine` has measured.",
+        flag_values=values,
+    )
     flags.DEFINE_bool(
         "page",
         False,
@@ -128,8 +144,16 @@ def request_of(values: flags.FlagValues) -> Request:
     check_candidates(wishes.prompts.candidates, rank.by != "none", wishes.output.name)
     if values.page and wishes.output.store != "files":
         raise ValueError(f"--page and --store={values.store}: a page goes with --store=files")
+    if values.max_seconds is not None:
+        column = "seconds" if "seconds" in wishes.prompts.columns else None
+        names = ("num_iterations", "counts", "order", "guided", "seconds")
+        chosen = {name: values[name].value for name in names}
+        others = {**chosen, "the column seconds": column, **edits.edits.given()}
+        check_wait(values.max_seconds, others)
     which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
-    return Request(values.workdir, which, wishes, edits, config, rank, values.page)
+    return Request(
+        values.workdir, which, wishes, edits, config, rank, values.page, values.max_seconds
+    )
 
 
 def main() -> None:
@@ -142,6 +166,10 @@ def main() -> None:
     ranker = open_ranker(*request.rank)
     pipeline = Pipeline.open(request.workdir, request.which)
     arguments, notes = request.edits.arguments(), request.edits.given()
+    if request.max_seconds is not None:
+        pipeline = pipeline.within(request.max_seconds, request.batch_size)
+        if pipeline.trained.config.objective == "diffusion":
+            notes["sampling_steps"] = pipeline.trained.config.diffusion.sampling_steps
     job = Job(pipeline, prompts, output, request.config, arguments, notes, ranker, share, overwrite)
     result = job.run()
     logger.info("%s: %s", output.out, result)

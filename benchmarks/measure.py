@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import importlib.metadata
 import json
@@ -9,12 +10,13 @@ import os
 import pathlib
 import platform
 import runpy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict
 from fasttta_jax.parallel.compile import CompileReport
@@ -144,6 +146,19 @@ def describe_machine(found: Mapping[str, Any]) -> str:
 def measure_compilation() -> None:
     """Turns the compilation cache off, so that a compile time is that of compiling."""
     jax.config.update("jax_enable_compilation_cache", False)
+
+
+@contextlib.contextmanager
+def compiling_anew() -> Iterator[None]:
+    """The same for a while; the cache is as it was afterwards."""
+    before = jax.config.values["jax_enable_compilation_cache"]
+    jax.config.update("jax_enable_compilation_cache", False)
+    compilation_cache.reset_cache()  # which asks for the setting once
+    try:
+        yield
+    finally:
+        jax.config.update("jax_enable_compilation_cache", before)
+        compilation_cache.reset_cache()
 
 
 def positive_integers(flag: str, values: Sequence[str]) -> list[int]:

@@ -59,7 +59,7 @@ class Setting:
 
     def changed(self, **decode: Any) -> Setting:
         """The same with other fields of `decode`."""
-        return dataclasses.replace(self, decode=dataclasses.replace(self.decode, **decode))
+        return dataclasses.replace(self, decode=self.decode.changed(**decode))
 
 
 def _words(value: object) -> str:
@@ -143,19 +143,29 @@ class SettingEvaluator:
 
     def row(self, setting: Setting) -> dict[str, Any]:
         """Figures of one setting, without sampling times."""
-        path = self._folder / f"{setting.name}.json"
+        figures = self.known(setting)
+        if figures is None:
+            figures = self._evaluate(setting)
+            found = {"made_from": self._made_from(setting), "figures": figures}
+            write_json(self._file(setting), found)
+        return figures
+
+    def known(self, setting: Setting) -> dict[str, Any] | None:
+        """Figures that were found before; None where they were not."""
+        found = read(self._file(setting))
+        return found["figures"] if found.get("made_from") == self._made_from(setting) else None
+
+    def _file(self, setting: Setting) -> pathlib.Path:
+        return self._folder / f"{setting.name}.json"
+
+    def _made_from(self, setting: Setting) -> dict[str, Any]:
         made_from = {
             **self._common,
             "parameters_sha256": self.hashes[setting.run],
             "decode": dataclasses.asdict(setting.decode),
             "sampling_steps": setting.sampling_steps,
         }
-        made_from = json.loads(json.dumps(made_from))  # as it is read: tuples are lists
-        known = read(path)
-        if known.get("made_from") != made_from:
-            known = {"made_from": made_from, "figures": self._evaluate(setting)}
-            write_json(path, known)
-        return known["figures"]
+        return json.loads(json.dumps(made_from))  # as it is read: tuples are lists
 
     def _evaluate(self, setting: Setting) -> dict[str, Any]:
         evaluator, name = self.evaluator, setting.name

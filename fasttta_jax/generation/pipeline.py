@@ -12,6 +12,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
+import logging
 import math
 import os
 import pathlib
@@ -30,11 +31,15 @@ from fasttta_jax.generation.edits import Edits
 from fasttta_jax.generation.requests import Request, read_requests
 from fasttta_jax.generation.sampler import MAX_SEED, Sampler, States
 from fasttta_jax.generation.sequences import Sequences
+from fasttta_jax.generation.time_budget import MeasuredTimes, best_within, check_wait
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import batch_shards
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.text.vocabulary import unknown_words_log
+from fasttta_jax.workdir.hashes import tree_hash
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
+
+logger = logging.getLogger(__name__)
 
 DECODING = ("num_iterations", "counts", "order", "guided", "guidance_scale", "temperature")
 """Fields of `DecodeConfig` that may be given for a call."""
@@ -186,6 +191,11 @@ class Pipeline:
         if unknown := [word for prompt in prompts for word in self.unknown_words(prompt)]:
             unknown_words_log.add(list(dict.fromkeys(unknown)), self.known_words)
 
+    def filled(self, batch_size: int) -> int:
+        """The clips of a batch, rounded up to fill all devices."""
+        shards = batch_shards(self.mesh)
+        return math.ceil(batch_size / shards) * shards
+
     def sampler(self, config: GenerateConfig, num_known: int = 0, num_texts: int = 1) -> Sampler:
         """The token sampler of these settings, for so many known tokens and texts of every clip.
 
@@ -198,17 +208,40 @@ class Pipeline:
     def _sampler(
         self, config: GenerateConfig, decode: DecodeConfig, num_known: int, num_texts: int
     ) -> Sampler:
-        shards = batch_shards(self.mesh)
         return Sampler(
             self.trained.model,
             decode,
             self.mesh,
-            math.ceil(config.batch_size / shards) * shards,
+            self.filled(config.batch_size),
             self.trained.codec.tokens_per_column,
             num_known=num_known,
             num_texts=num_texts,
             with_states=config.with_states,
         )
+
+    @functools.cached_property
+    def measured_times(self) -> MeasuredTimes:
+        """What is known of the times of this model on these devices."""
+        return MeasuredTimes(tree_hash(self.trained.params), self.mesh)
+
+    def within(self, max_seconds: float, batch_size: int = 1) -> Pipeline:
+        """The pipeline with the best measured setting that makes a batch in that time.
+
+        The log says which; so does `trained.config.decode`.
+
+        Args:
+          max_seconds: from prompts to sound, once compiled.
+          batch_size: clips computed together.
+
+        Raises:
+          TimeBudgetError: nothing was measured for so many clips, or all of it takes longer.
+        """
+        batch_size = self.filled(batch_size)
+        best = best_within(self.measured_times.read(), max_seconds, batch_size)
+        seconds = best.seconds_for(batch_size)
+        logger.info("within %g s: %s (%.3g s for %d)", max_seconds, best, seconds, batch_size)
+        trained = self.trained.with_sampling(best.decode, best.sampling_steps)
+        return dataclasses.replace(self, trained=trained)
 
     def generate(
         self,
@@ -232,6 +265,7 @@ class Pipeline:
         timeline: str | None = None,
         known: Known | None = None,
         batch_size: int = 8,
+        max_seconds: float | None = None,
         with_states: bool = False,
         with_not_finite: bool = False,
     ) -> Iterator[Clip]:
@@ -251,6 +285,8 @@ class Pipeline:
             timeline or the length of the varied sound. A loop has whole token columns.
           audio: see `generation.edits.Edits`, also for the edits that follow; of all clips.
           known: given tokens, [1, N, C] for all clips or [len(prompts), N, C], from the beginning.
+          max_seconds: how long a batch may take; `within` then chooses how it is decoded. Goes with
+            clips of the model's length, and with neither num_iterations nor edits.
           with_not_finite: a clip with values that are not finite is no error: its `is_finite` says.
 
         Raises:
@@ -269,16 +305,7 @@ class Pipeline:
             temperature=temperature,
             with_states=with_states,
         )
-        requests = read_requests(
-            prompts,
-            seed=seed,
-            seeds=seeds,
-            negative=negative,
-            guidance_scale=guidance_scale,
-            seconds=seconds,
-            run_scale=self.trained.config.decode.guidance_scale,
-            check_strength=self.trained.model.check_strength,
-        )
+        edits = Edits(audio, keep, vary, share, loop, timeline)
         if isinstance(prompts, Sized):
             # One prompt alone need not pay for a whole batch.
             config = dataclasses.replace(config, batch_size=min(batch_size, max(1, len(prompts))))
@@ -286,18 +313,34 @@ class Pipeline:
                 raise ValueError(
                     f"known has {len(known.mask)} clips; allowed: 1 or {len(prompts)}, the prompts"
                 )
+        pipeline = self
+        if max_seconds is not None:
+            chosen = {"num_iterations": num_iterations, "counts": counts, "order": order}
+            chosen |= {"guided": guided, "seconds": seconds, "known": known}
+            check_wait(max_seconds, chosen | edits.given())
+            pipeline = self.within(max_seconds, config.batch_size)
+        requests = read_requests(
+            prompts,
+            seed=seed,
+            seeds=seeds,
+            negative=negative,
+            guidance_scale=guidance_scale,
+            seconds=seconds,
+            run_scale=pipeline.trained.config.decode.guidance_scale,
+            check_strength=self.trained.model.check_strength,
+        )
         each = isinstance(seconds, Iterable)
         sequences = Sequences.plan(
-            self.trained,
-            functools.partial(self._window_sampler, config),
-            Edits(audio, keep, vary, share, loop, timeline),
+            pipeline.trained,
+            functools.partial(pipeline._window_sampler, config),
+            edits,
             seconds=None if each else cast(float | None, seconds),
             each=each,
             known=known,
         )
         if sequences.is_one_window:
-            self.sampler(config, sequences.num_known)
-        clips = self._clips(sequences, self.sampler(config).batch_size, requests)
+            pipeline.sampler(config, sequences.num_known)
+        clips = pipeline._clips(sequences, pipeline.sampler(config).batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 
     def _window_sampler(

@@ -77,7 +77,10 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         rank=generate.Rank("tagger", None, "report"),
         page=False,
     )
+    assert parse("--prompt=x", "--candidates=3", "--rank=tagger", "--tagger=t").batch_size == 3
     plain = parse("--prompt=x")
+    assert (plain.max_seconds, plain.batch_size) == (None, 1)
+    assert parse("--prompt=x", "--max_seconds=0.5").max_seconds == 0.5
     assert (plain.which, plain.config) == ("last", GenerateConfig())
     assert plain.edits == EditFlags("", None, Edits())
     assert plain.edits.given() == {}
@@ -93,6 +96,9 @@ def test_flags_become_a_request(tmp_path: pathlib.Path) -> None:
         (["--prompt=x", "--batch_size=0"], "batch_size"),
         (["--prompt=x", "--format=aiff"], "<wav|flac|ogg|mp3>"),
         (["--prompts=nowhere.txt"], "nowhere.txt"),
+        (["--prompt=x", "--max_seconds=1", "--num_iterations=4"], "max_seconds and num_iterations"),
+        (["--prompt=x", "--max_seconds=0"], "max_seconds is 0.0; allowed: above 0"),
+        (["--prompt=x", "--max_seconds=1", "--loop"], "max_seconds and loop do not go together"),
         (["--prompt=x", "--no_such_flag=1"], "no_such_flag"),
         (["--prompt=x", "--seed=4294967296"], "seed is 4294967296; allowed: 0 to 4294967295"),
         (["--prompt=x", "--rms_dbfs=1"], "rms_dbfs is 1.0; allowed: at most 0"),
