@@ -82,8 +82,6 @@ def test_it_keeps_the_students_head_and_resumes_as_if_nothing_had_been(
     shutil.rmtree(copy / "checkpoints" / str(world.STUDENT_STEPS))
     Trainer(Workdir(copy).config(), copy, devices=jax.devices()[:1]).run()
     jax.tree.map(np.testing.assert_array_equal, load_trained(copy, one_device).params, whole)
-    curve = [row["train/guidance"] for row in helpers.rows_of(copy) if "train/guidance" in row]
-    assert np.mean(curve[-5:]) < np.mean(curve[:5])
 
 
 def test_it_is_exported_whole_and_starts_from_an_exported_student(
