@@ -35,9 +35,11 @@ demo: setup
 	$(RUN) -m data.embed_text --data $(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
 	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
+	$(RUN) train.py --config=configs/demo_guided.py --workdir=$(RUNS)/guided --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/student
 	$(RUN) generate.py --workdir=$(RUNS)/teacher --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/teacher --overwrite
 	$(RUN) generate.py --workdir=$(RUNS)/student --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/student --overwrite
-	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --num_energy_clips=64 --gates=demo
+	$(RUN) generate.py --workdir=$(RUNS)/guided --prompts=configs/demo_prompts.txt --out=$(RUNS)/sounds/guided --overwrite
+	$(RUN) eval.py --run=teacher=$(RUNS)/teacher --run=student=$(RUNS)/student --run=guided=$(RUNS)/guided --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/report --tagger_steps=400 --num_energy_clips=64 --gates=demo
 	@echo "Open $(DEMO)"
 
 # Goes on where it stopped. The model in the package is $(MODEL)/exported of the commit on its card.

@@ -95,7 +95,7 @@ TAGGER_STEPS = flags.DEFINE_integer(
 )
 decode_flags.define(flags.FLAGS)
 GATES_FLAG = flags.DEFINE_enum(
-    "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher and student."
+    "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher, student, guided."
 )
 
 

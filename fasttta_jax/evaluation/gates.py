@@ -35,7 +35,7 @@ class Bound(NamedTuple):
 
 def _demo() -> tuple[Bound, ...]:
     bounds = [Bound("real", "event_accuracy", 0.97), Bound("codec", "event_accuracy", 0.95)]
-    for row in ("teacher", "student"):
+    for row in ("teacher", "student", "guided"):
         bounds += [
             Bound(row, "event_accuracy", 0.85),
             Bound(row, "attribute_accuracy", 0.75),
