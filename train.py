@@ -10,6 +10,7 @@ same workdir, a run goes on after its last checkpoint, on the devices and hosts 
 Several hosts run the same command. On TPU pods, GKE, Slurm and Open MPI they find each other;
 elsewhere --coordinator_address, --num_processes and --process_id say who they are. launch/ has
 recipes. SIGTERM on any host makes all of them save and stop with exit code 75: start again.
+Ctrl-C does the same, with exit code 130.
 """
 
 from absl import flags

@@ -210,14 +210,15 @@ def _stop(code: int, text: str, gone: Sequence[int] = ()) -> None:
 
 def _preempted(stop: Preempted) -> None:
     """All hosts come here after the same step; only the first says so."""
+    code = exit_codes.INTERRUPTED if stop.signal == "SIGINT" else exit_codes.PREEMPTED
     if coordination.index() == 0:
         print(stop, file=sys.stderr)
     try:
         distributed.finish(timeout=60)
     except (RuntimeError, TimeoutError) as error:  # a host that was killed after it had saved
         logging.getLogger("fasttta_jax").warning("%s", error)
-        failures.leave(exit_codes.PREEMPTED, str(stop))
-    sys.exit(exit_codes.PREEMPTED)
+        failures.leave(code, str(stop))
+    sys.exit(code)
 
 
 def _failed(error: BaseException) -> None:

@@ -8,5 +8,6 @@ ERROR = 1  # something in the code, the config or the data: the next start would
 LOST = 69  # EX_UNAVAILABLE: another host is gone, or never came
 HUNG = 70  # EX_SOFTWARE: no progress for `hang_timeout` seconds
 PREEMPTED = 75  # EX_TEMPFAIL: SIGTERM; the state is saved
+INTERRUPTED = 130  # as a shell has it for SIGINT: Ctrl-C; the state is saved, and nobody waits
 
 START_AGAIN = (LOST, HUNG, PREEMPTED)

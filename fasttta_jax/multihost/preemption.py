@@ -1,4 +1,4 @@
-"""SIGTERM, turned into one step after which every host saves and stops.
+"""SIGTERM and Ctrl-C, turned into one step after which every host saves and stops.
 
 A signal that reaches one host is known to all: jax's preemption service lets them agree on the
 first step that none has passed. On one host without jax.distributed our own handler keeps the
@@ -8,7 +8,9 @@ signal until the step is done.
 from __future__ import annotations
 
 import logging
+import os
 import signal
+import threading
 from types import FrameType, TracebackType
 from typing import Any
 
@@ -20,34 +22,55 @@ logger = logging.getLogger(__name__)
 
 
 class Preempted(Exception):
-    """The run was told to stop and has saved its state; the same command goes on from there."""
+    """The run was told to stop and has saved its state; the same command goes on from there.
 
-    def __init__(self, step: int) -> None:
+    Attributes:
+      signal: what told it, "SIGTERM" or "SIGINT".
+    """
+
+    def __init__(self, step: int, signal: str = "SIGTERM") -> None:
         super().__init__(
-            f"stopped by SIGTERM after step {step}, which is saved; start the same command to go on"
+            f"stopped by {signal} after step {step}, which is saved; start the same command to go "
+            "on"
         )
+        self.signal = signal
 
 
 class Preemption:
-    """Watches for SIGTERM while its context is entered.
+    """Watches for SIGTERM and SIGINT while its context is entered.
 
-    With several hosts jax's own handler is in place from `distributed.start()` on, and a signal
-    that comes before the first step counts too. SIGINT is left to Python.
+    With several hosts jax's own handler is in place from `distributed.start()` on, and a SIGTERM
+    that comes before the first step counts too; SIGINT is passed on to it. A second SIGINT is
+    Python's again: it ends the process without saving.
+
+    Attributes:
+      signal: the one that came to this process; "SIGTERM" where none did.
 
     Raises:
       ValueError: entered on one host outside the main thread, where Python allows no handler.
     """
 
     def __init__(self) -> None:
+        self.signal = "SIGTERM"
         self._received = False
-        self._handles = False
-        self._previous: Any = None
+        self._previous: dict[int, Any] = {}
 
     def __enter__(self) -> Preemption:
+        in_main_thread = threading.current_thread() is threading.main_thread()
+        ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN  # as a shell has it behind "&"
+        if (in_main_thread or not coordination.is_running()) and not ignored:
+            self._handle(signal.SIGINT)
         if not coordination.is_running():
-            self._previous = signal.signal(signal.SIGTERM, self._receive)
-            self._handles = True
+            self._handle(signal.SIGTERM)
         return self
+
+    def _handle(self, number: int) -> None:
+        self._previous[number] = signal.signal(number, self._receive)
+
+    def _restore(self, number: int) -> None:
+        # None stands for a handler that is not Python's, which cannot be put back.
+        previous = self._previous.pop(number)
+        signal.signal(number, signal.SIG_DFL if previous is None else previous)
 
     def __exit__(
         self,
@@ -55,15 +78,19 @@ class Preemption:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        if self._handles:
-            # None stands for a handler that is not Python's, which cannot be put back.
-            previous = signal.SIG_DFL if self._previous is None else self._previous
-            signal.signal(signal.SIGTERM, previous)
-            self._handles = False
+        for number in list(self._previous):
+            self._restore(number)
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
+        self.signal = signal.Signals(number).name
+        if number == signal.SIGINT:
+            self._restore(number)
+            logger.warning("Ctrl-C: the run saves after this step and stops; again: at once")
+            if coordination.is_running():
+                os.kill(os.getpid(), signal.SIGTERM)
+        else:
+            logger.warning("SIGTERM: the run stops after this step")
         self._received = True
-        logger.warning("SIGTERM: the run stops after this step")
 
     def reached(self, step: int) -> bool:
         """Whether `step` is the one after which all hosts save and stop.

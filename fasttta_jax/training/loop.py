@@ -164,7 +164,7 @@ class Trainer:
           NonFiniteStep: a loss is not finite, and no more may be skipped; names the step.
           CheckpointError: a checkpoint cannot be written or none can be read.
           WorkdirError: another process trains in this workdir.
-          Preempted: after SIGTERM on any host, when all of them have saved.
+          Preempted: after SIGTERM or Ctrl-C on any host, when all of them have saved.
         """
         with only_training(self.opened.workdir.path):
             return self._run()
@@ -261,7 +261,7 @@ class Trainer:
                 self._save(step, state, session, None)
             if stops and step < config.num_steps:
                 session.checkpoints.wait()
-                raise Preempted(step)
+                raise Preempted(step, session.preemption.signal)
             meter.resume()
         beat(config.num_steps, "save")
         session.checkpoints.wait()

@@ -388,3 +388,8 @@ def test_data_that_does_not_fit_is_refused(world, tmp_path):
         folder = write_audio_data(tmp_path / str(len(splits)), splits)
         with pytest.raises(DatasetError, match=words):
             load_setup(world.config(audio_data=str(folder)), mesh)
+    other = shutil.copytree(world.audio, tmp_path / "other")  # built anew, of the same sizes
+    (metadata,) = other.rglob("metadata.json")
+    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"sha256": "0" * 64}))
+    with pytest.raises(DatasetError, match=r"was not encoded from .*: their contents differ"):
+        load_setup(world.config(audio_data=str(other)), mesh)

@@ -33,6 +33,24 @@ def test_one_host_keeps_the_signal_until_the_step_is_done() -> None:
         signal.signal(signal.SIGTERM, previous)
 
 
+def test_ctrl_c_is_kept_too_and_the_second_stops_at_once() -> None:
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert preemption.reached(1)
+            assert preemption.signal == "SIGINT"
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        with Preemption() as preemption:
+            os.kill(os.getpid(), signal.SIGINT)
+            assert not preemption.reached(1)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
 def test_handler_is_put_back_after_an_error() -> None:
     before = signal.getsignal(signal.SIGTERM)
     with contextlib.suppress(KeyError), Preemption():
@@ -60,6 +78,7 @@ def test_message_says_how_to_go_on() -> None:
     assert str(Preempted(12)) == (
         "stopped by SIGTERM after step 12, which is saved; start the same command to go on"
     )
+    assert str(Preempted(12, "SIGINT")).startswith("stopped by SIGINT after step 12")
 
 
 @pytest.mark.parametrize("num_processes", [1, 2])
