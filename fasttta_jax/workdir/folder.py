@@ -9,6 +9,7 @@ afterwards.
 from __future__ import annotations
 
 import contextlib
+import datetime
 import json
 import logging
 import os
@@ -65,6 +66,13 @@ FREE_PATHS = (
     "init_from",
     "decode.",
 )
+CONTINUABLE = (
+    "num_steps",
+    "optimizer.learning_rate",
+    "optimizer.decay_steps",
+    "optimizer.weight_decay",
+)
+"""Fields that a run may go on with after it began with others; config.json says what changed."""
 
 
 class WorkdirError(StorageError):
@@ -132,7 +140,9 @@ class Workdir:
         with _workdir_errors(config_path, "read"):
             found = read_json(config_path) if config_path.exists() else None
         if found is not None:
-            self._compare(_as_json(self.config()), wanted["config"])
+            changed = self._compare(_as_json(self.config()), wanted["config"])
+            if changes := [*found.get("changes", []), *changed]:
+                wanted["changes"] = changes
             if found.get("data_hash") != data_hash:
                 raise WorkdirError(
                     f"{self.path} was trained on other data than {dataset.path}: the dataset's "
@@ -180,15 +190,25 @@ class Workdir:
             with _workdir_errors(target, "written"):
                 copy_folder(temporary, target)
 
-    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> None:
+    def _compare(self, found: dict[str, Any], wanted: dict[str, Any]) -> list[dict[str, Any]]:
+        """Refuses what may not differ; returns what the run goes on with, as config.json has it."""
         before, now = _by_freedom(found), _by_freedom(wanted)
         for difference in differences(before[True], now[True]):
             logger.info("a setting that may change: %s", difference)
+        changed = {
+            name: [before[False].pop(name, None), now[False].pop(name, None)]
+            for name in CONTINUABLE
+            if before[False].get(name) != now[False].get(name)
+        }
         if different := differences(before[False], now[False]):
             raise WorkdirError(
                 f"{self.path} holds a run with other settings: {'; '.join(different)}. Choose a "
                 "new workdir, or go back to the old values to resume"
             )
+        for name, (old, new) in changed.items():
+            logger.warning("the run goes on with %s %r, where it had %r", name, new, old)
+        today = datetime.datetime.now(datetime.UTC).date().isoformat()
+        return [{"on": today, **changed}] if changed else []
 
     def config(self) -> RunConfig:
         """The config of the run.

@@ -107,14 +107,18 @@ def test_interrupted_run_equals_uninterrupted(
     tmp_path: pathlib.Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Parameters, optimizer, average, data order, randomness and metrics, bit for bit."""
+    """Parameters, optimizer, average, data order, randomness and metrics, bit for bit.
+
+    Also where the run was to be longer at first.
+    """
     config = tiny_student_config(encoded_dataset, teacher)
     whole = Trainer(config, tmp_path / "whole", devices=ONE).run()
 
     class Killed(Exception):
         pass
 
-    trainer = Trainer(config, tmp_path / "parts", devices=ONE)
+    longer = dataclasses.replace(config, num_steps=config.num_steps + 1)
+    trainer = Trainer(longer, tmp_path / "parts", devices=ONE)
     step = trainer.train_step
     calls = 0
 

@@ -78,6 +78,20 @@ def test_a_restart_is_compared(path: str, config: RunConfig, dataset: EncodedDat
     assert Workdir(path).config() == longer
 
 
+def test_a_run_may_go_on_longer_and_says_so(
+    path: str, config: RunConfig, dataset: EncodedDataset
+) -> None:
+    Workdir(path).prepare(config, dataset)
+    optimizer = dataclasses.replace(config.optimizer, learning_rate=0.5)
+    longer = dataclasses.replace(config, num_steps=2 * config.num_steps, optimizer=optimizer)
+    for _ in range(2):
+        Workdir(path).prepare(longer, dataset)
+    assert Workdir(path).config() == longer
+    (change,) = json.loads((Workdir(path).path / "config.json").read_text())["changes"]
+    assert change["num_steps"] == [config.num_steps, longer.num_steps]
+    assert change["optimizer.learning_rate"] == [config.optimizer.learning_rate, 0.5]
+
+
 def test_other_data_are_refused(
     path: str, config: RunConfig, dataset: EncodedDataset, tmp_path: pathlib.Path
 ) -> None:
