@@ -103,6 +103,16 @@ def plan(runs: Mapping[str, RunConfig]) -> list[Row]:
     return sorted(rows, key=lambda row: sampling_flops(sampled(runs, row.setting)).total)
 
 
+def paper_teacher(rows: Sequence[Row]) -> Row | None:
+    """The teacher with its most iterations and diffusion steps, if there is a teacher."""
+    teachers = [row for row in rows if row.setting.sampling_steps is not None]
+    return max(teachers, key=_iterations_and_steps, default=None)
+
+
+def _iterations_and_steps(row: Row) -> tuple[int, int]:
+    return row.setting.decode.num_iterations, row.setting.sampling_steps or 0
+
+
 def choose(rows: Sequence[Named], only: str) -> list[Named]:
     """The rows whose name a regular expression finds.
 

@@ -79,7 +79,8 @@ class Frontier:
         """Does what is missing of the rows that a regular expression finds.
 
         Returns:
-          What frontier.json holds: every row of which something is known.
+          What frontier.json holds: every row of which something is known, and the paper's teacher,
+          whose operations are.
 
         Raises:
           ValueError: no row is found, or `only` is no regular expression.
@@ -130,10 +131,10 @@ class Frontier:
     def write(self) -> dict[str, Any]:
         """Writes what is known, as JSON, Markdown and plot."""
         evaluator = self.evaluator
-        rows = []
+        rows, paper = [], frontier_grid.paper_teacher(self.rows)
         for row in self.rows:
             figures, times = evaluator.known(row.setting), self._known_times(row)
-            if figures or times:
+            if figures or times or row == paper:
                 rows.append(self._row(row, figures, times))
         config = evaluator.evaluator.config
         quantities = [dataclasses.asdict(metric.quantity) for metric in evaluator.evaluator.metrics]

@@ -265,7 +265,8 @@ def test_a_killed_run_goes_on_and_leaves_the_same_table(make, tmp_path, runs):
     with pytest.raises(Killed):
         frontier_in(tmp_path / "killed").run()
     left = json.loads((tmp_path / "killed" / frontier_run.RESULT_FILE).read_text())
-    assert [row["name"] for row in left["rows"]] == names[:3]
+    assert [row["name"] for row in left["rows"]] == [*names[:3], "teacher_8x100"]
+    assert left["rows"][-1]["figures"] is None, "its operations are known"
     failing.clear()
     judged.clear()
     some = frontier_in(tmp_path / "killed").run("student")
