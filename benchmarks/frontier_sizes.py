@@ -122,17 +122,17 @@ def paper_rows() -> list[PaperRow]:
 
 
 def measure_sizes(
-    rows: Sequence[PaperRow],
+    timed: Sequence[PaperRow],
     *,
     batch_sizes: Sequence[int],
     limits: Limits,
     dtype: str | None,
     out: str,
 ) -> str:
-    """Counts every row and times those that fit, the cheapest first; writes after each.
+    """Counts every row and times some as far as they fit, the cheapest first; writes after each.
 
     Args:
-      rows: what is counted.
+      timed: what is timed.
       batch_sizes: that are timed; none counts alone.
       limits: of the timing.
       dtype: of the matrix products; None for the configs'.
@@ -142,9 +142,9 @@ def measure_sizes(
       The table as Markdown.
     """
     folder, rate, text = pathlib.Path(out), Rate(), ""
-    found = {row.name: sampling_flops(row.run).total for row in rows}
-    times: dict[str, dict[str, Any]] = {row.name: {} for row in rows}
-    cheapest_first = sorted(rows, key=lambda row: found[row.name])
+    found = {row.name: sampling_flops(row.run).total for row in paper_rows()}
+    times: dict[str, dict[str, Any]] = {name: {} for name in found}
+    cheapest_first = sorted(timed, key=lambda row: found[row.name])
     for row in tqdm.tqdm([None, *cheapest_first] if batch_sizes else [None], "rows", unit="row"):
         if row is not None:
             times[row.name] = _times(row, batch_sizes, limits, dtype, rate)
