@@ -27,6 +27,8 @@ from fasttta_jax.storage.files import write_json
 from fasttta_jax.version import __version__
 
 TIMES, QUALITY = "times", "quality"
+UNSAID = ("num_iterations", "max_segments")
+"""Fields of DecodeConfig that a setting says first, or that change no sound."""
 COMMAND = "python -m benchmarks.frontier --this_machine"
 
 
@@ -64,7 +66,7 @@ class MeasuredSetting:
         default = DecodeConfig()
         for field in dataclasses.fields(DecodeConfig):
             value = getattr(self.decode, field.name)
-            if field.name != "num_iterations" and value != getattr(default, field.name):
+            if field.name not in UNSAID and value != getattr(default, field.name):
                 words.append(f"{field.name} {value}")
         return ", ".join(words)
 
