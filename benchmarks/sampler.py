@@ -122,6 +122,12 @@ class Case:
         sampler = self._sampler
         return sampler if isinstance(sampler, HostLoop) else sampler.compile(*self._inputs)
 
+    @property
+    def program(self) -> Compiled[DecodeResult]:
+        """The one that makes a batch; a loop on the host has several, and none of them does."""
+        assert not isinstance(self._compiled, HostLoop), "a loop on the host is not one program"
+        return self._compiled
+
     def __call__(self) -> Tokens:
         """Tokens, float32 [B, N, C], not waited for."""
         found = self._compiled(*self._inputs)

@@ -163,6 +163,10 @@ class Training:
             self._compiled[name] = program.compile(*arguments)
         return self._compiled[name](*arguments)
 
+    def program(self, name: str) -> Compiled[Any]:
+        """One that has run, by its encoder or part."""
+        return self._compiled[name]
+
     def flops(self, encoder: Encoder) -> StepFlops:
         """Of one clip."""
         visible = self.run.model.num_tokens if encoder == "full_length" else None
