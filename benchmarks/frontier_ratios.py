@@ -97,9 +97,16 @@ def fair_teacher(row: Row, rows: Sequence[Row], quantity: Quantity) -> Row | Non
 
 
 def full_student(rows: Sequence[Row]) -> Row | None:
-    """The student of two passes with its most iterations, sampled as in the paper."""
-    own = [row for row in rows if row["series"] == STUDENT and row["figures"]]
-    return max(own, key=lambda row: row["iterations"], default=None)
+    """The student of two passes with as many iterations as the paper's teacher.
+
+    None where it was not judged.
+    """
+    teacher = paper_teacher(rows)
+    for row in rows:
+        is_full = teacher is None or row["iterations"] == teacher["iterations"]
+        if row["series"] == STUDENT and row["figures"] and is_full:
+            return row
+    return None
 
 
 def aimed_at(rows: Sequence[Row], quantity: Quantity) -> list[Row | None]:

@@ -142,7 +142,9 @@ def sentences(rows: Sequence[Row], quantities: Sequence[Quantity], figure: str) 
     """Which row reaches which aim, by every figure; of the main one with both ratios."""
     reference = ratios.full_student(rows)
     if reference is None:
-        return ["* The student of two passes was not judged, so nothing is held against it."]
+        return [
+            "* The student of two passes was not judged with all iterations: nothing to aim at."
+        ]
     lines = []
     for index, (rule, aim) in enumerate(AIMS):
         for quantity in sorted(quantities, key=lambda one: one["name"] != figure):

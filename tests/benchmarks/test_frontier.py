@@ -174,7 +174,8 @@ def test_aims_are_held_against_the_full_student():
     first = sentences(ROWS, [RECALL, FRECHET], "frechet")[0]
     for words in ("`guided_16` (11.9 ± 1.0)", "1.00 TFLOP", "10.0x", "3.0x", "6.0x at batch 1"):
         assert words in first
-    assert "was not judged" in sentences(ROWS[:3], [FRECHET], "frechet")[0]
+    few = [one for one in ROWS if one["name"] != "student_64"]
+    assert "was not judged" in sentences(few, [FRECHET], "frechet")[0]
 
 
 # --------------------------------------------------------------------------------------- timing
