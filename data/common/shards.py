@@ -31,12 +31,12 @@ from typing import Any
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
-from array_record.python.array_record_module import ArrayRecordWriter
 from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
 from fasttta_jax.storage.files import TEMPORARY, read_json, whole
+from fasttta_jax.storage.record_writer import RecordWriter
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
 
 VERSION = "1.0.0"
@@ -244,15 +244,14 @@ class ShardedDataset:
         Raises:
           ValueError: an array of a record is not finite, or an id came before, in this shard or in
             another that this object wrote.
+          StorageError: there is no room, or no right to write.
         """
         digest = hashlib.sha256()
         sums: dict[str, np.ndarray] = {}
         skipped: list[Skipped] = []
         ids: list[str] = []
         num_bytes = 0
-        with whole(self._shard_file(shard)) as file, contextlib.ExitStack() as stack:
-            writer = ArrayRecordWriter(str(file), "group_size:1")
-            stack.callback(writer.close)
+        with whole(self._shard_file(shard)) as file, RecordWriter(file) as writer:
             for item in items:
                 if isinstance(item, Skipped):
                     skipped.append(item)

@@ -23,7 +23,6 @@ from typing import Any, Literal
 
 import msgpack
 import numpy as np
-from array_record.python.array_record_module import ArrayRecordWriter
 from jaxtyping import Float
 
 from fasttta_jax.audio.files import AudioFormat, Tags, check_format, encode_audio
@@ -35,6 +34,7 @@ from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.pipeline import Clip
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.storage.files import TEMPORARY, whole, write_atomically
+from fasttta_jax.storage.record_writer import RecordWriter
 
 KEEP_LEVEL = Level()
 DEFAULT_NAME = NameTemplate()
@@ -234,13 +234,13 @@ class ArrayRecordShard(FileShard):
     """A record a clip."""
 
     def _open(self, temporary: pathlib.Path) -> None:
-        self._writer = ArrayRecordWriter(str(temporary), "group_size:1")
-        self._stack.callback(self._writer.close)
+        self._writer = self._stack.enter_context(RecordWriter(temporary))
 
     def add(self, clip: Finished) -> dict[str, Any]:
         """See `Shard`."""
         record = {"__key__": clip.name, self.ending: clip.sound, "json": dict(clip.row)}
-        self._writer.write(msgpack.packb(record))
+        packed: Any = msgpack.packb(record)
+        self._writer.write(packed)
         return {"file": f"{clip.name}.{self.ending}", "shard": self.path.name}
 
 
