@@ -64,13 +64,13 @@ def _unknown_field(argv: list[str]) -> str | None:
 
 
 def _config_fault() -> str | None:
-    """Why the file of --config gave no config; None where it did, or there is no such flag."""
+    """Why the file of --config gave no config; None where it did, or --config names no one file."""
     if "config" not in flags.FLAGS:
         return None
     flag = flags.FLAGS["config"]
-    if flag.value is None or isinstance(flag.value, ml_collections.ConfigDict):
+    name = getattr(flag, "config_filename", None)
+    if name is None or flag.value is None or isinstance(flag.value, ml_collections.ConfigDict):
         return None
-    name = flag.config_filename  # pyright: ignore[reportAttributeAccessIssue]
     if not os.path.isfile(name.split(":")[0]):
         return f"--config is {name!r}, and there is no such file; allowed: one of configs/"
     found = f"its get_config() returns an object of type {type(flag.value).__name__}"

@@ -46,7 +46,10 @@ class StandInPipeline:
             decode=DecodeConfig(), model=SimpleNamespace(num_tokens=16), objective="energy"
         )
         origin = {"workdir": "run", "step": 3, "sha256": sha256}
-        self.trained: Any = SimpleNamespace(config=config, codec=codec, origin=lambda: origin)
+        model = SimpleNamespace(check_strength=lambda name, strength: None)
+        self.trained: Any = SimpleNamespace(
+            config=config, codec=codec, model=model, origin=lambda: origin
+        )
         self.delay = delay
         self.batches: list[int] = []
         self.columns: dict[str, list[Any]] = {}
