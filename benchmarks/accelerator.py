@@ -28,6 +28,7 @@ from absl import flags
 from benchmarks import measure
 from benchmarks.accelerator_parts import SIZES, Part, parts
 from benchmarks.accelerator_table import to_markdown
+from benchmarks.rows import choose
 from fasttta_jax import cli
 from fasttta_jax.storage.files import write_json
 
@@ -146,9 +147,7 @@ def main() -> None:
     """Runs the benchmark that the flags describe."""
     values = flags.FLAGS
     out = pathlib.Path(values.out)
-    wanted = [p for p in parts(SIZES[values.size], values.dtype) if re.search(values.only, p.name)]
-    if not wanted:
-        raise ValueError(f"--only is {values.only!r}, which finds no part")
+    wanted = choose(parts(SIZES[values.size], values.dtype), values.only)
     (out / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
     missing = [part for part in wanted if not part_path(out, part).exists()]
     if values.worker:

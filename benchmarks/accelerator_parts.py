@@ -40,7 +40,7 @@ class Size(NamedTuple):
     """The models that are measured.
 
     Attributes:
-      teacher, student: configs.
+      teacher, student, guided: configs.
       seconds: length of a clip.
       divisor: of the iterations and of the diffusion steps, for models that have few tokens.
       batch_sizes: of the samplers.
@@ -51,6 +51,7 @@ class Size(NamedTuple):
 
     teacher: str
     student: str
+    guided: str
     seconds: float
     divisor: int
     batch_sizes: tuple[int, ...]
@@ -63,6 +64,7 @@ SIZES: Mapping[SizeName, Size] = {
     "base": Size(
         "configs/impact_base.py",
         "configs/audiodear_base.py",
+        "configs/audiodear_base_guided.py",
         10.24,
         divisor=1,
         batch_sizes=(1, 8, 64),
@@ -73,6 +75,7 @@ SIZES: Mapping[SizeName, Size] = {
     "tiny": Size(
         "configs/tiny.py:teacher",
         "configs/tiny.py:student",
+        "configs/tiny.py:guided",
         2.56,
         divisor=8,
         batch_sizes=(1, 2),
@@ -112,11 +115,12 @@ class Part(NamedTuple):
 def programs(size: Size, dtype: str) -> dict[str, Program]:
     """The ten samplers of the frontier, by name.
 
-    "doubled" runs the backbone with and without text; "single" once, as a guided student does.
+    "doubled" runs the backbone with and without text; "single" once, being told the strength.
     """
     teacher = measure.load_run_config(size.teacher, dtype)
     student = measure.load_run_config(size.student, dtype)
-    backbone = student.model.backbone
+    guided = measure.load_run_config(size.guided, dtype)
+    backbone = guided.model.backbone
 
     def with_decode(model: RunConfig, iterations: int, **changes: Any) -> Program:
         settings = {"guidance_scale": 5.0, "max_segments": 4, **changes}
@@ -134,16 +138,13 @@ def programs(size: Size, dtype: str) -> dict[str, Program]:
         encoder_depth=max(1, backbone.encoder_depth // 2),
         decoder_depth=max(1, backbone.decoder_depth // 2),
     )
-    shallow = dataclasses.replace(student, model=dataclasses.replace(student.model, backbone=half))
+    shallow = dataclasses.replace(guided, model=dataclasses.replace(guided.model, backbone=half))
     return {
         "teacher 64 x 100": taught(64, 100),
         "teacher 32 x 20": taught(32, 20),
         **{f"student {number} doubled": with_decode(student, number) for number in (64, 32, 16)},
-        **{
-            f"student {number} single": with_decode(student, number, guidance_scale=1.0)
-            for number in (32, 18, 16)
-        },
-        "student 32 single, half depth": with_decode(shallow, 32, guidance_scale=1.0),
+        **{f"student {number} single": with_decode(guided, number) for number in (32, 18, 16)},
+        "student 32 single, half depth": with_decode(shallow, 32),
         "student 16 exponential, guided late": with_decode(
             student, 16, counts="exponential", guided=(0.1, 0.3 if size.divisor == 1 else 1.0)
         ),

@@ -94,15 +94,19 @@ class HostLoop:
             for index, start in enumerate(segment.starts):
                 iteration = segment.first + index
                 places = np.int32(start), np.int32(segment.counts[index])
+                scale = np.float32(segment.guidance_scales[index])
+                streams = branches[self._num_rows(segment) - 1]
                 positions, hidden = self._run(
                     functools.partial(self._read, segment),
                     (segment.first,),
-                    *(params, branches[segment.branches - 1], order, state, *places),
+                    *(params, streams, order, state, *places, scale),
                 )
-                scale = np.float32(segment.guidance_scales[index])
                 new = self._sample(params, hidden, keys, iteration, scale, segment)
                 state = self._run(self._write, (segment.num_revealed,), state, positions, new)
         return state.tokens
+
+    def _num_rows(self, segment: Segment) -> int:
+        return 1 if self._model.guides_itself else segment.branches
 
     def _run(self, function: Callable[..., Any], sizes: tuple[int, ...], *arguments: Any) -> Any:
         name = getattr(function, "func", function).__name__
@@ -131,16 +135,20 @@ class HostLoop:
         state: DecodeState,
         start: jax.Array,
         count: jax.Array,
+        scale: jax.Array,
     ) -> tuple[Int[Array, "B Q"], Float[Array, "B Q D"]]:
         """Positions to reveal, N where padded, and the backbone's states there."""
+        num_rows = self._num_rows(segment)
+        told = jnp.full(order.shape[:1], scale) if self._model.guides_itself else None
         positions = next_positions(order, start, count, segment.num_revealed)
         hidden = self._model.hidden(
             params,
-            repeat_rows(state.tokens, segment.branches),
-            repeat_rows(state.masked, segment.branches),
+            repeat_rows(state.tokens, num_rows),
+            repeat_rows(state.masked, num_rows),
             conditioning,
             num_visible=segment.num_visible,
-            positions=repeat_rows(jnp.minimum(positions, order.shape[1] - 1), segment.branches),
+            positions=repeat_rows(jnp.minimum(positions, order.shape[1] - 1), num_rows),
+            strength=told,
         )
         return positions, hidden
 
@@ -159,7 +167,7 @@ class HostLoop:
         segment: Segment,
     ) -> Float[Array, "B Q C"]:
         number, width = np.int32(iteration), segment.num_revealed
-        sizes = width, segment.branches
+        sizes = width, self._num_rows(segment)
         objective = self._model.objective
         if not isinstance(objective, Diffusion):
             return self._run(self._draw, sizes, params, hidden, keys, number, scale)

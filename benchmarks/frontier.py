@@ -30,10 +30,11 @@ from collections.abc import Sequence
 from absl import flags
 
 from benchmarks import frontier_machine, frontier_run, frontier_sizes, measure
-from benchmarks.frontier_grid import STUDENT, TEACHER, choose
+from benchmarks.frontier_grid import STUDENT, TEACHER
 from benchmarks.frontier_run import Frontier
 from benchmarks.frontier_table import to_markdown
 from benchmarks.frontier_times import Limits
+from benchmarks.rows import choose
 from fasttta_jax import cli
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError
 from fasttta_jax.generation.pipeline import Pipeline

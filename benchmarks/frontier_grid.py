@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import re
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar
+from typing import Any
 
 from benchmarks.settings import Setting
 from configs import audiodear_base, audiodear_base_guided, impact_base
@@ -66,16 +65,6 @@ class Row:
         return "_".join(filter(None, (self.setting.run, number, self.variant)))
 
 
-class HasName(Protocol):
-    """A row."""
-
-    @property
-    def name(self) -> str: ...
-
-
-Named = TypeVar("Named", bound=HasName)
-
-
 def plan(runs: Mapping[str, RunConfig]) -> list[Row]:
     """All rows, the cheapest first.
 
@@ -111,22 +100,6 @@ def paper_teacher(rows: Sequence[Row]) -> Row | None:
 
 def _iterations_and_steps(row: Row) -> tuple[int, int]:
     return row.setting.decode.num_iterations, row.setting.sampling_steps or 0
-
-
-def choose(rows: Sequence[Named], only: str) -> list[Named]:
-    """The rows whose name a regular expression finds.
-
-    Raises:
-      ValueError: no row is left, or `only` is no regular expression.
-    """
-    try:
-        chosen = [row for row in rows if re.search(only, row.name)]
-    except re.error as error:
-        raise ValueError(f"--only={only!r} is no regular expression: {error}") from error
-    if not chosen:
-        names = ", ".join(row.name for row in rows)
-        raise ValueError(f"--only={only!r} finds none of the rows: {names}")
-    return chosen
 
 
 def sampled(runs: Mapping[str, RunConfig], setting: Setting) -> RunConfig:

@@ -16,6 +16,7 @@ from benchmarks.frontier_grid import Row
 from benchmarks.frontier_plot import frontier_png
 from benchmarks.frontier_table import PLOT_FILE, to_markdown
 from benchmarks.frontier_times import Cell, Limits, Rate, time_cell
+from benchmarks.rows import choose
 from benchmarks.settings import SettingEvaluator, read
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.evaluation.evaluator import METRICS
@@ -85,7 +86,7 @@ class Frontier:
         Raises:
           ValueError: no row is found, or `only` is no regular expression.
         """
-        chosen = frontier_grid.choose(self.rows, only)
+        chosen = choose(self.rows, only)
         results = self.write()
         with tqdm.tqdm(chosen, "rows", unit="row") as progress:
             for row in progress:

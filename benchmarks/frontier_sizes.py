@@ -14,6 +14,7 @@ from typing import Any
 import tqdm
 
 from benchmarks import frontier_grid, measure
+from benchmarks.frontier_ratios import AIMS
 from benchmarks.frontier_table import table
 from benchmarks.frontier_times import Limits, Rate, time_cell
 from fasttta_jax.config import RunConfig
@@ -29,8 +30,6 @@ from fasttta_jax.typing import Params
 BANDS = 4
 """Tokens of a column."""
 PAPER_TEACHER = "teacher, 64 x 100"
-BUDGETS = (1.63, 0.72)
-"""TFLOP of a clip: 8.5 times below the paper's teacher, and below one of 32 x 20."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,8 +39,8 @@ class PaperRow:
     Attributes:
       name: of the row.
       objective: of the run.
-      depths: encoder and decoder blocks.
       decode: fields of DecodeConfig in place of the config's.
+      depths: encoder and decoder blocks.
       steps: diffusion steps of a teacher.
     """
 
@@ -161,10 +160,8 @@ def _times(
     run = row.run
     if dtype is not None:
         run = dataclasses.replace(run, model=dataclasses.replace(run.model, dtype=dtype))
-    flops, system = (
-        sampling_flops(run).total,
-        build_model(run, abstract_text_encoder(run.model.text)),
-    )
+    flops = sampling_flops(run).total
+    system = build_model(run, abstract_text_encoder(run.model.text))
     params: Params = {}
     cells = {}
     for size in batch_sizes:
@@ -195,7 +192,7 @@ def to_markdown(
     lines = []
     for name, flops in tflop.items():
         size = flops / 1e12
-        within = [f"below {budget:g}" for budget in BUDGETS if size <= budget]
+        within = [f"below {budget:g}" for _, budget in AIMS if size <= budget]
         less = tflop[PAPER_TEACHER] / flops if PAPER_TEACHER in tflop else None
         line = [
             name,

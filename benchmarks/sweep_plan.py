@@ -7,9 +7,9 @@ decoding share one `Setting`, which is evaluated once.
 from __future__ import annotations
 
 import dataclasses
-import re
 from collections.abc import Mapping
 
+from benchmarks.rows import choose
 from benchmarks.settings import Setting
 from fasttta_jax.config import RunConfig
 
@@ -91,11 +91,4 @@ def plan(teacher: RunConfig, students: Mapping[str, RunConfig], only: str = "") 
         if steps <= teacher.diffusion.num_steps:
             setting = dataclasses.replace(base[TEACHER], sampling_steps=steps)
             rows.append(Row("Diffusion steps", f"{TEACHER}_diffusion_{steps}", setting))
-    try:
-        chosen = [row for row in rows if re.search(only, row.name)]
-    except re.error as error:
-        raise ValueError(f"--only={only!r} is no regular expression: {error}") from error
-    if not chosen:
-        names = ", ".join(row.name for row in rows)
-        raise ValueError(f"--only={only!r} finds none of the rows: {names}")
-    return chosen
+    return choose(rows, only)

@@ -71,19 +71,20 @@ def order_stages(
     """
     config.check_tokens(num_tokens)
     order = config.order
-    if order == "random":
-        return None
     if isinstance(order, str):
+        stages = ORDERS[order]
+        if stages is None:
+            return None
         allowed = f"'random' or a permutation, where tokens_per_column is {tokens_per_column}"
         whole = tokens_per_column is not None and num_tokens % tokens_per_column == 0
         check(whole, "decode.order", order, allowed)
         assert tokens_per_column is not None
-        return ORDERS[order](num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
-    stages = stages_of(order)
+        return stages(num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
+    named = stages_of(order)
     found = np.zeros(num_tokens, int)
-    for number, positions in enumerate(stages):
+    for number, positions in enumerate(named):
         found[list(positions)] = number
-    return found if len(stages) > 1 else None
+    return found if len(named) > 1 else None
 
 
 def sample_masks(

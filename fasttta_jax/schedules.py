@@ -73,11 +73,6 @@ def masked_as(counts: Sequence[int]) -> MaskSchedule:
     return masked
 
 
-def random_stages(num_columns: int, tokens_per_column: int) -> Int[np.ndarray, "P G"]:
-    """One stage: all positions in random order. MAR's."""
-    return np.zeros((num_columns, tokens_per_column), int)
-
-
 def bisection_stages(num_columns: int, tokens_per_column: int) -> Int[np.ndarray, "P G"]:
     """Ever finer checkerboards of (column + band): of four, first 0, then 2, then 1 and 3. GtR's.
 
@@ -87,8 +82,8 @@ def bisection_stages(num_columns: int, tokens_per_column: int) -> Int[np.ndarray
     return np.asarray([0, 2, 1, 2])[diagonals % 4]
 
 
-ORDERS: Mapping[str, Stages] = {"random": random_stages, "bisection": bisection_stages}
-"""By the names that `decode.order` may have."""
+ORDERS: Mapping[str, Stages | None] = {"random": None, "bisection": bisection_stages}
+"""By the names that `decode.order` may have; None is one stage, of all positions."""
 
 
 def guided_iterations(interval: tuple[float, float], num_iterations: int) -> tuple[bool, ...]:

@@ -30,7 +30,14 @@ from fasttta_jax.typing import Conditioning, Key, Masked, Params, Tokens, uncond
 
 @runtime_checkable
 class Decodable(Protocol):
-    """A backbone and a token sampler."""
+    """A backbone and a token sampler.
+
+    Attributes:
+      guides_itself: whether `hidden` is told a strength of guidance, and needs no second pass.
+    """
+
+    @property
+    def guides_itself(self) -> bool: ...
 
     def hidden(
         self,
@@ -41,6 +48,7 @@ class Decodable(Protocol):
         *,
         num_visible: int | None = None,
         positions: Int[Array, "B Q"] | None = None,
+        strength: Float[Array, " B"] | None = None,
     ) -> Float[Array, "B Q D"]: ...
 
     def sample_tokens(
@@ -147,16 +155,18 @@ def parallel_decode(
     stages = order_stages(config, num_tokens, tokens_per_column)
     temperature = jnp.float32(config.temperature)
     num_texts = 1 if weights is None else weights.shape[2]
+    if all(segment.branches == 1 for segment in segments):
+        guidance = None
+    elif guidance is None:
+        negative = None if model.guides_itself else _without_text(conditioning, num_texts)
+        guidance = Guidance(_common_scales(segments, key.shape[0]), negative)
     scales, streams = None, {1: conditioning}
-    told = False
-    if guidance is not None and guidance.negative is None:
-        scales, told = guidance.scales, True
-    elif any(segment.branches == 2 for segment in segments):
-        scales, negative = guidance or _common_guidance(
-            segments, conditioning, key.shape[0], num_texts
-        )
-        with_negative = functools.partial(_with_last, num_rows=num_texts + 1)
-        streams[2] = jax.tree.map(with_negative, conditioning, negative)
+    if guidance is not None:
+        scales = guidance.scales
+        if guidance.negative is not None:
+            with_negative = functools.partial(_with_last, num_rows=num_texts + 1)
+            streams[2] = jax.tree.map(with_negative, conditioning, guidance.negative)
+    told = scales is not None and 2 not in streams
     state = _first_state((key.shape[0], num_tokens, token_dim), known, num_known)
     order = _reveal_order(fold_in_each(key, config.num_iterations), state.masked, stages)
 
@@ -173,9 +183,7 @@ def parallel_decode(
             places = jnp.minimum(positions, num_tokens - 1)
             guided = segment.branches == 2 and not told
             num_rows = num_texts + 1 if guided else num_texts
-            strength = {}
-            if told and scale is not None:
-                strength["strength"] = repeat_rows(scale, num_rows)
+            strength = repeat_rows(scale, num_rows) if told and scale is not None else None
             rows = model.hidden(
                 params,
                 repeat_rows(state.tokens, num_rows),
@@ -183,7 +191,7 @@ def parallel_decode(
                 streams[2 if guided else 1],
                 num_visible=segment.num_visible,
                 positions=repeat_rows(places, num_rows),
-                **strength,
+                strength=strength,
             )
             hidden = rows_of(rows, num_rows)
             new = model.sample_tokens(
@@ -267,14 +275,15 @@ def _with_last(x: jax.Array, last: jax.Array, num_rows: int) -> jax.Array:
     return interleave(*rows_of(x, num_rows - 1), last)
 
 
-def _common_guidance(
-    segments: Sequence[Segment], conditioning: Conditioning, num_clips: int, num_texts: int
-) -> Guidance:
-    """The config's scales for all clips, away from no text."""
+def _common_scales(segments: Sequence[Segment], num_clips: int) -> Float[Array, "B T"]:
+    """The config's scales, for all clips."""
     scales = [scale for segment in segments for scale in segment.guidance_scales]
-    first = jax.tree.map(lambda x: rows_of(x, num_texts)[0], conditioning)
-    every = jnp.broadcast_to(jnp.asarray(scales, jnp.float32), (num_clips, len(scales)))
-    return Guidance(every, unconditional(first))
+    return jnp.broadcast_to(jnp.asarray(scales, jnp.float32), (num_clips, len(scales)))
+
+
+def _without_text(conditioning: Conditioning, num_texts: int) -> Conditioning:
+    """No text, for every clip."""
+    return unconditional(jax.tree.map(lambda x: rows_of(x, num_texts)[0], conditioning))
 
 
 def _mixed(

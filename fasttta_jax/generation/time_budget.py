@@ -17,13 +17,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
-import platformdirs
 from jax.sharding import Mesh
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.config.values import as_tuples
 from fasttta_jax.parallel.compilation_cache import processor_folder
 from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.user_cache import user_cache
 from fasttta_jax.version import __version__
 
 TIMES, QUALITY = "times", "quality"
@@ -156,7 +156,7 @@ class MeasuredTimes:
         """The file of the times."""
         words = json.dumps(self.machine, sort_keys=True)
         digest = hashlib.sha256(words.encode()).hexdigest()
-        return _cache(TIMES) / f"{self.model[:16]}-{digest[:8]}.json"
+        return user_cache(TIMES) / f"{self.model[:16]}-{digest[:8]}.json"
 
     def read(self) -> list[MeasuredSetting]:
         """The settings, with their quality where a frontier is known.
@@ -235,12 +235,8 @@ def _usable_cores() -> int:
     return os.cpu_count() or 1
 
 
-def _cache(name: str) -> pathlib.Path:
-    return platformdirs.user_cache_path("fasttta_jax", False) / name
-
-
 def _quality_file(model: str) -> pathlib.Path:
-    return _cache(QUALITY) / f"{model[:16]}.json"
+    return user_cache(QUALITY) / f"{model[:16]}.json"
 
 
 def _decode(values: Mapping[str, Any]) -> DecodeConfig:

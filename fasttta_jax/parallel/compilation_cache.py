@@ -16,7 +16,8 @@ import tempfile
 from typing import NamedTuple
 
 import jax
-import platformdirs
+
+from fasttta_jax.storage.user_cache import user_cache
 
 OFF = "off"
 MOST_BYTES = 4 * 2**30
@@ -52,8 +53,12 @@ def processor_folder() -> str:
 
 
 def default_folder() -> pathlib.Path:
-    """fasttta_jax/compiled/PROCESSOR in the user's cache: XDG_CACHE_HOME, or ~/.cache."""
-    return platformdirs.user_cache_path("fasttta_jax", False) / "compiled" / processor_folder()
+    """fasttta_jax/compiled/PROCESSOR in the user's cache: XDG_CACHE_HOME, or ~/.cache.
+
+    Raises:
+      OSError: the user has no home.
+    """
+    return user_cache("compiled") / processor_folder()
 
 
 def turn_on(wish: str | None) -> CacheState:
@@ -72,7 +77,11 @@ def turn_on(wish: str | None) -> CacheState:
         return CacheState(None)
     folder = wish or jax.config.values["jax_compilation_cache_dir"]
     if not folder:
-        folder = str(default_folder())
+        try:
+            folder = str(default_folder())
+        except OSError as error:
+            jax.config.update("jax_enable_compilation_cache", False)
+            return CacheState(None, str(error))
         _update("jax_compilation_cache_max_size", MOST_BYTES)
     problem = "" if "://" in folder else _problem(pathlib.Path(folder).expanduser())
     if problem:

@@ -1,8 +1,8 @@
 """SHA-256 of files' contents, kept so that a file which is what it was is not read again.
 
 A file counts as what it was where size, inode and both times, of its content and of its entry, are
-the same. What is known lies in the home folder, in one JSON file for each folder that was asked
-about; without a home that can be written, files are read each time.
+the same. What is known lies in the user's cache, in one JSON file for each folder that was asked
+about; where that cannot be written, files are read each time.
 """
 
 from __future__ import annotations
@@ -20,8 +20,10 @@ from typing import Any
 from tqdm import tqdm
 
 from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.user_cache import user_cache
 
-CACHE = "~/.cache/fasttta_jax/hashes"
+CACHE = "hashes"
+"""In the user's cache."""
 WORKERS = 4
 SETTLED_NS = 2 * 10**9
 """A file that changed so short a time ago may change again and keep its time."""
@@ -31,19 +33,16 @@ SHOWN_AFTER = 5.0
 Stamp = list[int]
 
 
-def content_hashes(
-    folder: str | os.PathLike[str], names: Iterable[str], cache: str | None = None
-) -> dict[str, str | None]:
+def content_hashes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str | None]:
     """SHA-256 of files by name, hexadecimal; None for one that is not there or cannot be read.
 
     Args:
       folder: that the names are relative to.
       names: of files.
-      cache: folder where hashes are kept; None for that of the home folder.
     """
     folder = pathlib.Path(os.path.abspath(folder))
     names = list(dict.fromkeys(names))
-    kept = _kept_file(folder, CACHE if cache is None else cache)
+    kept = _kept_file(folder)
     known = _read(kept)
     stamps = {name: _stamp(folder / name) for name in names}
     found = {
@@ -61,11 +60,11 @@ def content_hashes(
     return {name: found.get(name) for name in names}
 
 
-def _kept_file(folder: pathlib.Path, cache: str) -> pathlib.Path | None:
+def _kept_file(folder: pathlib.Path) -> pathlib.Path | None:
     name = hashlib.sha256(os.fsencode(folder)).hexdigest()[:32]
     try:
-        return pathlib.Path(cache).expanduser() / f"{name}.json"
-    except RuntimeError:  # no home
+        return user_cache(CACHE) / f"{name}.json"
+    except OSError:  # no home
         return None
 
 

@@ -31,6 +31,8 @@ EPSILON = float(np.finfo(np.float32).eps)
 
 def run_config(objective: str) -> RunConfig:
     """The teacher decodes in one segment; the student in two, the first without guidance."""
+    if objective == "guided":
+        return helpers.tiny_guided_config("unused", "unused")
     run = helpers.tiny_teacher_config("unused", objective=objective)
     changes = {"max_segments": 1}
     if objective == "energy":
@@ -129,6 +131,16 @@ def test_all_decoders_make_the_same_tokens(cases, objective, decode):
     assert len(np.unique(tokens)) == tokens.size
     bound = decode_rounding(objective, run_config(objective).decode)
     assert_close(cases[objective, decode](), tokens, bound)
+
+
+def test_a_student_that_guides_itself_takes_one_pass_however_it_is_driven():
+    params = large_params("guided")
+    segments, *others = (
+        sampler.Case(model_of("guided"), decode, BATCH_SIZE, params)() for decode in DECODES
+    )
+    bound = decode_rounding("energy", run_config("guided").decode)
+    for tokens in others:
+        assert_close(tokens, np.asarray(segments), bound)
 
 
 def test_cases_are_all_combinations():

@@ -15,6 +15,7 @@ from benchmarks.frontier_grid import paper_run
 from benchmarks.frontier_plot import frontier_png
 from benchmarks.frontier_table import sentences, to_markdown
 from benchmarks.frontier_times import Limits, Rate, time_cell, warm_calls
+from benchmarks.rows import choose
 from benchmarks.settings import SettingEvaluator
 from fasttta_jax.evaluation.evaluator import Evaluator
 from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError
@@ -58,13 +59,13 @@ def test_rows_fit_the_tokens_and_are_chosen_by_name():
     few = {name: _with_tokens(run, 24) for name, run in PAPER.items()}
     rows = frontier_grid.plan(few)
     assert {row.setting.decode.num_iterations for row in rows} == {16, 8, 4}
-    assert {row.name for row in frontier_grid.choose(rows, "teacher_16")} == {
+    assert {row.name for row in choose(rows, "teacher_16")} == {
         f"teacher_16x{steps}" for steps in frontier_grid.STEPS
     }
     with pytest.raises(ValueError, match="--only='xyz' finds none of the rows: "):
-        frontier_grid.choose(rows, "xyz")
+        choose(rows, "xyz")
     with pytest.raises(ValueError, match=r"--only='\(' is no regular expression"):
-        frontier_grid.choose(rows, "(")
+        choose(rows, "(")
 
 
 def _with_tokens(run, number):

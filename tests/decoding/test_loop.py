@@ -30,8 +30,10 @@ class Recorder:
     """
 
     batch_sizes: list[int] = dataclasses.field(default_factory=list)
+    guides_itself = False
 
-    def hidden(self, params, tokens, masked, conditioning, *, num_visible, positions):
+    def hidden(self, params, tokens, masked, conditioning, *, num_visible, positions, strength):
+        assert strength is None
         batch_size, num_tokens = masked.shape
         self.batch_sizes.append(batch_size)
         revealed = jnp.sum(~masked, axis=1)[:, None]

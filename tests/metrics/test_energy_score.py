@@ -25,6 +25,8 @@ class Stub:
     def __init__(self, loc: float, scale: float, if_visible: float | None = None) -> None:
         self.loc, self.scale, self.if_visible = loc, scale, if_visible
 
+    guides_itself = False
+
     def condition(self, params, batch):
         return {}
 

@@ -20,7 +20,7 @@ def write(path: pathlib.Path, content: bytes, seconds: int) -> None:
 
 
 @pytest.fixture
-def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+def opened(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Names of the files that are opened, in order."""
     found: list[str] = []
     plain = builtins.open
@@ -30,35 +30,37 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[str]:
         return plain(path, mode)
 
     monkeypatch.setattr("fasttta_jax.storage.content.open", counted, raising=False)
+    monkeypatch.setattr("fasttta_jax.storage.content.CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr("fasttta_jax.storage.content.SETTLED_NS", -(10**9))  # nothing is too young
     return found
 
 
 def test_only_what_may_have_changed_is_read(tmp_path: pathlib.Path, opened: list[str]) -> None:
-    folder, cache = tmp_path / "sounds", str(tmp_path / "cache")
+    folder = tmp_path / "sounds"
     folder.mkdir()
     for name in NAMES[:2]:
         write(folder / name, name.encode(), 100)
     expected = {name: hashlib.sha256(name.encode()).hexdigest() for name in NAMES[:2]}
-    assert content_hashes(folder, NAMES, cache) == {**expected, "missing": None}
-    assert content_hashes(folder, NAMES, cache) == {**expected, "missing": None}
+    assert content_hashes(folder, NAMES) == {**expected, "missing": None}
+    assert content_hashes(folder, NAMES) == {**expected, "missing": None}
     assert sorted(opened) == ["a", "b"]
     write(folder / "a", b"c", 100)  # equal in length and in time of change
-    assert content_hashes(folder, NAMES, cache)["a"] == hashlib.sha256(b"c").hexdigest()
+    assert content_hashes(folder, NAMES)["a"] == hashlib.sha256(b"c").hexdigest()
     assert sorted(opened) == ["a", "a", "b"]
 
 
 @pytest.mark.parametrize("found", [b"", b"[]", b'{"a": 3}', b'{"a": [', b"\xff"])
 def test_a_damaged_or_unwritable_cache_costs_time_alone(
-    tmp_path: pathlib.Path, opened: list[str], found: bytes
+    tmp_path: pathlib.Path, opened: list[str], monkeypatch: pytest.MonkeyPatch, found: bytes
 ) -> None:
     write(tmp_path / "a", b"a", 100)
-    content_hashes(tmp_path, ["a"], str(tmp_path / "cache"))
+    content_hashes(tmp_path, ["a"])
     (kept,) = (tmp_path / "cache").iterdir()
     kept.write_bytes(found)
     right = {"a": hashlib.sha256(b"a").hexdigest()}
-    assert content_hashes(tmp_path, ["a"], str(tmp_path / "cache")) == right
-    assert content_hashes(tmp_path, ["a"], str(tmp_path / "a")) == right
+    assert content_hashes(tmp_path, ["a"]) == right
+    monkeypatch.setattr("fasttta_jax.storage.content.CACHE", str(tmp_path / "a"))
+    assert content_hashes(tmp_path, ["a"]) == right
     assert opened == ["a"] * 3
 
 
@@ -66,5 +68,5 @@ def test_a_name_that_is_no_text_is_hashed(tmp_path: pathlib.Path, opened: list[s
     name = os.fsdecode(b"caf\xe9")
     write(tmp_path / name, b"a", 100)
     for _ in range(2):
-        assert content_hashes(tmp_path, [name], str(tmp_path / "cache"))[name] is not None
+        assert content_hashes(tmp_path, [name])[name] is not None
     assert len(opened) == 2
