@@ -76,12 +76,18 @@ class Row(NamedTuple):
 
 
 def with_settings(
-    run: RunConfig, *, num_iterations: int | None = None, sampling_steps: int | None = None
+    run: RunConfig,
+    *,
+    num_iterations: int | None = None,
+    max_segments: int | None = None,
+    sampling_steps: int | None = None,
 ) -> RunConfig:
     """`run` with other settings of its sampler; None leaves the config's."""
     decode, diffusion = run.decode, run.diffusion
     if num_iterations is not None:
         decode = dataclasses.replace(decode, num_iterations=num_iterations)
+    if max_segments is not None:
+        decode = dataclasses.replace(decode, max_segments=max_segments)
     if sampling_steps is not None:
         diffusion = dataclasses.replace(diffusion, sampling_steps=sampling_steps)
     return dataclasses.replace(run, decode=decode, diffusion=diffusion)
@@ -217,7 +223,7 @@ def compare(rows: Sequence[Row]) -> list[dict[str, Any]]:
             ours, theirs = row.values, other.values
             same = all(ours[key] == theirs[key] for key in ("batch_size", "num_iterations"))
             is_decoder = ours["decode"] == "segments" and ours["model"] == theirs["model"]
-            is_student = (ours["objective"], theirs["objective"]) == ("energy", "diffusion")
+            is_student = theirs["objective"] == "diffusion" != ours["objective"]
             same_decode = ours["decode"] == theirs["decode"] == "segments"
             if not same or row is other or not (is_decoder or (is_student and same_decode)):
                 continue
@@ -275,6 +281,9 @@ def _define_flags() -> None:
     flags.DEFINE_list("batch_sizes", ["1", "8"], "Clips that are made together.")
     flags.DEFINE_list("num_iterations", [], "Decoding iterations; left out: the config's.")
     flags.DEFINE_integer(
+        "max_segments", None, "Groups of iterations of one size; left out: the config's.", 1
+    )
+    flags.DEFINE_integer(
         "sampling_steps", None, "Diffusion steps of a teacher; left out: the config's.", 2
     )
     flags.DEFINE_enum(
@@ -296,7 +305,9 @@ def main() -> None:
     models = []
     for name in values.config:
         run = measure.load_run_config(name, values.dtype)
-        run = with_settings(run, sampling_steps=values.sampling_steps)
+        run = with_settings(
+            run, max_segments=values.max_segments, sampling_steps=values.sampling_steps
+        )
         seconds = measure.clip_seconds(run.model.num_tokens, values.seconds)
         models.append(Model(measure.model_label(name), run, seconds))
     decodes: list[Decode] = ["segments"]

@@ -53,4 +53,7 @@ def guided(student: RunConfig, workdir: str, num_steps: int, learning_rate: floa
 def get_config() -> ml_collections.ConfigDict:
     """600 steps of 32 clips, from the student in runs/demo/student."""
     student = from_config_dict(demo_student.get_config())
+    # In one program, not four, it compiles in a third of the time and runs as fast.
+    decode = dataclasses.replace(student.decode, max_segments=1)
+    student = dataclasses.replace(student, decode=decode)
     return to_config_dict(guided(student, "runs/demo/student", NUM_STEPS, learning_rate=5e-4))

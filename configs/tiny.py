@@ -69,7 +69,9 @@ def get_config(stage: str = "teacher") -> ml_collections.ConfigDict:
                 learning_rate=5e-4, warmup_steps=10, ema_warmup=True, accumulation_steps=2
             ),
             decode=DecodeConfig(
-                num_iterations=8, guidance_scale=1.0 if stage == "pretraining" else 3.0
+                num_iterations=8,
+                guidance_scale=1.0 if stage == "pretraining" else 3.0,
+                max_segments=1,
             ),
         )
     )
