@@ -18,7 +18,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     """
     quantities = results["quantities"]
     references = [
-        _cells(name, None, None, figures, quantities)
+        [*_cells(name, None, None, figures, quantities), format_value(None)]
         for name, figures in results["references"].items()
     ]
     parts = [
@@ -31,6 +31,7 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     for row in results["rows"]:
         figures = row["figures"] | {SAMPLING: row["sampling"]["median_ms"]}
         cells = _cells(row["name"], row["steps"], row["training_seconds"], figures, quantities)
+        cells.append(f"{row['sampling']['first_call_seconds']:.1f}")
         groups.setdefault(row["group"], []).append(cells)
     for group, rows in groups.items():
         parts += [f"## {group}\n", _table(rows, quantities)]
@@ -50,7 +51,8 @@ def _introduction(results: Mapping[str, Any]) -> str:
         "and validation "
         "included; of a run that was interrupted, what its last part comes to. Sampling: median of "
         f"warm calls for {batch} clips together, without the codec, all rows in turns; comparable "
-        f"within this page only. Machine: {environment['devices']}, {environment['machine']}, JAX "
+        "within this page only. The first call compiles, or reads the compilation cache. "
+        f"Machine: {environment['devices']}, {environment['machine']}, JAX "
         f"{environment['jax']}.\n"
     )
 
@@ -72,5 +74,6 @@ def _cells(
 
 def _table(rows: list[list[str]], quantities: Sequence[Mapping[str, str]]) -> str:
     head = ["variant", "steps", "training, s", *(quantity["title"] for quantity in quantities)]
+    head.append("first call, s")
     ruler = ["---", *["---:"] * (len(head) - 1)]
     return "\n".join(f"| {' | '.join(line)} |" for line in (head, ruler, *rows)) + "\n"

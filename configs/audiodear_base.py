@@ -25,9 +25,13 @@ from fasttta_jax.config import (
 
 def student(backbone: BackboneConfig, stage: str) -> RunConfig:
     """The run of the student of a teacher of that stage."""
+    teacher = impact_base.teacher(backbone, stage)
     return dataclasses.replace(
-        impact_base.teacher(backbone, stage),
+        teacher,
         objective="energy",
+        # Two segments fewer compile in a third less time, for 1 % more operations. The teacher's
+        # head, which runs over padding 100 times, keeps them all.
+        decode=dataclasses.replace(teacher.decode, max_segments=6),
         energy=EnergyConfig(num_draws=2),
         distillation=DistillationConfig(weight=1000.0, backbone_from_teacher=True),
     )

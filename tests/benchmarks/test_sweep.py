@@ -218,7 +218,7 @@ def test_a_sweep_writes_its_table_and_evaluates_nothing_twice(world, trained, mo
 
 
 def test_the_table_has_a_line_for_every_row():
-    sampling = {"median_ms": 12.3456, "batch_size": 8}
+    sampling = {"median_ms": 12.3456, "batch_size": 8, "first_call_seconds": 4.04}
     figures = {
         "event_accuracy": 0.5,
         "event_accuracy_standard_error": 0.05,
@@ -255,10 +255,10 @@ def test_the_table_has_a_line_for_every_row():
     }
     page = to_markdown(results)
     lines = page.splitlines()
-    assert "| `x` | 500 | – | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 |" in lines
-    assert "| `y` | 500 | 100 | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 |" in lines
+    assert "| `x` | 500 | – | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 | 4.0 |" in lines
+    assert "| `y` | 500 | 100 | 0.50 ± 0.05 | 1.000 | – | – | 8.00 | 12.3 | 4.0 |" in lines
     assert [line for line in lines if line.startswith("## ")] == ["## References", "## A", "## B"]
-    head = ["variant", "steps", "training, s", *titles.values()]
+    head = ["variant", "steps", "training, s", *titles.values(), "first call, s"]
     assert lines.count(f"| {' | '.join(head)} |") == 3
     assert all(line.count("|") == len(head) + 1 for line in lines if line.startswith("|"))
     assert lines[-1] == "- Mind this."

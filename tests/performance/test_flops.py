@@ -413,12 +413,14 @@ def test_guidance_in_one_pass_takes_half_of_two():
 
 
 def tera_of_sampling(depth: tuple[int, int], changes: dict[str, Any]) -> float:
-    """AudioDEAR's base, or as deep as said, with changed settings of decoding."""
+    """AudioDEAR's base, or as deep as said, in eight segments, with changed settings."""
     run = from_config_dict(audiodear_base.get_config())
     encoder, decoder = depth
     backbone = dataclasses.replace(run.model.backbone, encoder_depth=encoder, decoder_depth=decoder)
     model = dataclasses.replace(run.model, backbone=backbone)
-    run = dataclasses.replace(run, model=model, decode=run.decode.changed(**changes))
+    run = dataclasses.replace(
+        run, model=model, decode=run.decode.changed(max_segments=8, **changes)
+    )
     return flops.sampling_flops(run).total / TERA
 
 
