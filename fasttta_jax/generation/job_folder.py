@@ -27,7 +27,8 @@ import filelock
 from fasttta_jax.generation.outputs import OutputConfig, Shard, open_shard, remove_clip
 from fasttta_jax.generation.prompts import BadRow, Wanted
 from fasttta_jax.storage import shards
-from fasttta_jax.storage.files import TEMPORARY, StorageError, damage, is_remote, read_json, whole
+from fasttta_jax.storage.files import TEMPORARY, StorageError, damage, is_remote, whole
+from fasttta_jax.storage.sealed import read_sealed
 from fasttta_jax.storage.shards import NOTES_FOLDER, ShardedWork, check_share
 
 MANIFEST_FILE = "manifest.jsonl"
@@ -306,7 +307,7 @@ def merge(out: pathlib.Path, num_clips: int = 0) -> Merged | None:
 
 def _notes(out: pathlib.Path) -> Iterator[Mapping[str, Any]]:
     for path in sorted((out / JOB_FOLDER / NOTES_FOLDER).glob("*.json")):
-        note = read_json(path)
+        note = read_sealed(path)
         with damage(path):
             yield {"rows": note["rows"], "skipped": note["skipped"]}
 

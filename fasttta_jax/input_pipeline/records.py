@@ -6,6 +6,7 @@ Dimensions: N tokens, C channels, P token columns in time, G tokens per column.
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
-from fasttta_jax.storage.files import as_path, damage, files_below, read_json
+from fasttta_jax.storage.files import StorageError, as_path, damage, files_below, read_json
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 
 CODEC_FOLDER = "codec"
@@ -28,7 +29,7 @@ DESCRIPTIONS = (INFO_FILE, "features.json", METADATA_FILE)
 _UNFINISHED = re.compile(r"\.incomplete|incomplete\.")
 
 
-class DatasetError(ValueError):
+class DatasetError(StorageError):
     """A dataset that is missing, incomplete or does not fit the model."""
 
 
@@ -81,14 +82,14 @@ class Records:
                 read_json(path / name)
         with damage(path / INFO_FILE):
             builder = tfds.builder_from_directory(str(path))
-        if split not in builder.info.splits:
-            raise DatasetError(
-                f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}, or data "
-                f"made with clips for it (a column of splits, or a share of the files)"
-            )
-        self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
-        self._shards = _check_shards(builder.info.splits[split].file_instructions)
-        self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+            if split not in builder.info.splits:
+                raise DatasetError(
+                    f"{folder} has no split {split!r}; allowed: {sorted(builder.info.splits)}, or "
+                    "data made with clips for it (a column of splits, or a share of the files)"
+                )
+            self._shards = _check_shards(builder.info.splits[split].file_instructions)
+            self._source: Any = builder.as_data_source(split=split)  # pyright: ignore[reportCallIssue]
+            self.metadata: dict[str, Any] = dict(builder.info.metadata or {})
         self._opened = (str(folder), split)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -184,8 +185,25 @@ class EncodedDataset:
         return (1.0,)
 
     def split(self, split: str) -> Records:
-        """The records of a split."""
-        return Records(self.records_folder, split)
+        """The records of a split.
+
+        Raises:
+          DatasetError: there is no such split, a shard is not whole, or the codec is not the one
+            that made the records.
+          StorageError: a description of the dataset is damaged; names the file.
+        """
+        records = Records(self.records_folder, split)
+        expected = records.metadata.get("codec_sha256")  # other projects' data do not say it
+        if expected not in (None, self._codec_hash):
+            raise DatasetError(
+                f"{self.path / CODEC_FOLDER} is not the codec that made the records: its SHA-256 "
+                f"is {self._codec_hash[:12]}, and was {str(expected)[:12]}. Copy the dataset again"
+            )
+        return records
+
+    @functools.cached_property
+    def _codec_hash(self) -> str:
+        return self.codec_hash()
 
     def codec_hash(self) -> str:
         """Hash of the codec's files: equal where tokens mean the same."""

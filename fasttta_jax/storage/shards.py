@@ -20,7 +20,8 @@ import pathlib
 from collections.abc import Mapping
 from typing import Any
 
-from fasttta_jax.storage.files import StorageError, differences, read_json, write_json
+from fasttta_jax.storage.files import StorageError, differences, write_json
+from fasttta_jax.storage.sealed import read_sealed, sealed
 
 SETTINGS_FILE = "settings.json"
 NOTES_FOLDER = "shards"
@@ -92,7 +93,7 @@ class ShardedWork:
         file = self.folder / SETTINGS_FILE
         if not file.is_file():
             return None
-        found = read_json(file)
+        found = read_sealed(file)
         self.check(found.get("made_from", {}), self.folder)
         return found.get("kept", {})
 
@@ -109,7 +110,8 @@ class ShardedWork:
         kept = self.kept()
         if kept is None:
             kept = dict(keep or {})
-            write_json(self.folder / SETTINGS_FILE, {"made_from": self.settings, "kept": kept})
+            values = {"made_from": self.settings, "kept": kept}
+            write_json(self.folder / SETTINGS_FILE, sealed(values))
         return kept
 
     def check(self, found: Mapping[str, Any], where: pathlib.Path) -> None:
@@ -142,7 +144,7 @@ class ShardedWork:
         """
         if not self._note(shard).is_file():
             return None
-        note = read_json(self._note(shard))
+        note = read_sealed(self._note(shard))
         if note.get("made_from_sha256") != self._settings_sha256:
             raise StorageError(
                 f"{self._note(shard)} was made with other settings; remove it and start again"
@@ -156,7 +158,7 @@ class ShardedWork:
             "stop": shard.stop,
             "made_from_sha256": self._settings_sha256,
         }
-        write_json(self._note(shard), {**plan, **note})
+        write_json(self._note(shard), sealed({**plan, **note}))
 
     def notes(self) -> list[dict[str, Any]] | None:
         """What all shards said, in their order; None while some are missing.

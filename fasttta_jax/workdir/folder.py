@@ -1,9 +1,10 @@
 """The folder of one run: its config, codec and tokenizer beside checkpoints and metrics.
 
 A workdir is all that generation needs. Files are written once and compared on a restart, so a run
-cannot quietly go on with another model or other data. It may lie in an object store, which the
-hosts of a pod share where they share no file system: one host prepares it, and all of them read it
-afterwards.
+cannot quietly go on with another model or other data. `config.json` has the SHA-256 of its own
+contents and of the files of codec and text, which are compared when they are read. A workdir may
+lie in an object store, which the hosts of a pod share where they share no file system: one host
+prepares it, and all of them read it afterwards.
 """
 
 from __future__ import annotations
@@ -27,20 +28,24 @@ from fasttta_jax.storage.files import (
     as_path,
     differences,
     is_remote,
-    read_json,
+    list_files,
     storage_errors,
     write_json,
 )
+from fasttta_jax.storage.sealed import read_sealed, sealed
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 from fasttta_jax.storage.weights import copy_folder
 from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
-from fasttta_jax.workdir.checkpoint_folder import unusable_path
+from fasttta_jax.workdir.checkpoint_folder import shorten, unusable_path
+from fasttta_jax.workdir.hashes import file_sha256
 
 logger = logging.getLogger(__name__)
 
 CONFIG_FILE = "config.json"
 ORIGIN_FILE = "origin.json"
+FILES = "files"
+"""Under which config.json has the SHA-256 of the files of codec and text."""
 FREE_TO_CHANGE = (
     "log_every",
     "evaluate_every",
@@ -138,8 +143,10 @@ class Workdir:
             wanted["part_hashes"] = [part.fingerprint() for part in dataset.parts]
         config_path = self.path / CONFIG_FILE
         with _workdir_errors(config_path, "read"):
-            found = read_json(config_path) if config_path.exists() else None
+            begun = config_path.exists()
+        found = self._read() if begun else None
         if found is not None:
+            wanted |= {FILES: found[FILES]} if FILES in found else {}
             changed = self._compare(_as_json(self.config()), wanted["config"])
             if changes := [*found.get("changes", []), *changed]:
                 wanted["changes"] = changes
@@ -153,8 +160,13 @@ class Workdir:
             with self.folder() as folder:
                 copy_folder(dataset.path / CODEC_FOLDER, folder / CODEC_FOLDER)
                 save_text_encoder(dataset.text_folder, folder / TEXT_FOLDER, config.model.text)
+                wanted[FILES] = {
+                    f"{part}/{name}": file_sha256(folder / part / name)
+                    for part in (CODEC_FOLDER, TEXT_FOLDER)
+                    for name in list_files(folder / part)
+                }
         with _workdir_errors(config_path, "written"):
-            write_json(config_path, wanted)
+            write_json(config_path, sealed(wanted))
         return found is None
 
     def abandon(self) -> None:
@@ -217,20 +229,51 @@ class Workdir:
           WorkdirError: there is no run here, or it cannot be read.
         """
         path = self.path / CONFIG_FILE
-        with _workdir_errors(path, "read"):
-            if not path.is_file():
-                raise WorkdirError(f"{self.path} holds no run: {CONFIG_FILE} is missing")
-            found = read_json(path)
-            if not isinstance(found.get("config"), dict):
-                raise WorkdirError(f"{path} is no config of a run: it lacks config, an object")
+        found = self._read()
+        if not isinstance(found.get("config"), dict):
+            raise WorkdirError(f"{path} is no config of a run: it lacks config, an object")
         try:
             return from_config_dict(found["config"])
         except (TypeError, AttributeError, ConfigError) as error:
             raise WorkdirError(f"{path} cannot be read: {error}") from error
 
+    def _read(self) -> dict[str, Any]:
+        """The values of config.json."""
+        path = self.path / CONFIG_FILE
+        with _workdir_errors(path, "read"):
+            if not path.is_file():
+                raise WorkdirError(f"{self.path} holds no run: {CONFIG_FILE} is missing")
+            return read_sealed(path)
+
+    def _part(self, name: str) -> pathlib.Path:
+        """The local folder of codec or text, whose files are what was written.
+
+        Raises:
+          WorkdirError: one is not; names it.
+        """
+        folder = stage(self.path / name, self._cache)
+        problems = []
+        for file, sha256 in dict(self._read().get(FILES, {})).items():
+            part, _, inner = file.partition("/")
+            if part != name:
+                continue
+            with _workdir_errors(folder / inner, "read"):
+                if file_sha256(folder / inner) != sha256:
+                    problems.append(inner)
+        if problems:
+            raise WorkdirError(
+                f"{folder} is not what was written: {shorten(problems)} has another SHA-256 than "
+                f"{CONFIG_FILE} says. Copy it again"
+            )
+        return folder
+
     def codec(self) -> Codec:
-        """The codec that the run's tokens belong to."""
-        return load_codec(stage(self.path / CODEC_FOLDER, self._cache))
+        """The codec that the run's tokens belong to.
+
+        Raises:
+          WorkdirError: a file of it is not what was written.
+        """
+        return load_codec(self._part(CODEC_FOLDER))
 
     def text(self, dataset: EncodedDataset | None = None) -> TextEncoder:
         """The run's text encoder, without trained embeddings; a table stays with the dataset.
@@ -239,11 +282,14 @@ class Workdir:
           dataset: the run's, where it is open already: its tables are used. Otherwise they are
             those that the config's data.path and data.mixture hold, which are not copied from an
             object store where the workdir has the networks that made them.
+
+        Raises:
+          WorkdirError: a file of it is not what was written.
         """
         config = self.config()
         if config.model.text.encoder == "none":
             return load_text_encoder("", config.model.text)
-        folder = stage(self.path / TEXT_FOLDER, self._cache)
+        folder = self._part(TEXT_FOLDER)
         return load_text_encoder(
             folder, config.model.text, table_folders=self._table_folders(config, folder, dataset)
         )

@@ -63,6 +63,20 @@ def test_a_damaged_record_is_named(encoded_dataset: pathlib.Path, tmp_path: path
         EncodedDataset(tmp_path / "copy").split("train")[0]
 
 
+def test_a_codec_that_did_not_make_the_records_is_named(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    """Its tokens would sound otherwise, and nothing else would say so."""
+    shutil.copytree(encoded_dataset, tmp_path / "copy")
+    file = tmp_path / "copy" / "codec" / "codec.json"
+    file.write_text(
+        file.read_text().replace('"griffin_lim_iterations": 4', '"griffin_lim_iterations": 5')
+    )
+    dataset = EncodedDataset(tmp_path / "copy")
+    with pytest.raises(DatasetError, match=r"copy/codec is not the codec that made the records"):
+        dataset.split("train")
+
+
 def test_a_dataset_behind_a_link_is_found(
     encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

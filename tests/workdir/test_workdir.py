@@ -159,6 +159,51 @@ def test_a_damaged_config_is_named_by_training_and_generation(
             use()
 
 
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("config.json", b'"seed": 0', b'"seed": 8'),
+        ("config.json", b'"data_hash": "', b'"data_hash": "0'),
+        ("codec/codec.json", b"16000", b"16001"),
+        ("codec/statistics.npz", b"PK", b"PQ"),
+        ("text/tokenizer.json", b'"a"', b'"o"'),
+        ("text/seen_tokens.json", b"[", b"[7, "),
+    ],
+)
+def test_a_changed_file_is_named_by_training_and_generation(
+    config: RunConfig,
+    dataset: EncodedDataset,
+    tmp_path: pathlib.Path,
+    name: str,
+    old: bytes,
+    new: bytes,
+) -> None:
+    """Each of these changes would give other sounds, and no error of its own."""
+    workdir = Workdir(tmp_path)
+    workdir.prepare(config, dataset)
+    workdir.prepare(config, dataset)
+    content = (tmp_path / name).read_bytes()
+    assert old in content
+    (tmp_path / name).write_bytes(content.replace(old, new, 1))
+    use = {"config": workdir.config, "codec": workdir.codec, "text": workdir.text}
+    with pytest.raises(WorkdirError, match=name.split("/")[-1]):
+        use[name.split("/")[0].removesuffix(".json")]()
+
+
+def test_a_config_that_was_edited_on_purpose_is_read(
+    config: RunConfig, dataset: EncodedDataset, tmp_path: pathlib.Path
+) -> None:
+    """As the error says, without its hash; its layout and order are nobody's business."""
+    Workdir(tmp_path).prepare(config, dataset)
+    values = json.loads((tmp_path / "config.json").read_text())
+    (tmp_path / "config.json").write_text(json.dumps(values, sort_keys=True, indent=8))
+    assert Workdir(tmp_path).config() == config
+    values["config"]["seed"] = 8
+    del values["self_sha256"]
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    assert Workdir(tmp_path).config() == dataclasses.replace(config, seed=8)
+
+
 def test_a_store_without_its_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(_registry, "gcs")
     with pytest.raises(WorkdirError, match=r"gs://bucket/run cannot be opened.*pip install gcsfs"):
@@ -193,6 +238,7 @@ def test_an_older_config_has_the_defaults_of_new_fields(
     values = json.loads((tmp_path / "config.json").read_text())
     for field in ("num_workers", "prefetch", "cache"):
         del values["config"]["data"][field]
+    del values["self_sha256"], values["files"]  # which such a version did not write either
     (tmp_path / "config.json").write_text(json.dumps(values))
     Workdir(tmp_path).prepare(config, dataset)
     assert Workdir(tmp_path).config() == config
