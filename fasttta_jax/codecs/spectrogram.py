@@ -31,7 +31,8 @@ from jaxtyping import Array, Float
 from fasttta_jax.audio.mel import MelConfig, hann_window, log_mel, mel_matrix
 from fasttta_jax.codecs.base import CONFIG_FILE, Posterior
 from fasttta_jax.codecs.griffin_lim import reach, to_audio
-from fasttta_jax.storage.arrays import open_arrays
+from fasttta_jax.config import from_mapping
+from fasttta_jax.storage.arrays import read_arrays
 from fasttta_jax.storage.files import read_json
 from fasttta_jax.typing import AnyArray, Audio, SomeArray, Tokens
 
@@ -301,13 +302,19 @@ class SpectrogramCodec:
 
     @classmethod
     def load(cls, folder: str | pathlib.Path) -> SpectrogramCodec:
-        """Reads what `save` wrote."""
+        """Reads what `save` wrote.
+
+        Raises:
+          ConfigError: a field of the layout is missing, or its value cannot be.
+          StorageError: a file is damaged, or the statistics are those of another layout.
+        """
         folder = pathlib.Path(folder)
         values: dict[str, Any] = read_json(folder / CONFIG_FILE)
         values.pop("kind")
-        config = SpectrogramConfig(**{**values, "mel": MelConfig(**values["mel"])})
-        with open_arrays(folder / STATISTICS_FILE) as arrays:
-            return cls(config, Statistics(arrays["mean"], arrays["basis"], arrays["scale"]))
+        config = from_mapping(SpectrogramConfig, values, "codec.")
+        bands, size, width = config.bands, config.patch_size, config.token_dim
+        shapes = {"mean": (bands, size), "basis": (bands, size, width), "scale": (bands, width)}
+        return cls(config, Statistics(**read_arrays(folder / STATISTICS_FILE, shapes)))
 
     def save(self, folder: str | pathlib.Path) -> None:
         """Writes codec.json and statistics.npz."""

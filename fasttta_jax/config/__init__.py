@@ -6,7 +6,7 @@ and `from_config_dict` turns it back. Library code only ever sees the dataclasse
 
 from fasttta_jax.config.checks import ConfigError
 from fasttta_jax.config.decode import Counts, DecodeConfig, Order
-from fasttta_jax.config.mapping import flatten, from_config_dict, to_config_dict
+from fasttta_jax.config.mapping import flatten, from_config_dict, from_mapping, to_config_dict
 from fasttta_jax.config.model import (
     BackboneConfig,
     ComputeDtype,
@@ -55,5 +55,6 @@ __all__ = [
     "TextConfig",
     "flatten",
     "from_config_dict",
+    "from_mapping",
     "to_config_dict",
 ]

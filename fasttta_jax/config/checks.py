@@ -6,6 +6,9 @@ import typing
 from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+LONGEST = 300
+"""Characters of a value in a message."""
+
 
 class ConfigError(ValueError):
     """A field that does not exist, a value not allowed, or fields that do not fit together."""
@@ -14,7 +17,14 @@ class ConfigError(ValueError):
 def check(condition: bool, field: str, value: Any, allowed: str) -> None:
     """Raises ConfigError naming field, value and what is allowed, unless `condition` holds."""
     if not condition:
-        raise ConfigError(f"{field} is {value!r}; allowed: {allowed}")
+        raise ConfigError(f"{field} is {shown(value)}; allowed: {allowed}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as Python writes it, but for the middle of what is long."""
+    text = repr(value)
+    half = LONGEST // 2
+    return text if len(text) <= LONGEST else f"{text[:half]} ... {text[-half:]}"
 
 
 class Rule(NamedTuple):

@@ -15,7 +15,7 @@ from typing import Any, Literal, TypeVar
 
 import ml_collections
 
-from fasttta_jax.config.checks import ConfigError
+from fasttta_jax.config.checks import ConfigError, shown
 from fasttta_jax.config.objectives import DistillationConfig
 from fasttta_jax.config.run import RunConfig
 from fasttta_jax.config.values import as_tuples, read_numbers
@@ -41,12 +41,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _from_mapping(cls: type[T], values: Any, path: str) -> T:
+def from_mapping(cls: type[T], values: Any, path: str) -> T:
+    """A dataclass of the values of a mapping; a field that is left out has its default.
+
+    Args:
+      cls: the dataclass.
+      values: the mapping.
+      path: what to put in front of a field's name in errors, "optimizer." or "".
+
+    Raises:
+      ConfigError: no mapping, an unknown field, a wrong type, or a number that is not finite.
+    """
     fields = {field.name: field for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if not isinstance(values, Mapping):
         raise ConfigError(
-            f"{path.removesuffix('.') or 'the config'} is {values!r}; allowed: a mapping with the "
-            f"fields {', '.join(fields)}"
+            f"{path.removesuffix('.') or 'the config'} is {shown(values)}; allowed: a mapping with "
+            f"the fields {', '.join(fields)}"
         )
     unknown = sorted(set(values) - set(fields))
     if unknown:
@@ -59,7 +69,7 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
     for name, value in values.items():
         hint = hints[name]
         if dataclasses.is_dataclass(hint):
-            arguments[name] = _from_mapping(hint, value, f"{path}{name}.")  # type: ignore[arg-type]
+            arguments[name] = from_mapping(hint, value, f"{path}{name}.")  # type: ignore[arg-type]
             continue
         if typing.get_origin(hint) is tuple:
             hint, value = tuple, as_tuples(value)
@@ -71,12 +81,12 @@ def _from_mapping(cls: type[T], values: Any, path: str) -> T:
             value = float(value)
         if type(value) is not expected:
             raise ConfigError(
-                f"{path}{name} is {value!r}, a {type(value).__name__}; "
+                f"{path}{name} is {shown(value)}, a {type(value).__name__}; "
                 f"allowed: a value of type {expected.__name__}"
             )
         numbers = value if isinstance(value, tuple) else (value,)
         if any(type(number) is float and not math.isfinite(number) for number in numbers):
-            raise ConfigError(f"{path}{name} is {value!r}; allowed: finite numbers")
+            raise ConfigError(f"{path}{name} is {shown(value)}; allowed: finite numbers")
         arguments[name] = value
     return cls(**arguments)
 
@@ -127,7 +137,7 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     former |= dict(new.pop("distillation", None) or {})
     if stage == "student":
         new["distillation"] = former
-        if not _from_mapping(DistillationConfig, former, "distillation.").uses_teacher:
+        if not from_mapping(DistillationConfig, former, "distillation.").uses_teacher:
             new["init_from"] = ""
     return new
 
@@ -148,4 +158,4 @@ def from_config_dict(config: ml_collections.ConfigDict | dict[str, Any]) -> RunC
       ConfigError: an unknown field, a wrong type, or values that do not fit together.
     """
     values = config.to_dict() if isinstance(config, ml_collections.ConfigDict) else config
-    return _from_mapping(RunConfig, upgrade(values), "")
+    return from_mapping(RunConfig, upgrade(values), "")

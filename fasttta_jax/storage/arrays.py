@@ -7,7 +7,7 @@ import os
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 from numpy.lib.npyio import NpzFile
@@ -44,3 +44,27 @@ def open_arrays(path: str | os.PathLike[str]) -> Iterator[NpzFile]:
         missing = isinstance(error, KeyError)
         found = f"there is no {error.args[0]}" if missing else error
         raise StorageError(f"{os.fspath(path)} cannot be read: {found}") from error
+
+
+def read_arrays(
+    path: str | os.PathLike[str], shapes: Mapping[str, tuple[int, ...]]
+) -> dict[str, np.ndarray]:
+    """Arrays of a .npz that are float32, finite and of known shapes.
+
+    Args:
+      path: the file.
+      shapes: of the arrays that are wanted, by name.
+
+    Raises:
+      StorageError: see `open_arrays`, or an array is of another type or shape, or not finite.
+    """
+    arrays = {}
+    with open_arrays(path) as found:
+        for name, shape in shapes.items():
+            values = arrays[name] = found[name]
+            if values.dtype != np.float32 or values.shape != shape:
+                there = f"{values.dtype}{list(values.shape)}"
+                raise ValueError(f"{name} is {there}, not float32{list(shape)}")
+            if not np.isfinite(values).all():
+                raise ValueError(f"{name} is not finite")
+    return arrays

@@ -169,13 +169,15 @@ def lines_as(column: str) -> Reader:
 def _json_rows(table: pathlib.Path, check: Check) -> Iterator[Found]:
     try:
         found = json.loads(table.read_text("utf-8-sig"))
-    except RecursionError as error:
-        raise ValueError(f"{table}: malformed JSON: {error}") from error
+    except UnicodeDecodeError:
+        raise
     except json.JSONDecodeError as error:
         if error.msg != "Extra data":
             raise ValueError(f"{table}:{error.lineno}: malformed JSON: {error}") from error
         yield from _jsonl_rows(table, check)
         return
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, too deep
+        raise ValueError(f"{table}: malformed JSON: {error}") from error
     records = found.get("data") if isinstance(found, dict) else found
     if not isinstance(records, list):
         raise ValueError(

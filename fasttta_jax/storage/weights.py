@@ -8,21 +8,24 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import os
 import pathlib
 import shutil
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from safetensors import SafetensorError
 from safetensors.numpy import load_file
 
-from fasttta_jax.config.values import as_tuples
+from fasttta_jax.config import from_mapping
 from fasttta_jax.storage.files import (
+    AnyPath,
+    StorageError,
     as_path,
+    damage,
     is_remote,
     list_files,
+    read_json,
     storage_errors,
 )
 from fasttta_jax.storage.staging import stage
@@ -41,7 +44,7 @@ COPY_BLOCK = 2**23
 Config = TypeVar("Config", bound=DataclassInstance)
 
 
-class ConvertedError(ValueError):
+class ConvertedError(StorageError):
     """A folder of converted weights that cannot be used."""
 
 
@@ -79,11 +82,9 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
                 f"{folder} holds no converted weights: {path.name} is missing; "
                 "`python -m fasttta_jax.convert --help` says how to make them"
             )
-    try:
-        metadata = json.loads(metadata_path.read_text())
+    with _reading(metadata_path):
+        metadata = read_json(metadata_path)
         missing = [name for name in FIELDS if name not in metadata]
-    except (ValueError, TypeError) as error:
-        raise ConvertedError(f"{metadata_path} is damaged: {error}; convert again") from error
     if missing:
         raise ConvertedError(f"{metadata_path} lacks {', '.join(missing)}; convert again")
     return metadata
@@ -93,11 +94,20 @@ def read_converted(folder: str | os.PathLike[str]) -> ConvertedWeights:
     """Reads converted weights; arguments and errors are those of `read_metadata`."""
     metadata = read_metadata(folder)
     weights = stage(folder) / WEIGHTS_FILE
+    with _reading(weights):
+        return ConvertedWeights(_nested(load_file(weights)), metadata)
+
+
+@contextlib.contextmanager
+def _reading(path: AnyPath) -> Iterator[None]:
+    """Whatever a file's contents lead to in the block as a ConvertedError that names it."""
     try:
-        flat = load_file(weights)
-    except SafetensorError as error:
-        raise ConvertedError(f"{weights} is damaged: {error}; convert again") from error
-    return ConvertedWeights(_nested(flat), metadata)
+        with damage(path):
+            yield
+    except ConvertedError:
+        raise
+    except StorageError as error:
+        raise ConvertedError(f"{error}; convert again") from error
 
 
 def read_kind(
@@ -121,22 +131,24 @@ def read_kind(
     params, metadata = read_converted(folder)
     if metadata["kind"] != kind:
         raise ConvertedError(f"{folder} holds weights of kind {metadata['kind']!r}, not {kind!r}")
-    sizes = metadata.get("config") or {}
-    if part is not None:
-        if not sizes.get(part) or part not in params:
+    with _reading(as_path(folder) / METADATA_FILE):
+        sizes = dict(metadata.get("config") or {})
+        if part is not None:
+            if not sizes.get(part) or part not in params:
+                raise ConvertedError(
+                    f"{folder} holds {kind} without its {part} part; convert a checkpoint that has "
+                    "it"
+                )
+            sizes, params = dict(sizes[part]), params[part]
+        missing = [field.name for field in dataclasses.fields(config) if field.name not in sizes]
+        if missing:
+            raise ConvertedError(f"{folder} does not say {', '.join(missing)}; convert again")
+        try:
+            return from_mapping(config, sizes, f"{kind}."), params
+        except ValueError as error:
             raise ConvertedError(
-                f"{folder} holds {kind} without its {part} part; convert a checkpoint that has it"
-            )
-        sizes, params = sizes[part], params[part]
-    missing = [field.name for field in dataclasses.fields(config) if field.name not in sizes]
-    if missing:
-        raise ConvertedError(f"{folder} does not say {', '.join(missing)}; convert again")
-    try:
-        return config(**{name: as_tuples(value) for name, value in sizes.items()}), params
-    except (TypeError, ValueError) as error:
-        raise ConvertedError(
-            f"{folder} does not describe a {kind}: {error}; convert again"
-        ) from error
+                f"{folder} does not describe a {kind}: {error}; convert again"
+            ) from error
 
 
 def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

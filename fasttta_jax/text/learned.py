@@ -27,7 +27,7 @@ from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
 from fasttta_jax.storage.files import damage, read_json, write_atomically
 from fasttta_jax.text.base import TextBatch
-from fasttta_jax.text.tokenize import truncation_log
+from fasttta_jax.text.tokenize import check_entries, truncation_log
 from fasttta_jax.typing import AnyArray, Conditioning, Key, Params, TextStream
 
 TOKENIZER_FILE = "tokenizer.json"
@@ -117,6 +117,14 @@ class LearnedTextEncoder:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
             if tokenizer.token_to_id(HIDDEN_TOKEN) is None:
                 raise KeyError(HIDDEN_TOKEN)
+            check_entries(tokenizer)
+            size = tokenizer.get_vocab_size()
+            if max(tokenizer.get_vocab().values()) >= size:  # embeddings are as many as entries
+                raise ValueError(f"its entries are not numbered from 0 to {size - 1}")
+        with damage(path.parent / SEEN_FILE):
+            for token in seen:
+                if type(token) is not int or not 0 <= token < size:
+                    raise ValueError(f"{token!r} is no entry of the vocabulary")
         return cls(tokenizer, frozenset(seen), config)
 
     def save(self, folder: str | pathlib.Path) -> None:

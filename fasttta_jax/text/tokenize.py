@@ -52,6 +52,18 @@ truncation_log = TruncationLog()
 """Of this process."""
 
 
+def check_entries(tokenizer: tokenizers.Tokenizer) -> None:
+    """Raises ValueError where padding or special tokens are no entries of the vocabulary.
+
+    A lookup beyond the embeddings would take another one without a word.
+    """
+    entries = set(tokenizer.get_vocab().values())
+    padding = [] if tokenizer.padding is None else [tokenizer.padding["pad_id"]]
+    for token in (*padding, *tokenizer.encode("").ids):
+        if token not in entries:
+            raise ValueError(f"{token} is no entry of the vocabulary")
+
+
 def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
     """The tokenizer of a folder of converted weights.
 
@@ -66,6 +78,7 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        check_entries(tokenizer)
     except Exception as error:  # the library raises nothing more specific
         raise ConvertedError(f"{path} is damaged: {error}; convert again") from error
     padding = tokenizer.padding

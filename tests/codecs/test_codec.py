@@ -31,6 +31,7 @@ from fasttta_jax.codecs.spectrogram import (
     to_patches,
     unlapped,
 )
+from fasttta_jax.storage.files import StorageError
 from tests.support import helpers
 from tests.support.mel_reference import mel_rounding, transform_terms
 from tests.support.tolerance import assert_close, assert_within, rounding, worst_rounding
@@ -273,6 +274,45 @@ def test_missing_and_unknown_codecs_are_refused(tmp_path):
         load_codec(tmp_path)
     (tmp_path / "codec.json").write_text('{"kind": "vinyl"}')
     with pytest.raises(ValueError, match=r"kind is 'vinyl'; allowed: \['spectrogram', 'vae'\]"):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('"bands": 2', '"bands": 2.0', r"codec\.bands is 2\.0, a float; allowed: .* type int"),
+        ('"bands": 2', '"bands": true', r"codec\.bands is True, a bool"),
+        ('"floor": 0.01', '"floor": NaN', r"codec\.mel\.floor is nan; allowed: finite numbers"),
+        ('"bands": 2', '"tracks": 2', r"codec\.tracks is not a field"),
+        (
+            '"bands": 2',
+            '"bands": 4',
+            r"statistics\.npz .*mean is float32\[2, 512\], not .*\[4, 256",
+        ),
+    ],
+)
+def test_a_layout_that_was_changed_is_named(tmp_path, old, new, message):
+    tiny_codec().save(tmp_path)
+    text = (tmp_path / "codec.json").read_text()
+    assert old in text
+    (tmp_path / "codec.json").write_text(text.replace(old, new))
+    with pytest.raises(ValueError, match=message):
+        load_codec(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda values: values.astype(np.float64), r"scale is float64\[2, \d+\], not float32"),
+        (lambda values: values[:, :-1], r"scale is float32"),
+        (lambda values: values * np.float32(np.nan), "scale is not finite"),
+    ],
+)
+def test_statistics_of_another_layout_are_named(tmp_path, change, message):
+    tiny_codec().save(tmp_path)
+    arrays = dict(np.load(tmp_path / "statistics.npz"))
+    np.savez(tmp_path / "statistics.npz", **{**arrays, "scale": change(arrays["scale"])})
+    with pytest.raises(StorageError, match=rf"statistics\.npz cannot be read: {message}"):
         load_codec(tmp_path)
 
 

@@ -147,6 +147,14 @@ def test_a_damaged_tokenizer_is_named(tmp_path, name, size):
         LearnedTextEncoder.load(tmp_path, CONFIG)
 
 
+@pytest.mark.parametrize("entry", ["1.5", "true", "-1", '"a"', "[3]", "100000", "null"])
+def test_what_is_no_entry_of_the_vocabulary_is_named(tmp_path, entry):
+    encoder().save(tmp_path)
+    (tmp_path / "seen_tokens.json").write_text(f"[1, {entry}]")
+    with pytest.raises(StorageError, match=r"seen_tokens\.json.* is no entry of the vocabulary"):
+        LearnedTextEncoder.load(tmp_path, CONFIG)
+
+
 def test_embeddings_are_looked_up_and_hidden_tokens_keep_their_place():
     text = encoder()
     params = text.init(jax.random.key(0))
