@@ -41,6 +41,7 @@ from fasttta_jax.multihost.startup import find_share
 from fasttta_jax.tools import decode_flags, edit_flags, job_flags
 from fasttta_jax.tools.edit_flags import EditFlags
 from fasttta_jax.tools.job_flags import Wishes
+from fasttta_jax.workdir.restore import which_checkpoint
 
 logger = logging.getLogger("fasttta_jax.generate")
 
@@ -150,7 +151,7 @@ def request_of(values: flags.FlagValues) -> Request:
         chosen = {name: values[name].value for name in names}
         others = {**chosen, "the column seconds": column, **edits.edits.given()}
         check_wait(values.max_seconds, others)
-    which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
+    which = which_checkpoint(values.checkpoint)
     return Request(
         values.workdir, which, wishes, edits, config, rank, values.page, values.max_seconds
     )

@@ -27,6 +27,8 @@ from fasttta_jax.parallel import compilation_cache
 
 # An error of jax may come from another host's, which this host learns of a poll later.
 BLAME_SECONDS = 3.0
+SCREEN = 2000
+"""Characters of an error."""
 
 TRACEBACK = flags.DEFINE_bool("traceback", False, "Show where in the code an error arose.")
 COMPILATION_CACHE = flags.DEFINE_string(
@@ -88,6 +90,12 @@ def _not_finite() -> str | None:
     return None
 
 
+def _a_screen(text: str) -> str:
+    """An error's text without the middle of what is longer, such as a flag's value."""
+    most = SCREEN // 2
+    return text if len(text) <= SCREEN else f"{text[:most]} ... {text[-most:]}"
+
+
 def _last_line(error: BaseException) -> str:
     """An error's text, of which config_flags makes a traceback where a config file raises it."""
     text = str(error).strip()
@@ -113,7 +121,7 @@ def _parse(argv: list[str]) -> list[str]:
     else:
         if message is None:
             return rest
-    sys.exit(f"error: {message}\n`python {argv[0]} --help` shows every flag.")
+    sys.exit(f"error: {_a_screen(message)}\n`python {argv[0]} --help` shows every flag.")
 
 
 def _quiet_logs() -> None:
@@ -233,7 +241,7 @@ def _failed(error: BaseException) -> None:
         if coordination.count() == 1:
             raise error
         traceback.print_exception(error)
-    text = str(error) if expected else f"{type(error).__name__}: {error}"
+    text = _a_screen(str(error) if expected else f"{type(error).__name__}: {error}")
     gone = error.hosts if isinstance(error, HostLost) else ()
     by_others = isinstance(error, HostLost | distributed.StartError | TimeoutError)
     _stop(exit_codes.LOST if by_others else exit_codes.ERROR, text, gone)

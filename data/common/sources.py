@@ -31,7 +31,7 @@ from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import FILE_SCALE, INT16_SCALE
 from fasttta_jax.input_pipeline.records import INFO_FILE, Records, description_hash, find_records
 from fasttta_jax.storage.content import folder_hash
-from fasttta_jax.storage.files import files_below, read_json
+from fasttta_jax.storage.files import damage, files_below, read_json
 
 WORKERS = 2
 AUDIO_FEATURES = ("audio", "waveform")
@@ -113,7 +113,7 @@ class _OwnDataset(AudioSource):
     def __init__(
         self, path: pathlib.Path, sample_rate: int, source_rate: int | None, with_captions: bool
     ) -> None:
-        proto = dataset_info.read_proto_from_builder_dir(str(path))
+        proto = _described(path)
         self._records = {split.name: Records(path, split.name) for split in proto.splits}
         self.name = proto.name
         self.sample_rate = sample_rate
@@ -169,7 +169,7 @@ class _ForeignDataset(AudioSource):
         source_rate: int | None,
         with_captions: bool,
     ) -> None:
-        proto = dataset_info.read_proto_from_builder_dir(str(path))
+        proto = _described(path)
         if proto.file_format != "array_record":
             raise ValueError(
                 f"{path} is kept as {proto.file_format or 'tfrecord'}; allowed: array_record "
@@ -265,6 +265,12 @@ def _source_rate(path: pathlib.Path, declared: Any, given: int | None) -> int:
     return int(declared or given or 0)
 
 
+def _described(path: pathlib.Path) -> Any:
+    """What TFDS says of the dataset in a folder; its own errors name no file."""
+    with damage(path / INFO_FILE):
+        return dataset_info.read_proto_from_builder_dir(str(path))
+
+
 def _features(path: pathlib.Path) -> dict[str, Feature]:
     """The top-level features of a dataset by name, none of them built."""
     described = read_json(path / "features.json")
@@ -273,7 +279,10 @@ def _features(path: pathlib.Path) -> dict[str, Feature]:
             f"{path}/features.json is not a description that TFDS 4.6 or later writes: it has "
             f"{', '.join(described)}; allowed: pythonClassName and featuresDict"
         )
-    return described["featuresDict"]["features"]
+    with damage(path / "features.json"):
+        found = described["featuresDict"]["features"]
+        _listed(found)  # of all kinds
+        return found
 
 
 def _kind(feature: Feature) -> str:

@@ -45,6 +45,8 @@ _READ_FRAMES = 1 << 18
 _WRITE_FRAMES = 1 << 14  # libsndfile overflows its stack when Vorbis gets minutes in one call
 _SOURCE_RATES = (1_000, 1_000_000)
 _SUBTYPES = {"wav": "PCM_16", "flac": "PCM_16", "ogg": "VORBIS", "mp3": "MPEG_LAYER_III"}
+OGG_RATES = (8_000, 192_000)
+"""Beyond these libsndfile's encoder of Vorbis ends the process."""
 MP3_RATES = (8000, 11025, 12000, 16000, 22050, 24000, 32000, 44100, 48000)
 
 
@@ -314,6 +316,11 @@ def check_format(format: AudioFormat, sample_rate: int) -> None:
         raise ValueError(
             f"format is 'mp3', which has no rate of {sample_rate} Hz; allowed: another format, or "
             f"{', '.join(map(str, MP3_RATES))} Hz"
+        )
+    if format == "ogg" and not OGG_RATES[0] <= sample_rate <= OGG_RATES[1]:
+        raise ValueError(
+            f"format is 'ogg', whose encoder has no rate of {sample_rate} Hz; allowed: another "
+            f"format, or {OGG_RATES[0]} to {OGG_RATES[1]} Hz"
         )
 
 

@@ -23,7 +23,7 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.audio.files import playback_level, read_audio
 from fasttta_jax.codecs import Codec
-from fasttta_jax.config.checks import check
+from fasttta_jax.config.checks import check, shown
 from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.seconds import NUMBER
 from fasttta_jax.generation.timeline import Entry, parse_timeline
@@ -127,13 +127,14 @@ def parse_ranges(text: str) -> Ranges:
         match = _RANGE.fullmatch(part)
         if match is None:
             raise RangeError(
-                f"{part.strip()!r} in {text!r} is not a range to keep; write START-END in seconds, "
-                "such as 0-1.28 or 0-1,2-2.56"
+                f"{shown(part.strip())} in {shown(text)} is not a range to keep; write START-END "
+                "in seconds, such as 0-1.28 or 0-1,2-2.56"
             )
         start, end = map(float, match.groups())
         if start >= end:
             raise RangeError(
-                f"the range {part.strip()!r} ends at {end:g} s; allowed: after its start, {start:g}"
+                f"the range {shown(part.strip())} ends at {end:g} s; allowed: after its start, "
+                f"{start:g}"
             )
         ranges.append((start, end))
     return tuple(ranges)

@@ -66,6 +66,11 @@ class NameTemplate:
                     f"--name is {self.text!r}, with the field {{{field}}}; allowed: "
                     f"{', '.join(f'{{{name}}}' for name in FIELDS)}"
                 )
+            if re.search(r"\d{4}", spec or ""):  # before memory is asked for
+                raise TemplateError(
+                    f"--name is {self.text!r}, with a field of the width {spec}; allowed: below "
+                    "1000"
+                )
             if bad := set(literal) & set('/\\:*?"<>|.\0'):
                 raise TemplateError(
                     f"--name is {self.text!r}, with {' '.join(map(repr, sorted(bad)))}; allowed: a "

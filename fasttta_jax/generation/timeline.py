@@ -13,6 +13,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from fasttta_jax.config.checks import shown
 from fasttta_jax.generation.seconds import NUMBER, check_seconds
 
 _ENTRY = re.compile(rf"\s*{NUMBER}\s*-\s*{NUMBER}\s+(\S.*?)\s*", re.DOTALL)
@@ -48,16 +49,16 @@ def parse_timeline(text: str) -> tuple[Entry, ...]:
         match = _ENTRY.fullmatch(part)
         if match is None:
             raise TimelineError(
-                f"{part.strip()!r} is no part of a timeline; write START-END TEXT in seconds, with "
-                "semicolons between the parts, such as '0-4 rain; 2-3 thunder'"
+                f"{shown(part.strip())} is no part of a timeline; write START-END TEXT in seconds, "
+                "with semicolons between the parts, such as '0-4 rain; 2-3 thunder'"
             )
         entry = Entry(float(match[1]), float(match[2]), match[3])
         if entry.start >= entry.end:
             raise TimelineError(
-                f"{part.strip()!r} ends at {entry.end:g} s; allowed: after its start, "
+                f"{shown(part.strip())} ends at {entry.end:g} s; allowed: after its start, "
                 f"{entry.start:g}"
             )
-        check_seconds(f"the end of {part.strip()!r}", entry.end)
+        check_seconds(f"the end of {shown(part.strip())}", entry.end)
         entries.append(entry)
     return tuple(entries)
 

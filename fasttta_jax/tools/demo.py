@@ -35,6 +35,7 @@ from fasttta_jax.generation.edits import SHARE
 from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.tools.demo_calls import Asked, RefusedError, make
+from fasttta_jax.workdir.restore import which_checkpoint
 
 if typing.TYPE_CHECKING:
     from gradio import Audio, Blocks, Button
@@ -272,7 +273,7 @@ def main() -> None:
     """Serves a page of the model that the flags name."""
     values = flags.FLAGS
     check_installed()
-    which = int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint
+    which = which_checkpoint(values.checkpoint)
     pipeline = Pipeline.open(values.workdir, which)
     name = values.workdir or "the model that comes with fasttta_jax"
     if values.host != LOCAL:

@@ -23,7 +23,7 @@ from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.storage.files import list_files
 from fasttta_jax.tools.model_card import CardText, described, model_card
 from fasttta_jax.workdir.exported import ExportedError, StoredDtype, check_target, write_exported
-from fasttta_jax.workdir.restore import load_trained
+from fasttta_jax.workdir.restore import load_trained, which_checkpoint
 
 
 def export(
@@ -106,7 +106,7 @@ def main(workdir: str, out: str) -> None:
     export(
         workdir,
         out,
-        which=int(values.checkpoint) if values.checkpoint.isdigit() else values.checkpoint,
+        which=which_checkpoint(values.checkpoint),
         dtype=values.dtype,
         text=CardText(values.title or pathlib.Path(out).resolve().name, values.licence, notes),
         metrics=metrics,

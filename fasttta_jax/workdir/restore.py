@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from typing import Any
 
 from jax.sharding import Mesh
@@ -61,6 +62,11 @@ class TrainedModel:
         diffusion = dataclasses.replace(config.diffusion, sampling_steps=sampling_steps)
         config = dataclasses.replace(config, diffusion=diffusion)
         return dataclasses.replace(self, config=config, model=build_model(config, self.model.text))
+
+
+def which_checkpoint(text: str) -> str | int:
+    """What a command line calls a checkpoint, as `load_trained` takes it: a step, or a name."""
+    return int(text) if re.fullmatch(r"[0-9]{1,18}", text) else text
 
 
 def load_trained(

@@ -187,6 +187,8 @@ def test_two_clips_of_one_name_are_found_before_anything_is_made():
     ambiguous = [Wanted(1, "a", "x", 12), Wanted(11, "b", "x", 2)]
     with pytest.raises(TemplateError, match="the name '112'"):
         NameTemplate("{index}{seed}").check_unique(ambiguous)
+    with pytest.raises(TemplateError, match="a field of the width 0999999999d; allowed: below"):
+        NameTemplate("{index:0999999999d}")
     long = Wanted(0, "x" * 80, "犬" * 80, 0)
     with pytest.raises(TemplateError, match="bytes; allowed: 1 to 200"):
         NameTemplate("{id}{prompt}").of(long)
