@@ -10,7 +10,7 @@ DEMO := $(RUNS)/report/report.html
 MODEL ?= runs/soundscapes
 SCENES ?= runs/scenes
 
-.PHONY: demo model scenes ablations test test-long suite lint setup clean
+.PHONY: demo model scenes ablations test test-long suite fuzz lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -86,6 +86,11 @@ suite: setup
 
 test-long: setup
 	$(PYTEST) -m long
+
+# Rubbish inputs, each of which must end with the right result or one clear error. Goes on where it
+# stopped.
+fuzz: setup
+	$(RUN) -m tests.campaigns.fuzz --count=10000 --seed=0 --out=runs/fuzz
 
 clean:
 	rm -rf $(VENV) runs sounds build *.egg-info

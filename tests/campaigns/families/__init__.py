@@ -1,0 +1,58 @@
+"""Families of inputs. Each makes an input of random answers, and tries it."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+from tests.campaigns.draws import Draw
+from tests.campaigns.families import (
+    audio,
+    codecs,
+    configs,
+    converted,
+    datasets,
+    exported,
+    flags,
+    jobs,
+    requests,
+    state_dicts,
+    tables,
+    tokenizers,
+    workdirs,
+)
+from tests.campaigns.fuzz_world import World
+from tests.campaigns.trying import Kind
+
+
+class Family(NamedTuple):
+    """A kind of input.
+
+    Attributes:
+      name: for counts.
+      weight: its share of all inputs, in parts of the sum.
+      attempt: makes one in a folder of its own and says what came of it; see `trying`.
+    """
+
+    name: str
+    weight: int
+    attempt: Callable[[World, Draw, pathlib.Path], Kind]
+
+
+FAMILIES = (
+    Family("exported models", 8, exported.attempt),
+    Family("workdirs", 10, workdirs.attempt),
+    Family("state dicts", 13, state_dicts.attempt),
+    Family("tables", 12, tables.attempt),
+    Family("codecs", 5, codecs.attempt),
+    Family("datasets", 7, datasets.attempt),
+    Family("audio", 10, audio.attempt),
+    Family("tokenizers", 4, tokenizers.attempt),
+    Family("converted weights", 3, converted.attempt),
+    Family("configs", 10, configs.attempt),
+    Family("command lines", 7, flags.attempt),
+    Family("requests", 7, requests.attempt),
+    Family("jobs", 4, jobs.attempt),
+)
+"""Of a hundred inputs."""
