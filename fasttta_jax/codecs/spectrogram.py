@@ -305,8 +305,7 @@ class SpectrogramCodec:
         """Reads what `save` wrote.
 
         Raises:
-          ConfigError: a field of the layout is missing, or its value cannot be.
-          StorageError: a file is damaged, or the statistics are those of another layout.
+          ValueError: a file is damaged, or not what belongs to the other; names file or field.
         """
         folder = pathlib.Path(folder)
         values: dict[str, Any] = read_json(folder / CONFIG_FILE)

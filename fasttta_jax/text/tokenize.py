@@ -78,7 +78,6 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
         )
     try:
         tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        check_entries(tokenizer)
     except Exception as error:  # the library raises nothing more specific
         raise ConvertedError(f"{path} is damaged: {error}; convert again") from error
     padding = tokenizer.padding
@@ -87,6 +86,10 @@ def load_tokenizer(folder: str | os.PathLike[str]) -> tokenizers.Tokenizer:
             f"{path} has padding {padding} and truncation {tokenizer.truncation}; allowed: padding "
             "to the longest of a batch, and no truncation; convert again"
         )
+    try:
+        check_entries(tokenizer)
+    except ValueError as error:
+        raise ConvertedError(f"{path} is damaged: {error}; convert again") from error
     return tokenizer
 
 

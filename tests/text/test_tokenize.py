@@ -165,6 +165,15 @@ def test_running_needs_no_transformers(tmp_path: pathlib.Path) -> None:
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, cwd=folder)
 
 
+def test_padding_that_is_no_entry_of_the_vocabulary_is_named(tmp_path: pathlib.Path) -> None:
+    """Its embedding would be another token's."""
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab={"a": 0, "b": 1}, merges=[]))
+    tokenizer.enable_padding(pad_id=2)
+    tokenizer.save(str(tmp_path / "tokenizer.json"))
+    with pytest.raises(ConvertedError, match=r"tokenizer\.json is damaged: 2 is no entry"):
+        load_tokenizer(tmp_path)
+
+
 def test_folders_without_usable_tokenizer_are_refused(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ConvertedError, match=r"holds no tokenizer: tokenizer\.json is missing"):
         load_tokenizer(tmp_path)
