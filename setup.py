@@ -28,7 +28,7 @@ setup(
         "array-record>=0.7",
         "einops>=0.8",
         "etils[epath]>=1.9",
-        "filelock>=3.12",
+        "filelock>=4.3",
         "flax>=0.12",
         "fsspec>=2025.3",
         "grain>=0.2.15",

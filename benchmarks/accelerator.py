@@ -30,7 +30,7 @@ from benchmarks.accelerator_parts import SIZES, Part, parts
 from benchmarks.accelerator_table import to_markdown
 from benchmarks.rows import choose
 from fasttta_jax import cli
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import write_atomically, write_json
 
 logger = logging.getLogger("fasttta_jax.accelerator")
 
@@ -129,7 +129,7 @@ def write_results(results: Mapping[str, Any], out: pathlib.Path) -> str:
     """Writes JSON and tables; returns the tables."""
     text = to_markdown(results)
     write_json(out / RESULT_FILE, dict(results))
-    (out / TABLE_FILE).write_text(text, encoding="utf-8")
+    write_atomically(out / TABLE_FILE, text.encode())
     return text
 
 

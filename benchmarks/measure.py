@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import importlib.metadata
-import json
 import os
 import pathlib
 import platform
@@ -21,6 +20,7 @@ from jax.experimental.compilation_cache import compilation_cache
 from fasttta_jax.config import ConfigError, RunConfig, from_config_dict
 from fasttta_jax.parallel.compile import CompileReport
 from fasttta_jax.performance.timing import Timing
+from fasttta_jax.storage.files import write_json
 from fasttta_jax.typing import Key
 
 PARAMETER_SCALE = 0.02
@@ -180,7 +180,5 @@ def finish(results: Mapping[str, Any], text: str, out: str | None) -> None:
     if peak is not None:
         print(f"\nMost memory held on a device: {peak / 2**20:,.1f} MiB, all cases together")
     if out is not None:
-        target = pathlib.Path(out)
-        target.parent.mkdir(parents=True, exist_ok=True)
         document = {"machine": found | {"peak_device_bytes": peak}, **results}
-        target.write_text(json.dumps(document, indent=2) + "\n")
+        write_json(pathlib.Path(out), document)

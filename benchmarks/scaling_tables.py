@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from fasttta_jax.report.text_table import format_table
+from fasttta_jax.storage.files import write_atomically
 from fasttta_jax.tools.aot_report import describe_axes
 
 MIB, GIB = 2**20, 2**30
@@ -239,7 +240,7 @@ def write_page(path: pathlib.Path, parts: Mapping[str, str]) -> None:
     page = path.read_text(encoding="utf-8")
     for name, content in parts.items():
         page = replace_between(page, name, content)
-    path.write_text(page, encoding="utf-8")
+    write_atomically(path, page.encode())
 
 
 def aot_parts(reports: Sequence[Report]) -> dict[str, str]:

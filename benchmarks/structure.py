@@ -46,7 +46,7 @@ from fasttta_jax.metrics.rhythm import Beat, beat
 from fasttta_jax.metrics.seams import border_ratio, frame_steps
 from fasttta_jax.metrics.two_sample import wilson
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import write_atomically, write_json
 
 logger = logging.getLogger("fasttta_jax.structure")
 
@@ -242,7 +242,7 @@ def main() -> None:
     out = pathlib.Path(config.out)
     out.mkdir(parents=True, exist_ok=True)
     write_json(out / "structure.json", rows)
-    (out / "structure.md").write_text(to_markdown(rows))
+    write_atomically(out / "structure.md", to_markdown(rows).encode())
     print(to_markdown(rows))
 
 

@@ -37,7 +37,7 @@ from fasttta_jax.evaluation.rows import TIMES_SLOWER
 from fasttta_jax.evaluation.setup import EvaluationConfig
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
-from fasttta_jax.storage.files import write_json
+from fasttta_jax.storage.files import write_atomically, write_json
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.checkpoint import StoredCheckpoints
 from fasttta_jax.workdir.folder import Workdir
@@ -145,7 +145,7 @@ def sweep(
         },
     }
     write_json(out / RESULT_FILE, results)
-    (out / TABLE_FILE).write_text(to_markdown(results), encoding="utf-8")
+    write_atomically(out / TABLE_FILE, to_markdown(results).encode())
     return results
 
 

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import math
 import os
 import pathlib
 from collections.abc import Iterator, Mapping
@@ -34,6 +35,7 @@ from data.common.provenance import Provenance
 from data.common.recordings import Files, Settings, assign_split
 from data.common.tables import Entry, Skipped
 from fasttta_jax import cli
+from fasttta_jax.storage.rows import read_rows, require
 
 COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 LABEL_COLUMNS = ("index", "mid", "display_name")
@@ -137,6 +139,8 @@ def _rows(path: pathlib.Path) -> Iterator[tuple[int, tuple[str, float, float, li
                 is_empty = False
         except csv.Error as error:
             raise ValueError(f"{path}:{reader.line_num}: malformed CSV: {error}") from error
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path}: is not UTF-8 text: {error}") from error
     if is_empty:
         raise ValueError(f"{path}: has no segments")
 
@@ -147,20 +151,15 @@ def _segment(where: str, row: list[str]) -> tuple[str, float, float, list[str]]:
         start, end = float(first), float(last)
     except ValueError as error:
         raise ValueError(f"{where}: is {row}; allowed: {', '.join(COLUMNS)}") from error
-    if not 0 <= start < end:
+    if not 0 <= start < end < math.inf:
         raise ValueError(f"{where}: is from {start:g} to {end:g} s; allowed: a start before an end")
     return youtube_id, start, end, labels.split(",")
 
 
 def _class_names(path: pathlib.Path) -> dict[str, str]:
     """Names of classes by machine id."""
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := set(LABEL_COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{path}: lacks the columns {sorted(missing)}; found: {reader.fieldnames}"
-            )
-        return {row["mid"]: row["display_name"] for row in reader}
+    rows = read_rows(path, require(LABEL_COLUMNS), formats=[".csv"])
+    return {row["mid"]: row["display_name"] for _, row in rows}
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -14,7 +14,6 @@ The recordings are under Creative Commons licences of their authors, mostly for 
 
 from __future__ import annotations
 
-import csv
 import hashlib
 import json
 import os
@@ -27,6 +26,7 @@ from data import folder
 from data.common.sources import WORKERS
 from fasttta_jax import cli
 from fasttta_jax.storage.files import write_atomically
+from fasttta_jax.storage.rows import read_rows, require
 
 COLUMNS = ("file_name", "fold", "category", "freesound_id")
 TRAIN_FOLDS = ("1", "2", "3")
@@ -166,15 +166,10 @@ def build(
 
 def read_clips(table: pathlib.Path) -> list[dict[str, str]]:
     """The rows of ESC-10's metadata.csv, checked."""
-    with open(table, encoding="utf-8", newline="") as file:
-        reader = csv.DictReader(file)
-        if missing := set(COLUMNS) - set(reader.fieldnames or ()):
-            raise ValueError(
-                f"{table}: lacks the columns {sorted(missing)}; found: {reader.fieldnames}"
-            )
-        clips = list(reader)
     folds = (*TRAIN_FOLDS, EVALUATION_FOLD)
-    for line, clip in enumerate(clips, start=2):
+    clips = []
+    for line, clip in read_rows(table, require(COLUMNS), formats=[".csv"]):
+        clips.append(dict(clip))
         for column, allowed in (("fold", folds), ("category", tuple(WORDINGS))):
             if clip[column] not in allowed:
                 raise ValueError(

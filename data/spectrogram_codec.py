@@ -104,6 +104,7 @@ def write_codec(
     if not out.exists():
         with whole_folder(out) as folder:
             codec.save(folder)
+            load_codec(folder)  # what cannot be read appears nowhere
         return out
     with tempfile.TemporaryDirectory() as temporary:
         codec.save(temporary)

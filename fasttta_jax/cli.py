@@ -24,6 +24,7 @@ from fasttta_jax.multihost import (
 from fasttta_jax.multihost.preemption import Preempted
 from fasttta_jax.multihost.watchdog import HostLost
 from fasttta_jax.parallel import compilation_cache
+from fasttta_jax.storage.files import NO_ROOM
 
 # An error of jax may come from another host's, which this host learns of a poll later.
 BLAME_SECONDS = 3.0
@@ -229,6 +230,16 @@ def _preempted(stop: Preempted) -> None:
     sys.exit(code)
 
 
+def _said(error: BaseException) -> str:
+    """The text of an error that is expected."""
+    if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is not None:
+        return (
+            f"{os.fsdecode(error.filename)} cannot be written: {error.strerror}. Make room, then "
+            "give the same command"
+        )
+    return str(error)
+
+
 def _failed(error: BaseException) -> None:
     expected = isinstance(error, ValueError | OSError | RuntimeError | FloatingPointError)
     lost = isinstance(error, HostLost)
@@ -241,7 +252,7 @@ def _failed(error: BaseException) -> None:
         if coordination.count() == 1:
             raise error
         traceback.print_exception(error)
-    text = _a_screen(str(error) if expected else f"{type(error).__name__}: {error}")
+    text = _a_screen(_said(error) if expected else f"{type(error).__name__}: {error}")
     gone = error.hosts if isinstance(error, HostLost) else ()
     by_others = isinstance(error, HostLost | distributed.StartError | TimeoutError)
     _stop(exit_codes.LOST if by_others else exit_codes.ERROR, text, gone)

@@ -35,7 +35,7 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
-from fasttta_jax.storage.files import TEMPORARY, read_json, whole
+from fasttta_jax.storage.files import read_json, remove_leftovers, whole, write_errors
 from fasttta_jax.storage.record_writer import RecordWriter
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
 
@@ -228,8 +228,12 @@ class ShardedDataset:
                     progress.update()
                     yield from things
 
-            for shard in shards:
-                self.write(shard, to_records(of_shard(shard)))
+            try:
+                for shard in shards:
+                    self.write(shard, to_records(of_shard(shard)))
+            except FileNotFoundError:
+                if not self.is_complete:  # by another process, which did the same
+                    raise
         summary = self.finish(describe)
         if not self.is_complete:
             print(
@@ -294,8 +298,7 @@ class ShardedDataset:
                 return None
             summary = self._summarise(notes)
             self._describe(summary, describe(summary))
-            for leftover in self.work.folder.rglob(f".*{TEMPORARY}"):  # of a killed process
-                leftover.unlink()
+            remove_leftovers(self.work.folder)
             os.rename(self.work.folder, self.folder)
         except OSError:
             if not self.is_complete:  # another process was faster
@@ -356,9 +359,12 @@ class ShardedDataset:
             json.dumps(dataclasses.asdict(item), ensure_ascii=False) + "\n"
             for item in (*summary.skipped, *self._left_out)
         )
-        with tempfile.TemporaryDirectory(
-            prefix="incomplete.", dir=self.work.folder.parent, ignore_cleanup_errors=True
-        ) as temporary:
+        with (
+            tempfile.TemporaryDirectory(
+                prefix="incomplete.", dir=self.work.folder.parent, ignore_cleanup_errors=True
+            ) as temporary,
+            write_errors(self._data),
+        ):
             info.write_to_directory(temporary)
             (pathlib.Path(temporary) / SKIPPED_FILE).write_text("".join(lines), "utf-8")
             for file in pathlib.Path(temporary).iterdir():

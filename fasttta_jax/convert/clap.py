@@ -13,7 +13,7 @@ from typing import Any
 
 import tokenizers
 
-from fasttta_jax.convert import clap_audio, clap_text, names
+from fasttta_jax.convert import clap_audio, clap_text, layouts, names
 from fasttta_jax.convert.names import FLOATS
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
@@ -50,7 +50,8 @@ def convert(source: Source, *, tokenizer: pathlib.Path | None = None) -> Convers
             f"{source.name} has keys that are not text: {list(source.state)[:5]}; expected those "
             "of a state dict"
         )
-    state = _without_prefix(source.state)
+    found = layouts.choose(source.state, _fits, source.name)
+    state = _without_prefix(found.state)
     layout = _layout(state, source.name)
     config = source.config if layout == "transformers" else None
     table, dropped, text = clap_text.table(state, config, layout, source.name)
@@ -67,9 +68,14 @@ def convert(source: Source, *, tokenizer: pathlib.Path | None = None) -> Convers
     vocabulary = _tokenizer(source, tokenizer, text)
     scale = _logit_scale(state, source.name)
     towers = {"text": text, "audio": audio}
-    metadata = source.describe(KIND, layout, dropped, config=towers, **scale)
+    metadata = source.describe(KIND, layout, dropped, config=towers, **scale, **found.said)
     params = clap_audio.split_qkv(names.take(state, table))
     return Conversion(params, metadata, {TOKENIZER_FILE: vocabulary})
+
+
+def _fits(state: Mapping[str, Any]) -> bool:
+    beginnings = tuple(f"{p}{root}." for p in ("", *PREFIXES) for root in clap_text.ROOTS.values())
+    return any(str(key).startswith(beginnings) for key in state)
 
 
 def _without_prefix(state: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -86,8 +92,7 @@ def _layout(state: Mapping[str, Any], source: str) -> clap_text.Layout:
             return layout
     roots = " and ".join(f"{root}.*" for root in clap_text.ROOTS.values())
     raise ConversionError(
-        f"{source} holds no CLAP text tower: neither {roots} is there; its keys begin with "
-        f"{', '.join(list(state)[:5])}"
+        f"{source} holds no CLAP text tower: neither {roots} is there; {layouts.beginning(state)}"
     )
 
 

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Entry, Table, axis
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
@@ -56,6 +56,8 @@ def convert(source: Source) -> Conversion:
     if isinstance(generator := state.get("generator"), Mapping):
         dropped = {f"{key}": "not the generator" for key in state if key != "generator"}
         state = dict(generator)
+    found = layouts.choose(state, lambda state: _prefix(state) is not None, source.name)
+    state = dict(found.state)
     prefix, layout = _recognise(state, source.name)
     vocoder = {key: value for key, value in state.items() if str(key).startswith(prefix)}
     dropped |= _groups([str(key) for key in state if key not in vocoder], prefix)
@@ -78,7 +80,7 @@ def convert(source: Source) -> Conversion:
         unused = {key: "normalize_before is false" for key in keys if key in vocoder}
     table = _table(config, prefix, UPSAMPLERS[layout])
     names.check(vocoder, table, unused, source=f"{source.name} (as {KIND}, {layout})")
-    metadata = source.describe(KIND, layout, dropped | unused, config=config)
+    metadata = source.describe(KIND, layout, dropped | unused, config=config, **found.said)
     return Conversion(names.take(vocoder, table), metadata)
 
 
@@ -117,16 +119,22 @@ def _normalised(length: StoredTensor, direction: StoredTensor) -> np.ndarray:
     return values * (length.read().astype(np.float64) / norm)
 
 
-def _recognise(state: Mapping[str, Any], source: str) -> tuple[str, str]:
-    """Prefix of the vocoder's keys, and the name of their layout."""
+def _prefix(state: Mapping[str, Any]) -> tuple[str, str] | None:
     for prefix in PREFIXES:
         for layout, upsampler in UPSAMPLERS.items():
             if any(str(key).startswith(f"{prefix}{upsampler}.") for key in state):
                 return prefix, layout
+    return None
+
+
+def _recognise(state: Mapping[str, Any], source: str) -> tuple[str, str]:
+    """Prefix of the vocoder's keys, and the name of their layout."""
+    if (found := _prefix(state)) is not None:
+        return found
     wanted = [f"{prefix}{name}.*" for prefix in PREFIXES for name in UPSAMPLERS.values()]
     raise ConversionError(
-        f"{source} holds no HiFi-GAN vocoder: there is none of {', '.join(wanted)}; its keys begin "
-        f"with {', '.join(map(str, list(state)[:5])) or 'nothing'}"
+        f"{source} holds no HiFi-GAN vocoder: there is none of {', '.join(wanted)}; "
+        f"{layouts.beginning(state)}"
     )
 
 

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Entry, Size, Table, axis, layer_norm, linear, times
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError
@@ -47,12 +47,14 @@ def convert(
       ConversionError: its keys are not those of MAR or EAR, or the number
         of heads is unknown or does not fit.
     """
-    state, which = _select(source.state, weights, source.name)
+    tree, which = _select(source.state, weights, source.name)
+    found = layouts.choose(tree, _fits, source.name)
+    state = found.state
     kind, table, config = recognise(state, source=source.name, num_heads=num_heads)
     params = names.take(state, table)
     _split_heads(params, config["backbone"]["num_heads"])
     dropped = {key: reason for key, reason in DROPPED.items() if key in state}
-    metadata = source.describe(kind, which, dropped, **config)
+    metadata = source.describe(kind, which, dropped, **config, **found.said)
     return Conversion(params, metadata)
 
 
@@ -82,15 +84,15 @@ def recognise(
 def _select(
     tree: Mapping[str, Any], weights: str | None, source: str
 ) -> tuple[Mapping[str, Any], str]:
-    """The state dict that is asked for, and what to call it."""
+    """The state dict that is asked for, and what to call it; the tree where `layouts` may look."""
     found = [name for name, key in STATES.items() if isinstance(tree.get(key), Mapping)]
-    if not found:
-        if weights is not None:
-            raise ConversionError(
-                f"--weights is {weights!r}, but {source} holds one state dict that is not called "
-                f"{' or '.join(STATES.values())}; leave --weights out"
-            )
+    if weights is None and "ema" not in found:
         return tree, "bare"
+    if not found:
+        raise ConversionError(
+            f"--weights is {weights!r}, but {source} holds one state dict that is not called "
+            f"{' or '.join(STATES.values())}; leave --weights out"
+        )
     which = weights or "ema"
     if which not in found:
         raise ConversionError(
@@ -100,13 +102,17 @@ def _select(
     return tree[STATES[which]], which
 
 
+def _fits(state: Mapping[str, Any]) -> bool:
+    return "z_proj.weight" in state or "decoder_pos_embed_learned" in state
+
+
 def _kind(state: Mapping[str, Any], source: str) -> str:
     if any(not isinstance(key, str) for key in state):
         raise ConversionError(f"{source} has keys that are not text: {list(state)[:5]}")
-    if "z_proj.weight" not in state and "decoder_pos_embed_learned" not in state:
+    if not _fits(state):
         raise ConversionError(
             f"{source} holds neither MAR nor EAR: z_proj.weight and decoder_pos_embed_learned are "
-            f"missing; its keys begin with {', '.join(map(str, list(state)[:5]))}"
+            f"missing; {layouts.beginning(state)}"
         )
     only_mar = ("encoder_blocks.", "z_proj_ln.", "diffloss.")
     return "mar" if any(key.startswith(only_mar) for key in state) else "ear"

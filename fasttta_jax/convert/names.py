@@ -2,7 +2,7 @@
 
 Every key of the file must be in the table or be dropped for a stated reason, every key of the table
 must be in the file, and every shape must be the expected one. All that is wrong is reported at
-once.
+once, in a message that a screen can hold.
 """
 
 from __future__ import annotations
@@ -16,6 +16,11 @@ from tqdm import tqdm
 
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
 
+MOST_LINES = 20
+"""Wrong keys that are all named; a screen has 24 lines."""
+MOST_SHOWN = 5
+"""Of each kind, where there are more."""
+MOST_CHARACTERS = 200
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 
 Size = int | None
@@ -158,21 +163,21 @@ def check(
       source: what to call the checkpoint in the error.
 
     Raises:
-      ConversionError: names every key that is missing, not expected, of a wrong shape or no
-        floating-point tensor.
+      ConversionError: names the keys that are missing, not expected, of a wrong shape or no
+        floating-point tensor: all of a few, of many the first of each kind, with their number.
     """
-    wrong = []
+    missing, unfit, unexpected = [], [], []
     for key, entry in table.items():
         if key not in state:
-            wrong.append(f"{key}: missing, expected shape {shown(entry.shape)}")
+            missing.append(f"{key}: missing, expected shape {shown(entry.shape)}")
             continue
         tensor = state[key]
         if not isinstance(tensor, StoredTensor):
-            wrong.append(f"{key}: found a {type(tensor).__name__}, expected a tensor")
+            unfit.append(f"{key}: found a {type(tensor).__name__}, expected a tensor")
         elif not _fits(tensor.shape, entry.shape):
-            wrong.append(f"{key}: found shape {shown(tensor.shape)}, expected {shown(entry.shape)}")
+            unfit.append(f"{key}: found shape {shown(tensor.shape)}, expected {shown(entry.shape)}")
         elif tensor.dtype not in FLOATS:
-            wrong.append(f"{key}: found type {tensor.dtype}, expected one of {', '.join(FLOATS)}")
+            unfit.append(f"{key}: found type {tensor.dtype}, expected one of {', '.join(FLOATS)}")
     for key, tensor in state.items():
         if key not in table and key not in dropped:
             if isinstance(tensor, StoredTensor):
@@ -181,9 +186,26 @@ def check(
                 found = repr(tensor)[:60]
             else:
                 found = f"a {type(tensor).__name__}"
-            wrong.append(f"{key}: not expected, found {found}")
-    if wrong:
-        raise ConversionError(f"{source}: {len(wrong)} keys are wrong\n  " + "\n  ".join(wrong))
+            unexpected.append(f"{str(key)[:MOST_CHARACTERS]}: not expected, found {found}")
+    if count := len(missing) + len(unfit) + len(unexpected):
+        most = MOST_SHOWN if count > MOST_LINES else count
+        lines = [
+            line
+            for name, group in (
+                ("missing", missing),
+                ("not as expected", unfit),
+                ("not expected", unexpected),
+            )
+            for line in _first(group, most, name)
+        ]
+        raise ConversionError(
+            f"{source}: {count} keys are wrong, {len(state)} are there\n  " + "\n  ".join(lines)
+        )
+
+
+def _first(lines: list[str], most: int, name: str) -> list[str]:
+    more = len(lines) - most
+    return lines if more <= 0 else [*lines[:most], f"and {more} more that are {name}"]
 
 
 def take(state: Mapping[str, StoredTensor], table: Table) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from fasttta_jax.audio.mel import hann_window, mel_matrix
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Entry, Table, axis
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError
@@ -24,6 +24,7 @@ from fasttta_jax.convert.write import Conversion
 from fasttta_jax.pretrained.panns import CNN14_16K, CNN14_32K, KIND, NUM_BLOCKS, PannsConfig
 
 STATE = "model"
+LAST_BLOCK = f"conv_block{NUM_BLOCKS}."
 GRIDS = {config.n_fft: config for config in (CNN14_16K, CNN14_32K)}
 """Published front ends by the length of their windows, which alone tells them apart."""
 COSINES = "spectrogram_extractor.stft.conv_real.weight"
@@ -53,6 +54,8 @@ def convert(source: Source) -> Conversion:
     if isinstance(inner := state.get(STATE), Mapping):
         dropped = {str(key): "not the model" for key in state if key != STATE}
         state, layout = dict(inner), STATE
+    chosen = layouts.choose(state, _fits, source.name)
+    state = dict(chosen.state)
     _recognise(state, source.name)
     config = _config(state, source.name)
     table = _table(config)
@@ -71,16 +74,18 @@ def convert(source: Source) -> Conversion:
                 f"{config.sample_rate} Hz); the network was trained with another spectrogram"
             )
     dropped |= dict.fromkeys(front_end, COMPUTED) | counters
-    metadata = source.describe(KIND, layout, dropped, config=config)
+    metadata = source.describe(KIND, layout, dropped, config=config, **chosen.said)
     return Conversion(names.take(state, table), metadata)
 
 
+def _fits(state: Mapping[str, Any]) -> bool:
+    return any(str(key).startswith(LAST_BLOCK) for key in state)
+
+
 def _recognise(state: Mapping[str, Any], source: str) -> None:
-    last = f"conv_block{NUM_BLOCKS}."
-    if not any(str(key).startswith(last) for key in state):
+    if not _fits(state):
         raise ConversionError(
-            f"{source} holds no Cnn14: there is none of {last}*; its keys begin with "
-            f"{', '.join(map(str, list(state)[:5])) or 'nothing'}"
+            f"{source} holds no Cnn14: there is none of {LAST_BLOCK}*; {layouts.beginning(state)}"
         )
     if "DecisionLevel" in source:
         raise ConversionError(

@@ -214,12 +214,17 @@ def _fetch(repository: str, revision: str | None, parts: Sequence[str]) -> pathl
             return cached
         where = f"{parts[0]}/" if parts else ""
         raise ConversionError(
-            f"{repository} cannot be fetched from the Hub ({type(error).__name__}). Without a "
-            f"network, put these files into one folder and give that folder instead: "
+            f"{repository} cannot be fetched from the Hub ({_first_line(error)}). Without a "
+            f"network, bring these files in one folder, and give that folder instead: "
             f"{where}{CONFIG_FILE}, {where}{WEIGHT_FILES[0]} (or any of "
             f"{', '.join(WEIGHT_FILES[1:])}), and for a text model {', '.join(TOKENIZER_FILES)}"
         ) from error
     return pathlib.Path(folder)
+
+
+def _first_line(error: BaseException) -> str:
+    text = str(error).strip().partition("\n")[0][:200]
+    return f"{type(error).__name__}: {text}" if text else type(error).__name__
 
 
 def _cached(repository: str, revision: str | None) -> pathlib.Path | None:

@@ -6,12 +6,13 @@ decoder and output layer are left out.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Entry, Table, projection
 from fasttta_jax.convert.source import TOKENIZER_FILES, Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
@@ -42,6 +43,8 @@ def convert(source: Source) -> Conversion:
       ConversionError: there is no config or tokenizer, the config is not that of a T5 v1.1, keys
         are missing, unexpected or misshapen, or the tokenizer has more entries than the embedding.
     """
+    found = layouts.choose(source.state, _fits, source.name)
+    source = dataclasses.replace(source, state=found.state)
     if source.config is None:
         raise ConversionError(
             f"{source.name} is a single file; T5 needs its folder, with config.json and the "
@@ -63,9 +66,13 @@ def convert(source: Source) -> Conversion:
     tokenizer = read_tokenizer(source.tokenizer)
     check_vocabulary(tokenizer, config.vocab_size, source.name)
     _check_alias(source, key)
-    metadata = source.describe(KIND, LAYOUT, _grouped(dropped), config=config)
+    metadata = source.describe(KIND, LAYOUT, _grouped(dropped), config=config, **found.said)
     params = names.take(source.state, table)
     return Conversion(params, metadata, {TOKENIZER_FILE: tokenizer})
+
+
+def _fits(state: Mapping[str, Any]) -> bool:
+    return any(str(key).startswith("encoder.block.") for key in state)
 
 
 def _table(config: T5Config, embedding: str) -> Table:

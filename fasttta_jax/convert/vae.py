@@ -9,12 +9,13 @@ Dimensions: D channels of a level, C latent channels.
 from __future__ import annotations
 
 import collections
+import dataclasses
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Table, axis
 from fasttta_jax.convert.source import Source
 from fasttta_jax.convert.stored import ConversionError, StoredTensor
@@ -114,6 +115,8 @@ def convert(source: Source, *, scaling_factor: float | None = None) -> Conversio
       ConversionError: the checkpoint is neither, a key is missing, unexpected or misshapen, the
         config asks for what the network has not, or the scaling factor is unknown or said twice.
     """
+    found = layouts.choose(source.state, _fits, source.name)
+    source = dataclasses.replace(source, state=found.state)
     layout = _layout(source)
     config = _config(source, layout, scaling_factor)
     dropped = dict(_dropped(source, layout))
@@ -124,8 +127,12 @@ def convert(source: Source, *, scaling_factor: float | None = None) -> Conversio
         {key: reason for key, (_, reason) in dropped.items()},
         source=f"{source.name} (as {layout.name} VAE)",
     )
-    metadata = source.describe(KIND, layout.name, _grouped(dropped), config=config)
+    metadata = source.describe(KIND, layout.name, _grouped(dropped), config=config, **found.said)
     return Conversion(names.take(source.state, table), metadata)
+
+
+def _fits(state: Mapping[str, Any]) -> bool:
+    return any(str(key).startswith((f"{FIRST_STAGE}encoder.down", "encoder.down")) for key in state)
 
 
 def _layout(source: Source) -> Layout:
@@ -144,7 +151,7 @@ def _layout(source: Source) -> Layout:
         )
     raise ConversionError(
         f"{source.name} holds no VAE: no key begins with {FIRST_STAGE}encoder.down. or "
-        f"encoder.down.; its keys begin with {', '.join(keys[:5]) or 'nothing'}"
+        f"encoder.down.; {layouts.beginning(source.state)}"
     )
 
 

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.convert import names
+from fasttta_jax.convert import layouts, names
 from fasttta_jax.convert.names import Entry, Table, axis
 from fasttta_jax.convert.read import file_sha256, open_checkpoint
 from fasttta_jax.convert.source import Source
@@ -50,11 +50,12 @@ def convert(source: Source, *, pca: pathlib.Path | None = None) -> Conversion:
       ConversionError: the keys are not those of VGGish, a shape is wrong, or there are several
         files of principal components.
     """
-    state = dict(source.state)
-    if not any(str(key).startswith("features.") for key in state):
+    found = layouts.choose(source.state, _fits, source.name)
+    state = dict(found.state)
+    if not _fits(state):
         raise ConversionError(
-            f"{source.name} holds no VGGish: there is none of features.*; its keys begin with "
-            f"{', '.join(map(str, list(state)[:5])) or 'nothing'}"
+            f"{source.name} holds no VGGish: there is none of features.*; "
+            f"{layouts.beginning(state)}"
         )
     inside = any(str(key).startswith(INSIDE) for key in state)
     if inside and pca is not None:
@@ -69,16 +70,22 @@ def convert(source: Source, *, pca: pathlib.Path | None = None) -> Conversion:
         table |= _pca_table(state, config, INSIDE)
     name = f"{source.name} (as {KIND})"
     names.check(state, table, {}, source=name)
-    found = {"file": source.name, "sha256": source.sha256} if inside else None
+    components_of = {"file": source.name, "sha256": source.sha256} if inside else None
     params = {}
     if pca is not None:
         with _open_pca(pca) as components:
             pca_table = _pca_table(components, config, "")
             names.check(components, pca_table, {}, source=f"{pca.name} (as {KIND})")
             params = names.take(components, pca_table)
-        found = {"file": pca.name, "sha256": file_sha256(pca)}
-    metadata = source.describe(KIND, "torchvggish", {}, config=config, pca=found)
+        components_of = {"file": pca.name, "sha256": file_sha256(pca)}
+    metadata = source.describe(
+        KIND, "torchvggish", {}, config=config, pca=components_of, **found.said
+    )
     return Conversion(names.take(state, table) | params, metadata)
+
+
+def _fits(state: Mapping[str, Any]) -> bool:
+    return any(str(key).startswith("features.") for key in state)
 
 
 def _beside(source: Source) -> pathlib.Path | None:

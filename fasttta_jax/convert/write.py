@@ -11,17 +11,15 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import numpy as np
-from safetensors.numpy import save_file
 
 from fasttta_jax.convert.stored import ConversionError
 from fasttta_jax.storage.files import (
     TEMPORARY,
     differences,
-    whole,
     write_atomically,
     write_json,
 )
-from fasttta_jax.storage.weights import METADATA_FILE, WEIGHTS_FILE
+from fasttta_jax.storage.weights import METADATA_FILE, WEIGHTS_FILE, write_weights
 
 
 class Conversion(NamedTuple):
@@ -81,10 +79,7 @@ def write_conversion(conversion: Conversion, folder: pathlib.Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     for name, text in conversion.files.items():
         write_atomically(folder / name, text.encode())
-    # safetensors writes the buffer of a strided view as if it were contiguous
-    contiguous = {path: np.ascontiguousarray(values) for path, values in conversion.params.items()}
-    with whole(folder / WEIGHTS_FILE) as weights:
-        save_file(contiguous, weights)
+    write_weights(folder / WEIGHTS_FILE, conversion.params)
     write_json(folder / METADATA_FILE, conversion.metadata)
 
 

@@ -22,12 +22,17 @@ import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-import filelock
-
 from fasttta_jax.generation.outputs import OutputConfig, Shard, open_shard, remove_clip
 from fasttta_jax.generation.prompts import BadRow, Wanted
 from fasttta_jax.storage import shards
-from fasttta_jax.storage.files import TEMPORARY, StorageError, damage, is_remote, whole
+from fasttta_jax.storage.files import (
+    StorageError,
+    damage,
+    is_remote,
+    remove_leftovers,
+    whole,
+)
+from fasttta_jax.storage.locks import locked
 from fasttta_jax.storage.sealed import read_sealed
 from fasttta_jax.storage.shards import NOTES_FOLDER, ShardedWork, check_share
 
@@ -127,7 +132,7 @@ class JobFolder:
         self.path.mkdir(parents=True, exist_ok=True)
         manifest = self.path / MANIFEST_FILE
         if self.overwrite:
-            with filelock.FileLock(self.path / LOCK_FILE):
+            with locked(self.path / LOCK_FILE):
                 self._replace()
                 self.work.start()
             return
@@ -248,8 +253,7 @@ class JobFolder:
         """Writes the manifest where all clips are there; says whether they are."""
         if self.work.missing() or merge(self.path, self.num_clips) is None:
             return False
-        for leftover in self.path.rglob(f".*{TEMPORARY}"):  # of a process that was killed
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(self.path)
         (self.path / LOCK_FILE).unlink(missing_ok=True)
         return True
 

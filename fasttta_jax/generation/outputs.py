@@ -33,7 +33,7 @@ from fasttta_jax.generation.decoding_figure import decoding_png
 from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.pipeline import Clip
 from fasttta_jax.report.spectrograms import spectrogram_png
-from fasttta_jax.storage.files import TEMPORARY, whole, write_atomically
+from fasttta_jax.storage.files import remove_leftovers, whole, write_atomically
 from fasttta_jax.storage.record_writer import RecordWriter
 
 KEEP_LEVEL = Level()
@@ -200,8 +200,7 @@ class FileShard(Shard):
 
     def __init__(self, path: pathlib.Path, ending: str) -> None:
         self.path, self.ending = path, ending
-        for leftover in path.parent.glob(f".{path.name}.*{TEMPORARY}"):  # of a process that died
-            leftover.unlink(missing_ok=True)
+        remove_leftovers(path.parent, path.name)
         self._stack = contextlib.ExitStack()
         self._open(self._stack.enter_context(whole(path)))
 

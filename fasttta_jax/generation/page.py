@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pathlib
 from typing import Any
@@ -12,6 +11,7 @@ from fasttta_jax.audio.files import read_channels
 from fasttta_jax.generation.job_folder import MANIFEST_FILE
 from fasttta_jax.report.page import Cell, PromptRow, Report, write_report
 from fasttta_jax.storage.files import StorageError
+from fasttta_jax.storage.rows import read_rows, require
 
 PAGE_FILE = "index.html"
 MOST_CLIPS = 100
@@ -53,12 +53,13 @@ def write_page(folder: str | os.PathLike[str], title: str = "Sounds") -> pathlib
 
 def _rows(path: pathlib.Path) -> list[dict[str, Any]]:
     try:
-        with path.open(encoding="utf-8") as file:
-            rows = [json.loads(line) for line in itertools.islice(file, MOST_CLIPS)]
-            if not rows or not all({"file", "prompt", "seed"} <= set(row) for row in rows):
-                raise ValueError("it names no sound files with their prompts and seeds")
-            return rows
-    except (OSError, ValueError, TypeError) as error:
+        found = list(itertools.islice(read_rows(path, formats=[".jsonl"]), MOST_CLIPS))
+        for line, row in found:
+            require(("file", "prompt", "seed"))(f"{path}:{line}", list(row))
+        if not found:
+            raise ValueError("it names no sound files")
+        return [dict(row) for _, row in found]
+    except (OSError, ValueError) as error:
         raise StorageError(
             f"{path} cannot be shown as a page: {error}; allowed: the manifest of a folder of "
             "sound files"

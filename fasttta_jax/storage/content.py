@@ -3,6 +3,11 @@
 A file counts as what it was where size, inode and both times, of its content and of its entry, are
 the same. What is known lies in the user's cache, in one JSON file for each folder that was asked
 about; where that cannot be written, files are read each time.
+
+A file that changed a moment before it was read may change again and keep its times, so that it is
+not remembered. Times are those of the file server's clock, which may differ from this host's: the
+moment of reading is taken to be at least the latest change among the files, and the time that has
+passed here since their times were asked for.
 """
 
 from __future__ import annotations
@@ -31,6 +36,9 @@ SHOWN_AFTER = 5.0
 """Seconds until a progress bar says what takes so long."""
 
 Stamp = list[int]
+"""Size, times of change of content and of entry in ns, inode."""
+CHANGED = 2
+"""Where a stamp has the time that no program can set."""
 
 
 def content_hashes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict[str, str | None]:
@@ -44,6 +52,7 @@ def content_hashes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict
     names = list(dict.fromkeys(names))
     kept = _kept_file(folder)
     known = _read(kept)
+    asked_at = time.monotonic_ns()
     stamps = {name: _stamp(folder / name) for name in names}
     found = {
         name: known[name][1]
@@ -52,11 +61,19 @@ def content_hashes(folder: str | os.PathLike[str], names: Iterable[str]) -> dict
     }
     unknown = [name for name in names if name not in found and stamps[name] is not None]
     with concurrent.futures.ThreadPoolExecutor(WORKERS) as pool:
-        hashes = pool.map(lambda name: _sha256(folder / name), unknown)
+        hashes = pool.map(lambda name: (time.monotonic_ns(), _sha256(folder / name)), unknown)
         bar = tqdm(hashes, f"hashing {folder}", len(unknown), unit="file", delay=SHOWN_AFTER)
-        found |= dict(zip(unknown, bar, strict=True))
+        read = dict(zip(unknown, bar, strict=True))
+    found |= {name: value for name, (_, value) in read.items()}
     if unknown and kept is not None:
-        _keep(kept, known, {name: (stamps[name], found[name]) for name in unknown})
+        latest = max(stamp[CHANGED] for stamp in stamps.values() if stamp is not None)
+        settled = {
+            name: (stamp, value)
+            for name, (read_at, value) in read.items()
+            if (stamp := stamps[name]) is not None
+            and stamp[CHANGED] < latest + read_at - asked_at - SETTLED_NS
+        }
+        _keep(kept, known, settled)
     return {name: found.get(name) for name in names}
 
 
@@ -81,14 +98,9 @@ def _is_entry(entry: Any) -> bool:
 
 
 def _keep(kept: pathlib.Path, known: dict[str, Any], new: dict[str, Any]) -> None:
-    before = time.time_ns() - SETTLED_NS
-    settled = {
-        name: entry
-        for name, entry in new.items()
-        if entry[1] is not None and max(entry[0][1:3]) < before and _is_utf8(name)
-    }
+    right = {name: entry for name, entry in new.items() if entry[1] is not None and _is_utf8(name)}
     with contextlib.suppress(OSError):  # no room, or a home that is not to be written
-        write_json(kept, {**known, **settled})
+        write_json(kept, {**known, **right})
 
 
 def _is_utf8(name: str) -> bool:

@@ -32,6 +32,19 @@ def unchecked(where: str, columns: Sequence[str]) -> None:
     """The check that takes every header."""
 
 
+def require(columns: Sequence[str]) -> Check:
+    """The check that takes headers with these columns, and others beside them."""
+
+    def check(where: str, found: Sequence[str]) -> None:
+        if missing := [name for name in columns if name not in found]:
+            raise ValueError(
+                f"{where}: lacks the columns {', '.join(missing)}; found: "
+                f"{', '.join(found) or 'none'}"
+            )
+
+    return check
+
+
 def read_rows(
     table: pathlib.Path,
     check: Check = unchecked,

@@ -18,7 +18,6 @@ import pathlib
 import shutil
 from collections.abc import Collection, Mapping
 
-import filelock
 from fsspec.callbacks import TqdmCallback
 
 from fasttta_jax.config import DataConfig
@@ -31,6 +30,7 @@ from fasttta_jax.storage.files import (
     list_files,
     storage_errors,
 )
+from fasttta_jax.storage.locks import locked
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +75,7 @@ def stage(
         return target
     try:
         root.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(target.with_name(f"{target.name}.lock")):
+        with locked(target.with_name(f"{target.name}.lock")):
             if not _is_complete(target, files):
                 _copy(source, files, target)
     except OSError as error:

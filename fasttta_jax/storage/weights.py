@@ -11,11 +11,12 @@ import dataclasses
 import os
 import pathlib
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 import numpy as np
-from safetensors.numpy import load_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import load_file, save_file
 
 from fasttta_jax.config import from_mapping
 from fasttta_jax.storage.files import (
@@ -23,10 +24,12 @@ from fasttta_jax.storage.files import (
     StorageError,
     as_path,
     damage,
+    final_name,
     is_remote,
     list_files,
     read_json,
     storage_errors,
+    whole,
 )
 from fasttta_jax.storage.staging import stage
 
@@ -151,18 +154,59 @@ def read_kind(
             ) from error
 
 
+def write_weights(path: str | os.PathLike[str], arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes arrays as .safetensors, whole, and reads them back before they take their place.
+
+    Raises:
+      StorageError: there is no room, or what is read is not what was written; names the file.
+    """
+    # Of a strided view the library would write the buffer as if it were contiguous.
+    arrays = {name: np.ascontiguousarray(values) for name, values in arrays.items()}
+    with whole(path) as temporary:
+        try:
+            save_file(arrays, temporary)
+            with safe_open(temporary, framework="numpy") as file:
+                wrong = [name for name, values in arrays.items() if not _same(file, name, values)]
+        except (SafetensorError, ValueError) as error:
+            raise StorageError(
+                f"{final_name(path)} cannot be written ({error}); is there room, and may this "
+                "process write there?"
+            ) from error
+        if wrong:
+            raise StorageError(
+                f"{final_name(path)} was written, but {wrong[0]} cannot be read back; is its disk "
+                "in order?"
+            )
+
+
+def _same(file: Any, name: str, values: np.ndarray) -> bool:
+    found = np.ascontiguousarray(file.get_tensor(name))
+    first, second = (array.reshape(-1).view(np.uint8) for array in (found, values))
+    return found.dtype == values.dtype and np.array_equal(first, second)
+
+
 def copy_folder(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:
     """Copies a folder and what is below it; weights become hard links where that can be.
 
     Converted weights are replaced, never changed in place, so that a link is as good as a copy.
     Either may be the URL of an object store.
+
+    Raises:
+      StorageError: a file cannot be read or written; names it.
     """
     if is_remote(folder) or is_remote(target):
         _copy_objects(folder, target)
         return
     target = pathlib.Path(target)
     if not (target.exists() and target.samefile(folder)):
-        shutil.copytree(folder, target, copy_function=_copy_or_link, dirs_exist_ok=True)
+        try:
+            shutil.copytree(folder, target, copy_function=_copy_or_link, dirs_exist_ok=True)
+        except shutil.Error as error:  # of all files, each with its copy and the reason
+            source, copy, reason = error.args[0][0]
+            raise StorageError(
+                f"{final_name(copy)} cannot be written as a copy of {source}: "
+                f"{reason.partition(': ')[0]}"
+            ) from error
 
 
 def _copy_objects(folder: str | os.PathLike[str], target: str | os.PathLike[str]) -> None:

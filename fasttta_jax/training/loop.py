@@ -32,7 +32,7 @@ from fasttta_jax.training.samples import SampleSheet
 from fasttta_jax.training.state import TrainState, from_items, to_items
 from fasttta_jax.typing import Metrics
 from fasttta_jax.workdir.checkpoint import Checkpoints
-from fasttta_jax.workdir.lock import only_training
+from fasttta_jax.workdir.lock import Guard, only_training
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 
 logger = logging.getLogger(__name__)
@@ -52,6 +52,7 @@ class _Session(NamedTuple):
     profiler: Profiler
     watchdog: Watchdog
     preemption: Preemption
+    guard: Guard
 
 
 class _Start(NamedTuple):
@@ -163,13 +164,13 @@ class Trainer:
         Raises:
           NonFiniteStep: a loss is not finite, and no more may be skipped; names the step.
           CheckpointError: a checkpoint cannot be written or none can be read.
-          WorkdirError: another process trains in this workdir.
+          WorkdirError: another process trains in this workdir, or has begun to.
           Preempted: after SIGTERM or Ctrl-C on any host, when all of them have saved.
         """
-        with only_training(self.opened.workdir.path):
-            return self._run()
+        with only_training(self.opened.workdir.path) as guard:
+            return self._run(guard)
 
-    def _run(self) -> TrainState:
+    def _run(self, guard: Guard) -> TrainState:
         config, path = self.opened.config, self.opened.workdir.path
         checkpoints = Checkpoints(
             path,
@@ -185,7 +186,7 @@ class Trainer:
             self._compile()
             with contextlib.ExitStack() as stack:
                 stack.callback(checkpoints.settle)
-                session = self._open(start, checkpoints, stack)
+                session = self._open(start, checkpoints, guard, stack)
                 try:
                     state = self._train(start, session)
                 except NonFiniteStep as error:  # on all hosts alike
@@ -198,7 +199,11 @@ class Trainer:
         return state
 
     def _open(
-        self, start: _Start, checkpoints: Checkpoints, stack: contextlib.ExitStack
+        self,
+        start: _Start,
+        checkpoints: Checkpoints,
+        guard: Guard,
+        stack: contextlib.ExitStack,
     ) -> _Session:
         """Everything that the steps need; closed, last first, with the stack."""
         run, config, path = self.opened, self.opened.config, self.opened.workdir.path
@@ -231,7 +236,7 @@ class Trainer:
         profiler = Profiler(self._profile, lambda: run.workdir.folder(PROFILE_FOLDER))
         stack.callback(profiler.close)
         return _Session(
-            checkpoints, batches, writer, meter, reporter, profiler, watchdog, preemption
+            checkpoints, batches, writer, meter, reporter, profiler, watchdog, preemption, guard
         )
 
     def _train(self, start: _Start, session: _Session) -> TrainState:
@@ -283,6 +288,7 @@ class Trainer:
         self, step: int, state: TrainState, session: _Session, metrics: dict[str, float] | None
     ) -> None:
         session.watchdog.heartbeat(step, "save")
+        session.guard.check()
         session.writer.flush()  # a checkpoint never is ahead of its metrics
         progress = session.batches.state() | {"skipped": session.reporter.skipped}
         session.checkpoints.save(step, to_items(state), metrics, progress)

@@ -13,6 +13,7 @@ from fasttta_jax.codecs import Codec
 from fasttta_jax.config import RunConfig
 from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.report.spectrograms import spectrogram_png
+from fasttta_jax.storage.files import write_atomically
 from fasttta_jax.systems import TextToAudio
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
@@ -76,6 +77,6 @@ class SampleSheet:
                 audio, rate = playback_level(clip.audio), clip.sample_rate
                 picture = spectrogram_png(clip.audio, rate, title=clip.prompt)
                 write_audio(folder / f"{index:02d}.wav", audio, rate)
-                (folder / f"{index:02d}.png").write_bytes(picture)
+                write_atomically(folder / f"{index:02d}.png", picture)
                 writer.write_audio(step, f"samples/{index:02d}", audio, rate)
                 writer.write_image(step, f"samples/{index:02d}", picture)

@@ -14,7 +14,7 @@ import contextlib
 import json
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -105,9 +105,7 @@ class StoredCheckpoints:
         there: dict[str, str] = {}
         here: dict[str, str] = {}
         for item, tree in abstract.items():
-            path = self.folder.step(step) / item
-            if path.exists():
-                there |= _leaves(item, ocp.StandardCheckpointHandler().metadata(path).tree)
+            there |= _stored_leaves(self.folder, step, item)
             here |= _leaves(item, tree)
         lines = []
         for name in sorted(there | here):
@@ -161,32 +159,76 @@ def _leaves(item: str, tree: Any) -> dict[str, str]:
     }
 
 
+def _stored_leaves(folder: CheckpointFolder, step: int, item: str) -> dict[str, str]:
+    """As `_leaves`, of a tree on disk, each of whose arrays is opened; {} where there is none."""
+    path = folder.step(step) / item
+    if not path.exists():
+        return {}
+    return _leaves(item, ocp.StandardCheckpointHandler().metadata(path).tree)
+
+
+def _read_back(folder: CheckpointFolder, step: int, items: Mapping[str, Mapping[str, str]]) -> None:
+    """What a commit alone does not show: all files have their sizes, all arrays can be opened.
+
+    The files were read once when their checksums were taken, so their contents are not read again.
+
+    Args:
+      folder: of the checkpoints.
+      step: that was committed.
+      items: dtype and shape of the leaves of each tree.
+
+    Raises:
+      DamagedCheckpoint: the step is not what was saved; it is moved aside.
+    """
+    try:
+        lines = checksums.wrong_sizes(folder.step(step))
+        for item, wanted in items.items():
+            found = _stored_leaves(folder, step, item)
+            lines += [
+                f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
+                for name in sorted(wanted.keys() | found.keys())
+                if found.get(name) != wanted.get(name)
+            ]
+        fault = shorten(lines)
+    except Exception as error:
+        fault = one_line(error)
+    if not fault:
+        return
+    with contextlib.suppress(Exception):
+        folder.set_aside(step, fault)
+    raise DamagedCheckpoint(f"it was written, but cannot be read back: {fault}")
+
+
 class _Finish(threading.Thread):
-    """Waits for a save's writes, then removes old steps; an error is kept in `error`."""
+    """Waits for a save's writes and checks them, then removes old steps; an error is in `error`."""
 
     def __init__(
         self,
         checkpointer: ocp.AsyncCheckpointer,
         barrier: FailingBarrier,
-        folder: CheckpointFolder,
+        read_back: Callable[[], None],
+        remove: Callable[[], None],
         old_steps: list[int],
     ) -> None:
         super().__init__(name="checkpoint_finish")
         self.error: Exception | None = None
         self._checkpointer = checkpointer
         self._barrier = barrier
-        self._folder = folder
+        self._read_back = read_back
+        self._remove = remove
         self.old_steps = old_steps
 
     def run(self) -> None:
         try:
             self._checkpointer.wait_until_finished()
+            if coordination.index() == 0:
+                self._read_back()
         except Exception as error:
             self.error = error
             self._barrier.fail(error)
             return
         if coordination.index() == 0:
-            self._folder.remove(self.old_steps)
+            self._remove()
 
 
 class Checkpoints(StoredCheckpoints):
@@ -305,7 +347,14 @@ class Checkpoints(StoredCheckpoints):
             best_metric=self.best_metric,
         )
         old = sorted(set(everything) - kept)
-        self._finish = _Finish(self._checkpointer, self._barrier, self.folder, old)
+        leaves = {name: _leaves(name, tree) for name, tree in items.items()}
+        self._finish = _Finish(
+            self._checkpointer,
+            self._barrier,
+            lambda: _read_back(self.folder, step, leaves),
+            lambda: self.folder.remove(old),
+            old,
+        )
         self._finish.start()
 
     def wait(self) -> None:

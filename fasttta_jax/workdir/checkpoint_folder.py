@@ -330,17 +330,19 @@ class CheckpointFolder:
         Raises:
           CheckpointError: it cannot be moved.
         """
+        from_first_host(
+            lambda: self.set_aside(step, reason),
+            f"{self.step(step)} cannot be moved to {self.unreadable / str(step)}",
+        )
+
+    def set_aside(self, step: int, reason: str) -> None:
+        """As `move_aside`; for the first host alone."""
         aside = self.unreadable / str(step)
-        if coordination.index() == 0:
-            message = "checkpoint of step %d cannot be read and is moved to %s (%s)"
-            logger.warning(message, step, aside, reason)
-
-        def move() -> None:
-            self.unreadable.mkdir(parents=True, exist_ok=True)
-            # First, because an object store has a folder only where it has a file.
-            (self.unreadable / f"{step}.txt").write_text(reason + "\n")
-            if aside.exists():
-                aside.rmtree()
-            self.step(step).rename(aside)
-
-        from_first_host(move, f"{self.step(step)} cannot be moved to {aside}")
+        message = "checkpoint of step %d cannot be read and is moved to %s (%s)"
+        logger.warning(message, step, aside, reason)
+        self.unreadable.mkdir(parents=True, exist_ok=True)
+        # First, because an object store has a folder only where it has a file.
+        (self.unreadable / f"{step}.txt").write_text(reason + "\n")
+        if aside.exists():
+            aside.rmtree()
+        self.step(step).rename(aside)

@@ -91,6 +91,23 @@ def damage(path: epath.Path, expected: Checksum) -> str:
     return "" if crc == expected[1] else "has other bytes than were written"
 
 
+def wrong_sizes(folder: epath.Path) -> list[str]:
+    """Files of a folder that are missing or not as long as its table says; reads none of them.
+
+    Raises:
+      ValueError: it has no such table.
+    """
+    table = read(folder)
+    if table is None:
+        raise ValueError(f"{FILE} is missing")
+    found = list_files(folder)
+    return [
+        f"{name} has {found.get(name, 'no')} bytes; {size} were written"
+        for name, (size, _) in table.items()
+        if found.get(name) != size
+    ]
+
+
 def share(table: Mapping[str, Checksum], index: int, count: int) -> list[str]:
     """The files that host `index` of `count` looks at: about as many bytes as every other."""
     loads = [0] * count

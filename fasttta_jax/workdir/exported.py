@@ -24,7 +24,6 @@ from typing import Any, Literal, get_args
 import jax
 import numpy as np
 from safetensors import safe_open
-from safetensors.numpy import save_file
 
 from fasttta_jax.codecs.base import CONFIG_FILE as CODEC_FILE
 from fasttta_jax.config import DataConfig, RunConfig, to_config_dict
@@ -37,11 +36,11 @@ from fasttta_jax.storage.files import (
     is_remote,
     list_files,
     read_json,
-    whole,
     whole_folder,
+    write_atomically,
     write_json,
 )
-from fasttta_jax.storage.weights import copy_folder
+from fasttta_jax.storage.weights import copy_folder, write_weights
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
 from fasttta_jax.typing import Params
 from fasttta_jax.workdir.checkpoint_folder import one_line, shorten
@@ -141,10 +140,9 @@ def write_exported(
         copy_folder(as_path(origin) / CODEC_FOLDER, new / CODEC_FOLDER)
         if config.model.text.encoder != "none":
             copy_folder(text, new / TEXT_FOLDER)
-        with whole(new / MODEL_FILE) as file:
-            save_file(arrays, file)
+        write_weights(new / MODEL_FILE, arrays)
         write_json(new / CONFIG_FILE, values)
-        (new / CARD_FILE).write_text(card, encoding="utf-8")
+        write_atomically(new / CARD_FILE, card.encode())
         hashes = {name: file_sha256(new / name) for name in list_files(new)}
         write_json(new / HASHES_FILE, {"format": FORMAT, "sha256": hashes})
 

@@ -21,7 +21,6 @@ import math
 import os
 import pathlib
 import shutil
-import sys
 import tempfile
 from collections.abc import Mapping
 from types import TracebackType
@@ -37,12 +36,13 @@ from fasttta_jax.storage.files import (
     is_remote,
     storage_errors,
     write_atomically,
+    write_errors,
 )
+from fasttta_jax.workdir.events import EVENT_FILES, EventFile
 
 logger = logging.getLogger(__name__)
 
 METRICS_FILE = "metrics.jsonl"
-EVENT_FILES = "events.out.tfevents.*"
 
 
 class MetricsWriter:
@@ -66,6 +66,7 @@ class MetricsWriter:
         Raises:
           ValueError: `start_step` is negative, or metrics.jsonl has a broken line before its last.
           StorageError: the object store cannot be read.
+          OSError: a file cannot be written; here, and in all methods.
         """
         if start_step < 0:
             raise ValueError(f"start_step is {start_step}; it must be at least 0")
@@ -73,7 +74,7 @@ class MetricsWriter:
         if not enabled:
             return
         self._remote: AnyPath | None = None
-        self._uploads = 0
+        others: list[str] = []
         if is_remote(workdir):
             self._remote = as_path(workdir)
             self._folder = pathlib.Path(tempfile.mkdtemp(prefix="fasttta_jax_metrics_"))
@@ -81,19 +82,14 @@ class MetricsWriter:
                 if (self._remote / METRICS_FILE).exists():
                     content = (self._remote / METRICS_FILE).read_bytes()
                     (self._folder / METRICS_FILE).write_bytes(content)
+                    others = [path.name for path in self._remote.iterdir()]
         else:
             self._folder = pathlib.Path(workdir)
             self._folder.mkdir(parents=True, exist_ok=True)
-        path = self._folder / METRICS_FILE
-        _keep_until(path, start_step)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
-        self._events = self._event_writer(start_step + 1 if start_step else 0)
-
-    def _event_writer(self, purge_step: int | None = None) -> Any:
-        suffix = f".{self._uploads:06d}" if self._remote else ""
-        return _tensorboard().SummaryWriter(
-            str(self._folder), purge_step=purge_step, filename_suffix=suffix
-        )
+        self._path = self._folder / METRICS_FILE
+        _keep_until(self._path, start_step)
+        self._file = self._path.open("a", encoding="utf-8", newline="\n")
+        self._events = EventFile(self._folder, start_step + 1 if start_step else 0, others)
 
     def write_scalars(self, step: int | np.integer, scalars: Mapping[str, Any]) -> None:
         """Writes named numbers: Python, NumPy or JAX scalars.
@@ -108,14 +104,14 @@ class MetricsWriter:
             step, {name: x if math.isfinite(x) else None for name, x in values.items()}
         )
         for name, value in values.items():
-            self._events.add_scalar(name, value, step)
+            self._events.add(self._events.summary.scalar(name, value), int(step))
 
     def write_text(self, step: int, name: str, text: str) -> None:
         """Writes a text; TensorBoard shows it as Markdown."""
         if not self._enabled:
             return
         self._write_line(step, {name: text})
-        self._events.add_text(name, text, step)
+        self._events.add(self._events.summary.text(name, text), step)
 
     def write_audio(
         self, step: int, name: str, audio: Float[np.ndarray, " S"], sample_rate: int
@@ -124,7 +120,7 @@ class MetricsWriter:
         if not self._enabled:
             return
         audio = np.clip(np.asarray(audio, np.float32), -1.0, 1.0)
-        self._events.add_audio(name, audio, step, sample_rate=sample_rate)
+        self._events.add(self._events.summary.audio(name, audio, sample_rate=sample_rate), step)
 
     def write_image(self, step: int, name: str, image: bytes | np.ndarray) -> None:
         """Writes an image to TensorBoard: the bytes of a PNG, or an array [height, width, 3]."""
@@ -132,7 +128,8 @@ class MetricsWriter:
             return
         if isinstance(image, bytes):
             image = np.asarray(PIL.Image.open(io.BytesIO(image)).convert("RGB"))
-        self._events.add_image(name, np.asarray(image), step, dataformats="HWC")
+        summary = self._events.summary.image(name, np.asarray(image), dataformats="HWC")
+        self._events.add(summary, step)
 
     def flush(self) -> None:
         """Hands everything written so far to the operating system, or to the object store.
@@ -142,14 +139,12 @@ class MetricsWriter:
         """
         if not self._enabled:
             return
-        self._file.flush()
         if self._remote is None:
             self._events.flush()
             return
         self._events.close()
         self._upload(self._remote)
-        self._uploads += 1
-        self._events = self._event_writer()
+        self._events = EventFile(self._folder, others=[self._events.path.name])
 
     def _upload(self, remote: AnyPath) -> bool:
         """Uploads what is new; returns whether everything is there now."""
@@ -172,8 +167,11 @@ class MetricsWriter:
         """Flushes and closes; closing twice is allowed."""
         if not self._enabled or self._file.closed:
             return
-        self._file.close()
-        self._events.close()
+        try:
+            with write_errors(self._path):
+                self._file.close()
+        finally:
+            self._events.close()
         if self._remote is not None and self._upload(self._remote):
             shutil.rmtree(self._folder, ignore_errors=True)
 
@@ -192,8 +190,9 @@ class MetricsWriter:
         if "step" in values:
             raise ValueError('"step" cannot be the name of a value: every line has one already')
         line = json.dumps({"step": int(step), **values}, ensure_ascii=False, allow_nan=False)
-        self._file.write(line + "\n")
-        self._file.flush()
+        with write_errors(self._path):
+            self._file.write(line + "\n")
+            self._file.flush()
 
 
 def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
@@ -212,19 +211,6 @@ def read_metrics(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
         {name: math.nan if value is None else value for name, value in row.items()}
         for _, row in _rows(path)
     ]
-
-
-def _tensorboard() -> Any:
-    """tensorboardX, kept from importing torch, which takes seconds, where torch is installed."""
-    hidden = "torch" not in sys.modules
-    if hidden:
-        sys.modules["torch"] = None  # pyright: ignore[reportArgumentType]  # "not installed"
-    try:
-        import tensorboardX
-    finally:
-        if hidden:
-            del sys.modules["torch"]
-    return tensorboardX
 
 
 def _rows(path: AnyPath) -> list[tuple[bytes, dict[str, Any]]]:

@@ -203,7 +203,7 @@ def renamed(old: str, new: str) -> Callable[[dict[str, Any]], dict[str, Any]]:
     [
         (without("layer.1.output.dense.bias"), r"text_model.*1.output.dense.bias: missing"),
         (without("text_projection.linear2"), "2 keys are wrong"),
-        (without("audio_"), r"audio_projection.linear1.weight: missing"),
+        (without("audio_"), r"audio_encoder.batch_norm.weight: missing"),
         (renamed("pooler", "top"), r"text_model.top.dense.weight: not expected"),
         (renamed("text_model", "vision_model"), "holds no CLAP text tower: neither text_model"),
         (lambda state: state | {3: torch.zeros(1)}, "has keys that are not text"),

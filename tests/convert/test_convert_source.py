@@ -224,7 +224,7 @@ def test_weights_in_the_cache_need_no_network(tmp_path, monkeypatch):
 def test_an_unknown_error_of_the_library_names_the_files(monkeypatch):
     monkeypatch.setattr(huggingface_hub, "model_info", nowhere)
     monkeypatch.setattr(huggingface_hub, "snapshot_download", nowhere)
-    with pytest.raises(ConversionError, match=r"fetched .*ConnectError.*put these files into one"):
+    with pytest.raises(ConversionError, match=r"fetched .*ConnectError.*bring these files in one"):
         read("google/flan-t5-small")
 
 
@@ -236,8 +236,8 @@ def test_without_a_network_the_files_to_download_are_named(monkeypatch):
     monkeypatch.setattr(source.huggingface_hub, "snapshot_download", offline)
     with pytest.raises(
         ConversionError,
-        match=r"google/flan-t5-small cannot be fetched .*LocalEntry.*put these files into one "
-        r"folder .*config\.json, model\.safetensors .*spiece\.model",
+        match=r"google/flan-t5-small cannot be fetched .*LocalEntry.*bring these files in one "
+        r"folder, .*config\.json, model\.safetensors .*spiece\.model",
     ):
         read("google/flan-t5-small")
     with pytest.raises(ConversionError, match=r"vae/config\.json, vae/model\.safetensors"):

@@ -307,7 +307,7 @@ def test_scaling_factor_that_the_config_lacks(reference: Any, tmp_path: pathlib.
     ("changes", "message"),
     [
         ({"act_fn": "mish"}, "act_fn 'mish'; allowed: 'silu'"),
-        ({"layers_per_block": 2}, r"down_blocks\.2\.resnets\.1\.conv1\.weight: missing"),
+        ({"layers_per_block": 2}, r"down_blocks\.0\.resnets\.1\.norm1\.weight: missing"),
     ],
 )
 def test_a_config_of_another_network(

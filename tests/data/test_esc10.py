@@ -72,7 +72,9 @@ def test_esc10_refuses_other_tables(tmp_path):
     table = tmp_path / "metadata.csv"
     header = ",".join(esc10.COLUMNS)
     for text, message in (
-        ("filename,fold\na,1\n", r"lacks the columns \['category', 'file_name', 'freesound_id'\]"),
+        ("filename,fold\na,1\n", ":1: lacks the columns file_name, category, freesound_id"),
+        (f"{header}\na.ogg,1,rain,1\nb.ogg,1\n", ":3: has 2 fields, but the header has 4"),
+        (f'{header}\n"a.ogg,1,rain,1\n', ":2: malformed CSV"),
         (f"{header}\na.ogg,9,rain,1\n", ":2: fold is '9'; allowed: 1, 2, 3, 4"),
         (f"{header}\na.ogg,1,snow,1\n", ":2: category is 'snow'"),
     ):

@@ -70,6 +70,9 @@ def test_a_folder_without_sounds_is_named(tmp_path: pathlib.Path) -> None:
             (tmp_path / "manifest.jsonl").write_text(contents)
         with pytest.raises(StorageError, match=r"manifest\.jsonl cannot be shown as a page"):
             write_page(tmp_path)
+    (tmp_path / "manifest.jsonl").write_text('{"file": "a", "prompt": "b", "seed": 1}\n{"fi\n')
+    with pytest.raises(StorageError, match=r"manifest\.jsonl:2: malformed JSON"):
+        write_page(tmp_path)
     write_folder(tmp_path, ["rain", "wind"])
     (tmp_path / "1.wav").write_bytes(b"RIFF")
     with pytest.raises(AudioError, match=r"1\.wav: unreadable"):

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import builtins
 import hashlib
+import json
 import os
 import pathlib
 
 import pytest
 
+from fasttta_jax.storage import content
 from fasttta_jax.storage.content import content_hashes
 
 NAMES = ["a", "b", "missing"]
@@ -70,3 +72,20 @@ def test_a_name_that_is_no_text_is_hashed(tmp_path: pathlib.Path, opened: list[s
     for _ in range(2):
         assert content_hashes(tmp_path, [name])[name] is not None
     assert len(opened) == 2
+
+
+def test_what_changed_just_now_is_read_again_whatever_the_clock_of_its_server(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The later file is the latest change that is known; the earlier one is old beside it."""
+    hour = 3600 * 10**9
+    for shift in (-hour, 0, hour):
+        stamps = {"old": [1, 0, shift, 1], "new": [1, 0, shift + 10**10, 2]}
+        monkeypatch.setattr(content, "_stamp", lambda path, found=stamps: found[path.name])
+        monkeypatch.setattr(content, "_sha256", lambda path: path.name)
+        folder = tmp_path / str(shift)
+        folder.mkdir()
+        monkeypatch.setattr(content, "CACHE", str(folder))
+        content_hashes(folder, ["old", "new"])
+        (kept,) = folder.iterdir()
+        assert list(json.loads(kept.read_bytes())) == ["old"]

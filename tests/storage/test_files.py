@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import concurrent.futures
+import errno
 import json
+import os
 import pathlib
+import subprocess
 import threading
+from collections.abc import Callable
+from contextlib import AbstractContextManager
 
+import numpy as np
 import pytest
 from etils import epath
 from fsspec.registry import _registry
+from safetensors.numpy import load_file, save_file
 
 from fasttta_jax.storage.files import (
     StorageError,
@@ -17,14 +24,17 @@ from fasttta_jax.storage.files import (
     differences,
     files_below,
     list_files,
+    remove_leftovers,
     storage_errors,
     whole,
     whole_folder,
     write_atomically,
     write_json,
 )
-from fasttta_jax.storage.weights import copy_folder, is_converted
+from fasttta_jax.storage.processes import machine
+from fasttta_jax.storage.weights import copy_folder, is_converted, write_weights
 from tests.support import object_store
+from tests.support.full_disk import limited_files
 from tests.support.object_store import ObjectStore
 
 
@@ -208,3 +218,86 @@ def test_differences_are_told_by_name() -> None:
         "b is [1] there and None here",
         "c is None there and 0 here",
     ]
+
+
+def fill(path: pathlib.Path) -> None:
+    """Raises what a full disk does: `write` names no file."""
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def fill_array(path: pathlib.Path) -> None:
+    """As NumPy says it, in a text alone."""
+    raise OSError("1000 requested and 12 written")
+
+
+def fill_inside(path: pathlib.Path) -> None:
+    """As `open` says it, of a name that is gone when the user looks."""
+    raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
+
+
+@pytest.mark.parametrize("write", [whole, whole_folder])
+@pytest.mark.parametrize("fault", [fill, fill_array, fill_inside])
+def test_a_disk_without_room_is_told_by_the_name_of_the_file(
+    tmp_path: pathlib.Path,
+    write: Callable[[pathlib.Path], AbstractContextManager[pathlib.Path]],
+    fault: Callable[[pathlib.Path], None],
+) -> None:
+    with (
+        pytest.raises(OSError, match=f"'?{tmp_path}/new'?") as raised,
+        write(tmp_path / "new") as path,
+    ):
+        fault(path)
+    assert ".tmp" not in str(raised.value)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_other_errors_are_left_as_they_are(tmp_path: pathlib.Path) -> None:
+    with pytest.raises(FileNotFoundError, match="elsewhere"), whole(tmp_path / "new"):
+        (tmp_path / "elsewhere").read_bytes()
+
+
+def test_what_a_living_process_writes_is_no_leftover(tmp_path: pathlib.Path) -> None:
+    ended = subprocess.Popen(["true"])
+    ended.wait()
+    kept, removed = [], []
+    for number, of_machine, stays in (
+        (os.getpid(), machine(), True),
+        (ended.pid, machine(), False),
+        (ended.pid, "0123456789ab", True),  # nobody here can know
+    ):
+        path = tmp_path / "deep" / f".a.json.{number:x}-{of_machine}-01234567.tmp"
+        (kept if stays else removed).append(path)
+    removed.append(tmp_path / ".of_an_earlier_version.01234567.tmp")
+    (tmp_path / "deep").mkdir()
+    for path in (*kept, *removed):
+        path.touch()
+    removed.append(tmp_path / f".folder.{ended.pid:x}-{machine()}-01234567.tmp")
+    (removed[-1] / "inside").mkdir(parents=True)
+    with whole(tmp_path / "file") as mine:
+        remove_leftovers(tmp_path)
+        assert mine.exists()
+    assert all(path.exists() for path in kept)
+    assert not any(path.exists() for path in removed)
+
+
+def test_weights_without_room_are_told_by_name_and_not_there(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, old = tmp_path / "weights.safetensors", {"a": np.ones(3, np.float32)}
+    write_weights(path, old)
+    with limited_files(1000), pytest.raises(StorageError, match=f"{path} cannot be written"):
+        write_weights(path, {"a": np.ones(1000, np.float32)})
+    np.testing.assert_array_equal(load_file(path)["a"], old["a"])
+    assert leftovers(tmp_path) == []
+
+
+def test_weights_that_are_not_what_was_written_are_refused(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def save_other(arrays: dict[str, np.ndarray], path: pathlib.Path) -> None:
+        save_file({name: values + 1 for name, values in arrays.items()}, path)
+
+    monkeypatch.setattr("fasttta_jax.storage.weights.save_file", save_other)
+    with pytest.raises(StorageError, match="was written, but a cannot be read back"):
+        write_weights(tmp_path / "weights.safetensors", {"a": np.ones(3, np.float32)})
+    assert list(tmp_path.iterdir()) == []

@@ -27,3 +27,28 @@ def test_a_file_that_cannot_be_written_is_named() -> None:
         RecordWriter("/dev/full") as writer,
     ):
         writer.write(bytes(100_000))
+
+
+def test_a_file_without_records_is_right(tmp_path: pathlib.Path) -> None:
+    with RecordWriter(tmp_path / "records"):
+        pass
+    assert ArrayRecordReader(str(tmp_path / "records")).num_records() == 0
+
+
+def test_records_that_cannot_be_read_back_are_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "records"
+
+    def damaged(name: str) -> ArrayRecordReader:
+        content = bytearray(path.read_bytes())
+        content[200:300] = bytes(100)  # in the first chunk
+        path.write_bytes(content)
+        return ArrayRecordReader(name)
+
+    monkeypatch.setattr("fasttta_jax.storage.record_writer.ArrayRecordReader", damaged)
+    with (
+        pytest.raises(StorageError, match=f"{path} was written, but cannot be read back"),
+        RecordWriter(path) as writer,
+    ):
+        writer.write(bytes(range(256)) * 100)

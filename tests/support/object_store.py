@@ -62,6 +62,10 @@ class ObjectStore(AbstractFileSystem):
 
     makedirs = mkdir
 
+    def _rm(self, path: str) -> None:
+        if self.objects.pop(self._strip_protocol(path), None) is None:
+            raise FileNotFoundError(path)
+
     def _open(self, path: str, mode: str = "rb", **_: Any) -> Any:
         path = self._strip_protocol(path)
         if mode == "rb":

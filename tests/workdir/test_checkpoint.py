@@ -146,6 +146,52 @@ def test_saving_waits_for_nothing_and_a_step_appears_whole(
     np.testing.assert_array_equal(restored.items["ema"]["w"], noise)
 
 
+@pytest.mark.parametrize("lost", ["ema/manifest.ocdbt", "rest/_METADATA", "ema"])
+def test_a_step_that_cannot_be_read_back_is_told_and_the_one_before_is_kept(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, lost: str
+) -> None:
+    """As where the library commits a step and has not found its own files."""
+    checkpoints = Checkpoints(tmp_path, keep=1)
+    checkpoints.save(1, items(1), None)
+    checkpoints.wait()
+    write = checksums.write
+
+    def lose(folder: Any, **options: Any) -> None:
+        path = folder / lost
+        path.rmtree() if path.is_dir() else path.unlink()
+        write(folder, **options)
+
+    monkeypatch.setattr(checksums, "write", lose)
+    checkpoints.save(2, items(2), None)
+    with pytest.raises(
+        CheckpointError, match=r"step 2 could not .* the last good one is step 1.*read back"
+    ):
+        checkpoints.wait()
+    assert names(tmp_path) == ["1"]
+    assert (tmp_path / "unreadable" / "2.txt").is_file()
+    monkeypatch.setattr(checksums, "write", write)
+    checkpoints.save(3, items(3), None)
+    checkpoints.close()
+    assert names(tmp_path) == ["3"]
+
+
+def test_a_file_that_is_cut_after_its_checksum_was_taken_is_told(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write = checksums.write
+
+    def cut(folder: Any, **options: Any) -> None:
+        write(folder, **options)
+        (folder / "progress" / "progress").write_text("{")
+
+    monkeypatch.setattr(checksums, "write", cut)
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(2, items(2), None)
+    with pytest.raises(CheckpointError, match=r"no earlier one.*progress has 1 bytes"):
+        checkpoints.wait()
+    assert names(tmp_path) == []
+
+
 @pytest.mark.parametrize("damage", ["truncate", "remove", "flip"])
 def test_torn_newest_falls_back(
     damage: str, tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture

@@ -1,5 +1,6 @@
 """A resumed run leaves the metrics of an uninterrupted one; every line is JSON at every moment."""
 
+import contextlib
 import json
 import math
 import pathlib
@@ -14,8 +15,10 @@ from tensorboardX.proto import event_pb2
 
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.storage.files import list_files, write_atomically
-from fasttta_jax.workdir.metrics_log import MetricsWriter, read_metrics
+from fasttta_jax.workdir.events import EventFile
+from fasttta_jax.workdir.metrics_log import METRICS_FILE, MetricsWriter, read_metrics
 from tests.support import object_store
+from tests.support.full_disk import limited_files
 from tests.support.object_store import ObjectStore
 
 
@@ -162,6 +165,54 @@ def test_an_interrupted_atomic_write_leaves_the_old_file(
         write_atomically(path, b"new")
     assert path.read_bytes() == b"old"
     assert list(path.parent.iterdir()) == [path]
+
+
+def write_images(writer: MetricsWriter) -> None:
+    noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3), np.uint8)
+    for step in range(50):
+        writer.write_image(step, "noise", noise)
+    writer.flush()
+
+
+def test_events_without_room_are_told_by_the_next_call(tmp_path: pathlib.Path) -> None:
+    """tensorboardX's own thread would end, and the run wait for it forever."""
+    writer = MetricsWriter(tmp_path)
+    with limited_files(20_000):
+        with pytest.raises(OSError, match=rf"{tmp_path}/events\.out\.tfevents"):
+            write_images(writer)
+        with pytest.raises(OSError, match="events"):
+            writer.close()
+        writer.close()
+
+
+def write_until_full(writer: MetricsWriter) -> None:
+    for step in range(2, 10):
+        writer.write_scalars(step, {"loss": 1.0})
+
+
+def test_metrics_without_room_are_told_by_name_and_the_lines_before_stay(
+    tmp_path: pathlib.Path,
+) -> None:
+    writer = MetricsWriter(tmp_path)
+    writer.write_scalars(1, {"loss": 1.0})
+    with limited_files(100), pytest.raises(OSError, match=f"{tmp_path}/{METRICS_FILE}"):
+        write_until_full(writer)
+    with contextlib.suppress(OSError):
+        writer.close()
+    assert [row["step"] for row in read_metrics(tmp_path)][:3] == [1, 2, 3]
+
+
+def test_event_files_are_in_order_whatever_the_clock_says(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """TensorBoard reads them in order of name; a run may go on where the clock is behind."""
+    made = []
+    for now in (2e9, 1e9, 1e9):
+        monkeypatch.setattr("time.time", lambda now=now: now)
+        made += [EventFile(tmp_path)]
+        made[-1].close()
+    names = [file.path.name for file in made]
+    assert names == sorted(set(names))
 
 
 @pytest.fixture
