@@ -35,6 +35,7 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
+from fasttta_jax.input_pipeline.records import seal_descriptions
 from fasttta_jax.storage.files import read_json, remove_leftovers, whole, write_errors
 from fasttta_jax.storage.record_writer import RecordWriter
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
@@ -366,6 +367,7 @@ class ShardedDataset:
             write_errors(self._data),
         ):
             info.write_to_directory(temporary)
+            seal_descriptions(pathlib.Path(temporary))
             (pathlib.Path(temporary) / SKIPPED_FILE).write_text("".join(lines), "utf-8")
             for file in pathlib.Path(temporary).iterdir():
                 os.replace(file, self._data / file.name)

@@ -29,7 +29,13 @@ from data.common.records import Clip
 from data.common.tables import Skipped
 from fasttta_jax.audio import files as audio_lib
 from fasttta_jax.audio.files import FILE_SCALE, INT16_SCALE
-from fasttta_jax.input_pipeline.records import INFO_FILE, Records, description_hash, find_records
+from fasttta_jax.input_pipeline.records import (
+    INFO_FILE,
+    Records,
+    check_descriptions,
+    description_hash,
+    find_records,
+)
 from fasttta_jax.storage.content import folder_hash
 from fasttta_jax.storage.files import damage, files_below, read_json
 
@@ -100,6 +106,7 @@ def open_audio_source(
             )
         return _Folder(path, recordings.Settings(sample_rate, with_captions=with_captions))
     found = find_records(path)
+    check_descriptions(found)
     features = _features(found)
     kinds = {name: _kind(feature) for name, feature in features.items()}
     if kinds == _OWN_KINDS and features["audio"]["tensor"]["dtype"] == "int16":
@@ -258,6 +265,8 @@ def _shards(path: pathlib.Path) -> list[str]:
 def _source_rate(path: pathlib.Path, declared: Any, given: int | None) -> int:
     if not declared and given is None:
         raise ValueError(f"{path} does not say its sample rate; give it with --sample_rate")
+    with damage(path):
+        declared = None if declared is None else int(declared)
     if declared and given is not None and int(declared) != given:
         raise ValueError(
             f"--sample_rate is {given}, but {path} says it has {int(declared)} Hz; leave it out"

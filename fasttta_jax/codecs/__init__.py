@@ -27,7 +27,7 @@ def load_codec(folder: str | pathlib.Path) -> Codec:
     if not path.is_file():
         raise FileNotFoundError(f"{path} does not exist; `python -m data.encode_latents` writes it")
     kind = read_json(path).get("kind")
-    if kind not in LOADERS:
+    if not isinstance(kind, str) or kind not in LOADERS:
         raise ValueError(f"{path}: kind is {kind!r}; allowed: {sorted(LOADERS)}")
     with damage(path):
         return LOADERS[kind](path.parent)

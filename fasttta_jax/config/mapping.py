@@ -109,9 +109,9 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
         data = dict(new["data"])
         if audio := data.pop("audio"):
             raise ConfigError(
-                f"data.audio is {audio!r}; allowed: '', as audio is no longer encoded while it is "
-                "read. Run `python -m data.encode_latents` on it with the codec in data.path, and "
-                "name the result in data.path"
+                f"data.audio is {shown(audio)}; allowed: '', as audio is no longer encoded while "
+                "it is read. Run `python -m data.encode_latents` on it with the codec in "
+                "data.path, and name the result in data.path"
             )
         new["data"] = data
     if _has_mapping(new, "decode") and "mask_schedule" in new["decode"]:
@@ -127,10 +127,10 @@ def upgrade(values: Mapping[str, Any]) -> dict[str, Any]:
     stage = new.pop("stage", None)
     if stage is None:
         return new
-    if stage not in OBJECTIVE_OF_STAGE:
+    if not isinstance(stage, str) or stage not in OBJECTIVE_OF_STAGE:
         raise ConfigError(
-            f"stage is {stage!r}, a field of earlier versions; allowed: 'teacher', 'student', or "
-            "the field objective in its place"
+            f"stage is {shown(stage)}, a field of earlier versions; allowed: 'teacher', 'student', "
+            "or the field objective in its place"
         )
     new["objective"] = OBJECTIVE_OF_STAGE[stage]
     former = {"weight": 1000.0, "backbone_from_teacher": True}

@@ -68,6 +68,8 @@ class Edits:
         if (self.audio is None) != (self.keep is None):
             missing = "audio" if self.audio is None else "keep"
             raise EditError(f"{missing} is missing; audio and keep go together")
+        for name in ("audio", "vary"):
+            check(getattr(self, name) != "", name, "", "a sound file")
         if self.share is not None:
             if self.vary is None:
                 raise EditError("vary is missing; share says how much of its sound is made anew")

@@ -17,7 +17,15 @@ from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
-from fasttta_jax.storage.files import StorageError, as_path, damage, files_below, read_json
+from fasttta_jax.storage.files import (
+    StorageError,
+    as_path,
+    damage,
+    files_below,
+    read_json,
+    write_json,
+)
+from fasttta_jax.storage.sealed import read_sealed, sealed
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 
 CODEC_FOLDER = "codec"
@@ -26,6 +34,8 @@ RECORDS_FOLDER = "records"
 INFO_FILE = "dataset_info.json"
 METADATA_FILE = "metadata.json"
 DESCRIPTIONS = (INFO_FILE, "features.json", METADATA_FILE)
+HASHES = "descriptions_sha256"
+"""Of the first two, in the third."""
 _UNFINISHED = re.compile(r"\.incomplete|incomplete\.")
 
 
@@ -64,6 +74,41 @@ def description_hash(path: pathlib.Path) -> str:
     return digest.hexdigest()
 
 
+def seal_descriptions(path: pathlib.Path) -> None:
+    """Puts into the metadata of a dataset the hashes of its descriptions, and of themselves."""
+    hashes = {name: _sha256(path / name) for name in DESCRIPTIONS[:2]}
+    metadata = read_json(path / METADATA_FILE)
+    write_json(path / METADATA_FILE, sealed({**metadata, HASHES: hashes}))
+
+
+def check_descriptions(path: pathlib.Path) -> None:
+    """Whether the descriptions of a dataset are there, and what its metadata say that they are.
+
+    Those of other makers, and of earlier versions, say nothing of it.
+
+    Raises:
+      StorageError: one is damaged; names it.
+    """
+    for name in DESCRIPTIONS[:2]:  # TFDS's own errors name no file
+        read_json(path / name)
+    if not (path / METADATA_FILE).is_file():
+        return
+    hashes = read_sealed(path / METADATA_FILE).get(HASHES, {})
+    with damage(path / METADATA_FILE):
+        hashes = dict(hashes)
+    for name, expected in hashes.items():
+        if _sha256(path / name) != expected:
+            raise DatasetError(
+                f"{path / name} is not what was written: it has another SHA-256 than "
+                f"{METADATA_FILE} says. Copy the dataset again"
+            )
+
+
+def _sha256(path: pathlib.Path) -> str:
+    with damage(path):
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
 class Records:
     """Random access to one split of a TFDS dataset, text decoded.
 
@@ -77,9 +122,7 @@ class Records:
         import tensorflow_datasets as tfds
 
         path = find_records(folder)
-        for name in DESCRIPTIONS:  # TFDS's own errors name no file
-            if name != METADATA_FILE or (path / name).is_file():
-                read_json(path / name)
+        check_descriptions(path)
         with damage(path / INFO_FILE):
             builder = tfds.builder_from_directory(str(path))
             if split not in builder.info.splits:

@@ -88,6 +88,9 @@ def read_metadata(folder: str | os.PathLike[str]) -> dict[str, Any]:
     with _reading(metadata_path):
         metadata = read_json(metadata_path)
         missing = [name for name in FIELDS if name not in metadata]
+        for name in FIELDS:
+            if not isinstance(metadata.get(name, ""), str):
+                raise TypeError(f"{name} is no text")
     if missing:
         raise ConvertedError(f"{metadata_path} lacks {', '.join(missing)}; convert again")
     return metadata

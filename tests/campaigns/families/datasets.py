@@ -39,7 +39,10 @@ def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
             put(file, damaged(draw, file.read_bytes(), others))
     with unchanged(folder), nothing_runs(), may_refuse(data):
         found = read(data)
-    expect(found == _right(read, source), f"{read.__name__} data are read as others without a word")
+    right = _right(read, source)
+    if read is encoded and name.startswith("text/"):  # compared when a run begins, and then kept
+        found, right = found[:2], right[:2]
+    expect(found == right, f"{read.__name__} data are read as others without a word")
     return RIGHT
 
 
