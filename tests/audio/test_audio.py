@@ -263,6 +263,14 @@ def test_a_folder_that_is_not_there_is_named(tmp_path):
         audio_lib.write_audio(tmp_path / "file" / "tone.wav", tone(440), RATE)
 
 
+def test_rates_at_which_the_encoder_of_vorbis_ends_the_process_are_refused():
+    for rate in (1, 7_999, 192_001, 655_350):
+        with pytest.raises(ValueError, match=f"'ogg', whose encoder has no rate of {rate} Hz"):
+            audio_lib.encode_audio(tone(440), rate, "ogg")
+    for rate in audio_lib.OGG_RATES:
+        assert audio_lib.encode_audio(tone(440), rate, "ogg")
+
+
 @pytest.mark.usefixtures("unchecked")
 @pytest.mark.parametrize(
     ("audio", "format", "message"),

@@ -310,6 +310,7 @@ def test_an_unknown_field_lists_the_known_ones():
         ({"optimizer": {"ema_warmup": 1}}, r"optimizer\.ema_warmup is 1, a int; .* bool"),
         ({"model": {"dtype": 32}}, r"model\.dtype is 32, a int; allowed: .* str"),
         ({"model": 3}, r"^model is 3; allowed: a mapping with the fields num_tokens"),
+        ({"seed": "x" * 5000}, r"^seed is 'x{149} \.\.\. x{149}', a str; allowed"),
         ({"model": {"head": None}}, r"^model\.head is None; allowed: a mapping with .* width"),
     ],
 )
@@ -432,3 +433,5 @@ def test_what_is_of_this_version_is_not_touched():
 def test_an_earlier_stage_that_never_was_is_refused():
     with pytest.raises(ConfigError, match="stage is 'pupil', a field of earlier versions"):
         from_config_dict({"stage": "pupil"})
+    with pytest.raises(ConfigError, match=r"stage is \[1\], a field of earlier versions"):
+        from_config_dict({"stage": [1]})

@@ -14,6 +14,7 @@ from data.common.moments import Moments
 from data.common.shards import ShardedDataset
 from data.common.tables import Skipped
 from fasttta_jax.input_pipeline.records import DatasetError, Records, find_records
+from fasttta_jax.storage.sealed import read_sealed, sealed
 
 LENGTHS = {"train": 11, "test": 3}
 TOKENS = tfds.features.Tensor(shape=(None, 2, 3), dtype=np.float16, encoding="bytes")
@@ -171,7 +172,7 @@ def test_a_shard_that_was_made_with_other_settings_is_found(tmp_path):
     write(writer, writer.work.missing())
     note = next(tmp_path.rglob("shards/train-00001.json"))
     wrong = hashlib.sha256(b"").hexdigest()
-    note.write_text(json.dumps({**json.loads(note.read_text()), "made_from_sha256": wrong}))
+    note.write_text(json.dumps(sealed({**read_sealed(note), "made_from_sha256": wrong})))
     with pytest.raises(ValueError, match=r"train-00001\.json was made with other settings"):
         writer.finish(lambda summary: {})
 
@@ -257,7 +258,7 @@ def test_shards_that_an_earlier_version_wrote_are_completed(tmp_path):
     write(writer, writer.work.missing())
     for file in tmp_path.rglob("shards/*.json"):
         note = json.loads(file.read_text())
-        del note["ids"]
+        del note["ids"], note["self_sha256"]
         file.write_text(json.dumps(note))
     assert dataset(tmp_path).finish(lambda summary: {}) is not None
 

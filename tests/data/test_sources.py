@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -230,6 +231,16 @@ def test_what_is_missing_or_ambiguous_is_named(tmp_path):
     (path / "dataset_info.json").write_text(info.replace("array_record", "tfrecord", 1))
     with pytest.raises(ValueError, match="kept as tfrecord; allowed: array_record"):
         sources.open_audio_source(path, RATE)
+
+
+def test_a_description_that_tfds_cannot_read_is_named(tmp_path, encoded_dataset):
+    shutil.copytree(encoded_dataset.parent / "audio", tmp_path / "audio")
+    (metadata,) = (tmp_path / "audio").rglob("metadata.json")
+    metadata.unlink()  # as with data of others, which have no hashes
+    (info,) = (tmp_path / "audio").rglob("dataset_info.json")
+    info.write_text(json.dumps({**json.loads(info.read_text()), "description": 3}))
+    with pytest.raises(ValueError, match=r"dataset_info\.json is damaged"):
+        sources.open_audio_source(tmp_path / "audio", 16_000)
 
 
 def test_a_foreign_dataset_with_an_id_twice_is_refused(tmp_path, encoded_dataset):

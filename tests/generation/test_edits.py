@@ -18,6 +18,7 @@ from fasttta_jax.config import DecodeConfig
 from fasttta_jax.decoding.loop import Known
 from fasttta_jax.generation.decoding_figure import MAX_FRAMES, decoding_png
 from fasttta_jax.generation.edits import (
+    Edits,
     RangeError,
     kept_columns,
     known_tokens,
@@ -72,6 +73,19 @@ def test_ranges_are_read(text, ranges):
 def test_malformed_ranges_are_named(text):
     with pytest.raises(RangeError, match="is not a range to keep; write START-END in seconds"):
         parse_ranges(text)
+
+
+@pytest.mark.parametrize("edits", [{"vary": ""}, {"audio": "", "keep": "0-1"}])
+def test_a_sound_without_a_name_is_refused(edits):
+    name = next(iter(edits))
+    with pytest.raises(ValueError, match=f"{name} is ''; allowed: a sound file"):
+        Edits(**edits)
+
+
+def test_a_long_text_is_shown_by_its_ends():
+    with pytest.raises(RangeError, match="is not a range to keep") as caught:
+        parse_ranges("9" * 5000)
+    assert len(str(caught.value)) < 1000
 
 
 @pytest.mark.parametrize("text", ["1-1", "0-1,2-1.5"])

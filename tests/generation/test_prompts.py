@@ -91,6 +91,7 @@ def test_a_row_that_cannot_be_used_keeps_its_place(tmp_path):
         ("b.jsonl", '{"text": "x"}\n', "none of the 1 rows can be used; the first: .*:1: a text"),
         ("b.jsonl", "nonsense\n", "none of the 1 rows .*malformed JSON"),
         ("b.json", "nonsense", "malformed JSON"),
+        ("b.json", f'[{{"prompt": {"9" * 5000}}}]', r"b\.json: malformed JSON: Exceeds the limit"),
         ("c.jsonl", '{"prompt": "x", "iterations": 3}', "iterations cannot be a column"),
         ("d.txt", "\n \n", "holds no prompts"),
         ("e.pdf", "x", r"ends in '.pdf'; allowed: .txt, .csv"),

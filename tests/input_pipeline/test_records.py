@@ -9,6 +9,7 @@ import shutil
 import pytest
 
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset, find_records
+from fasttta_jax.storage.files import StorageError
 
 ODD = ("run[1] @2,3*?", ".incomplete/incomplete.{a} ~#%20:é", "records-00000-of-00002\n'\"")
 
@@ -75,6 +76,26 @@ def test_a_codec_that_did_not_make_the_records_is_named(
     dataset = EncodedDataset(tmp_path / "copy")
     with pytest.raises(DatasetError, match=r"copy/codec is not the codec that made the records"):
         dataset.split("train")
+
+
+@pytest.mark.parametrize(
+    ("name", "old", "new"),
+    [
+        ("dataset_info.json", '"name": "validation"', '"name": "validaton"'),
+        ("features.json", "captions", "caption"),
+        ("metadata.json", '"sample_rate": 16000', '"sample_rate": 16001'),
+    ],
+)
+def test_a_description_that_was_changed_is_named(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, name: str, old: str, new: str
+) -> None:
+    shutil.copytree(encoded_dataset, tmp_path / "copy")
+    file = find_records(tmp_path / "copy") / name
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    with pytest.raises(StorageError, match=rf"{name} is not what was written"):
+        EncodedDataset(tmp_path / "copy").split("train")
 
 
 def test_a_dataset_behind_a_link_is_found(

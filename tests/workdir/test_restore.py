@@ -6,7 +6,7 @@ import pytest
 
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import NoText
-from fasttta_jax.workdir.restore import TrainedModel
+from fasttta_jax.workdir.restore import TrainedModel, which_checkpoint
 from tests.support import helpers
 
 
@@ -24,3 +24,11 @@ def test_settings_of_sampling_change_nothing_else():
     assert found.params is whole.params
     assert whole.config == teacher
     assert whole.with_sampling(decode).model is whole.model
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("last", "last"), ("12", 12), ("²", "²"), ("١", "١"), ("-1", "-1"), ("9" * 5000, "9" * 5000)],
+)
+def test_a_step_is_of_ascii_digits(text, expected):
+    assert which_checkpoint(text) == expected
