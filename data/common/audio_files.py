@@ -185,7 +185,7 @@ class AudioFiles:
                 path = self.folder / name
                 try:
                     self._archives[name] = zipfile.ZipFile(path)
-                except zipfile.BadZipFile as error:
+                except (zipfile.BadZipFile, NotImplementedError) as error:
                     joined = path.with_stem(f"{path.stem}_joined").name
                     raise ValueError(
                         f"{path} cannot be read as a zip archive: {error}. Where it has parts "

@@ -29,6 +29,10 @@ def stages_of(order: tuple[int | tuple[int, ...], ...]) -> tuple[tuple[int, ...]
     return tuple(stage if isinstance(stage, tuple) else (stage,) for stage in order)
 
 
+MOST_ITERATIONS = 4096
+"""Far beyond any use; grouping them into segments takes their square."""
+
+
 @dataclasses.dataclass(frozen=True)
 class DecodeConfig:
     """Iterative parallel decoding.
@@ -67,10 +71,10 @@ class DecodeConfig:
 
     def __post_init__(self) -> None:
         check(
-            self.num_iterations >= 1,
+            1 <= self.num_iterations <= MOST_ITERATIONS,
             "decode.num_iterations",
             self.num_iterations,
-            "from 1 to the number of tokens",
+            f"from 1 to the number of tokens, and to {MOST_ITERATIONS}",
         )
         self._check_counts()
         self._check_order()

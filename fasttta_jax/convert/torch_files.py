@@ -52,6 +52,17 @@ def _with_arrays(tree: Any) -> Any:
     return {**tree, **{key: value for key, value in stored.items() if value is not None}}
 
 
+DAMAGE = (
+    KeyError,
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    OSError,
+    RuntimeError,  # an entry that is encrypted, or of a version or compression not known
+)
+"""What the entry of a damaged archive leads to."""
+
+
 class TorchFile:
     """An open checkpoint of torch's zip format; a context manager.
 
@@ -66,7 +77,7 @@ class TorchFile:
         self.path = path
         try:
             self._archive = zipfile.ZipFile(path)
-        except zipfile.BadZipFile as error:
+        except (zipfile.BadZipFile, NotImplementedError) as error:
             raise ConversionError(
                 f"{path} begins as a zip file but its end is missing or damaged ({error}); "
                 "copy or download it again"
@@ -102,7 +113,7 @@ class TorchFile:
     def _entry(self, name: str) -> bytes:
         try:
             return self._archive.read(name)
-        except (KeyError, zipfile.BadZipFile, zlib.error, EOFError, OSError) as error:
+        except DAMAGE as error:
             raise ConversionError(
                 f"{self.path} is damaged: {name} inside it cannot be read ({error}); copy or "
                 "download it again"

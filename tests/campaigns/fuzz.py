@@ -50,6 +50,8 @@ KINDS = (RIGHT, SKIPPED, REFUSED, FAILED)
 MEMORY_FOLDER = "/dev/shm"
 LARGEST_KEPT = 1 << 20
 """Bytes of the files of a failed input that are kept."""
+SLOW = 5.0
+"""Seconds of an input from which on it is kept as it is: making it small takes a hundred tries."""
 MOST_OF_A_FAULT = 1
 """Failures of one kind of fault that are made small; more are only counted."""
 
@@ -150,7 +152,9 @@ def keep(tried: Tried, world: World, scratch: pathlib.Path, out: pathlib.Path) -
     def still_fails(answers: list[int]) -> bool:
         return outcome(answers).fault == tried.outcome.fault
 
-    answers = shrink(tried.answers, still_fails) if still_fails(tried.answers) else tried.answers
+    answers = tried.answers
+    if tried.outcome.seconds < SLOW and still_fails(answers):
+        answers = shrink(answers, still_fails)
     target = out / "failures" / f"{tried.family}-{tried.number}"
     target.mkdir(parents=True, exist_ok=True)
     (target / "input.json").write_text(json.dumps({"family": family.name, "answers": answers}))

@@ -300,6 +300,12 @@ def test_an_unknown_field_lists_the_known_ones():
         from_config_dict({"model": {"backbone": {"depth": 1}}})
 
 
+@pytest.mark.parametrize("number", [4097, 10**9, 10**30])
+def test_more_iterations_than_can_be_planned_are_refused_at_once(number):
+    with pytest.raises(ConfigError, match=rf"decode\.num_iterations is {number}; .* to 4096"):
+        from_config_dict({"decode": {"num_iterations": number}, "model": {"num_tokens": number}})
+
+
 @pytest.mark.parametrize(
     ("values", "message"),
     [

@@ -266,6 +266,15 @@ def old_file(path: pathlib.Path, content: bytes, storages: dict[str, bytes], **c
     return path
 
 
+def test_an_archive_of_a_version_that_nobody_knows_is_named(tmp_path: pathlib.Path) -> None:
+    path = torch_zip(tmp_path / "x.pth", {})
+    content = bytearray(path.read_bytes())
+    content[content.index(b"PK\x01\x02") + 6] = 255  # the version that is needed to extract
+    path.write_bytes(content)
+    with pytest.raises(ConversionError, match=r"x\.pth begins as a zip file but .*version 25\.5"):
+        open_checkpoint(path).__enter__()
+
+
 def test_old_files_are_read(tmp_path: pathlib.Path) -> None:
     """One value after the other, whatever order they are asked for in."""
     path = old_file(tmp_path / "x.pth", tensor_pickle((2, 2), (1, 2), offset=1), {"0": OLD})
