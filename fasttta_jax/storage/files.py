@@ -156,19 +156,21 @@ def _below(folder: pathlib.Path, above: tuple[tuple[int, int], ...]) -> Iterator
 
 @contextlib.contextmanager
 def write_errors(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Errors of a file that cannot grow, on a full disk for instance, as OSErrors that name it.
+    """Errors of a file that cannot be written, as on a full disk, by the name that it will have.
 
-    Those of `write` name no file, and those of NumPy have a text alone.
+    Those of `write` name no file, those of NumPy have a text alone, and others name what the file
+    is called until it is whole.
     """
     try:
         yield
     except OSError as error:
         if error.errno is None and type(error) is OSError:
             raise OSError(f"{final_name(path)} cannot be written: {error}") from error
-        if error.errno not in NO_ROOM:
+        said = "" if error.filename is None else os.fsdecode(error.filename)
+        name = final_name(said or path)
+        if error.errno not in NO_ROOM and (not said or name == said):
             raise
-        name = final_name(path if error.filename is None else os.fsdecode(error.filename))
-        raise OSError(error.errno, os.strerror(error.errno), name) from error
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 @contextlib.contextmanager

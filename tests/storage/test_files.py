@@ -235,9 +235,14 @@ def fill_inside(path: pathlib.Path) -> None:
     raise OSError(errno.EDQUOT, os.strerror(errno.EDQUOT), str(path))
 
 
+def refuse(path: pathlib.Path) -> None:
+    """As a folder that may only be read does."""
+    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+
+
 @pytest.mark.parametrize("write", [whole, whole_folder])
-@pytest.mark.parametrize("fault", [fill, fill_array, fill_inside])
-def test_a_disk_without_room_is_told_by_the_name_of_the_file(
+@pytest.mark.parametrize("fault", [fill, fill_array, fill_inside, refuse])
+def test_what_cannot_be_written_is_told_by_the_name_of_the_file(
     tmp_path: pathlib.Path,
     write: Callable[[pathlib.Path], AbstractContextManager[pathlib.Path]],
     fault: Callable[[pathlib.Path], None],
