@@ -126,7 +126,10 @@ def _parse(argv: list[str]) -> list[str]:
 
 
 def _quiet_logs() -> None:
-    absl_logging.set_verbosity(absl_logging.ERROR)
+    # What fails is raised as well; of a full disk, orbax's threads write a thousand lines.
+    wanted = TRACEBACK.value
+    absl_logging.set_verbosity(absl_logging.ERROR if wanted else absl_logging.FATAL)
+    logging.getLogger("asyncio").setLevel(logging.ERROR if wanted else logging.CRITICAL)
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
     ours = logging.getLogger("fasttta_jax")
@@ -234,8 +237,8 @@ def _said(error: BaseException) -> str:
     """The text of an error that is expected."""
     if isinstance(error, OSError) and error.errno in NO_ROOM and error.filename is not None:
         return (
-            f"{os.fsdecode(error.filename)} cannot be written: {error.strerror}. Make room, then "
-            "give the same command"
+            f"{os.fsdecode(error.filename)} cannot be written: {os.strerror(error.errno)}. Make "
+            "room, then give the same command"
         )
     return str(error)
 

@@ -97,11 +97,13 @@ def generate(world: World) -> list[Any]:
 
 
 def generate_shards(world: World) -> list[Any]:
-    return [*generate(world), "--store=arrayrecord"]
+    flags = ["--prompt=a loud tone", "--store=array_record", f"--out={world.out}"]
+    return ["generate.py", f"--workdir={world.teacher}", *flags]
 
 
 def generate_tar(world: World) -> list[Any]:
-    return [*generate(world), "--store=tar"]
+    flags = ["--prompt=a loud tone", "--store=tar", f"--out={world.out}"]
+    return ["generate.py", f"--workdir={world.teacher}", *flags]
 
 
 def evaluate(world: World) -> list[Any]:
@@ -122,7 +124,7 @@ LONG: Mapping[str, Case] = {
     "data.encode_latents": encode,
     "train": train,
     "generate": generate,
-    "generate arrayrecord": generate_shards,
+    "generate array_record": generate_shards,
     "generate tar": generate_tar,
     "eval": evaluate,
 }
