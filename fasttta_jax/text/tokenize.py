@@ -55,11 +55,18 @@ truncation_log = TruncationLog()
 def check_entries(tokenizer: tokenizers.Tokenizer) -> None:
     """Raises ValueError where padding or special tokens are no entries of the vocabulary.
 
-    A lookup beyond the embeddings would take another one without a word.
+    A lookup beyond the embeddings would take another one without a word. A tokenizer whose parts do
+    not fit each other panics as it encodes, which is no Exception in Python.
     """
+    try:
+        special, _ = (tokenizer.encode(text).ids for text in ("", "a dog"))
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise ValueError(f"it cannot encode a text: {error}") from error
     entries = set(tokenizer.get_vocab().values())
     padding = [] if tokenizer.padding is None else [tokenizer.padding["pad_id"]]
-    for token in (*padding, *tokenizer.encode("").ids):
+    for token in (*padding, *special):
         if token not in entries:
             raise ValueError(f"{token} is no entry of the vocabulary")
 

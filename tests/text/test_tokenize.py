@@ -23,6 +23,7 @@ from fasttta_jax.convert.tokenizer import check_vocabulary, read_tokenizer
 from fasttta_jax.storage.weights import ConvertedError
 from fasttta_jax.text import tokenize
 from fasttta_jax.text.tokenize import TruncationLog, encode, load_tokenizer
+from tests.support.conversions import byte_tokenizer
 from tests.support.t5_models import (
     CAPTIONS,
     make_roberta_tokenizer,
@@ -171,6 +172,15 @@ def test_padding_that_is_no_entry_of_the_vocabulary_is_named(tmp_path: pathlib.P
     tokenizer.enable_padding(pad_id=2)
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     with pytest.raises(ConvertedError, match=r"tokenizer\.json is damaged: 2 is no entry"):
+        load_tokenizer(tmp_path)
+
+
+def test_a_tokenizer_that_panics_is_named(tmp_path: pathlib.Path) -> None:
+    """Its template names a special token that has no id; the library says so as it encodes."""
+    values = json.loads(byte_tokenizer("<pad>", "<s>", "</s>"))
+    values["post_processor"]["single"][0]["SpecialToken"]["id"] = "<x>"
+    (tmp_path / "tokenizer.json").write_text(json.dumps(values))
+    with pytest.raises(ConvertedError, match=r"tokenizer\.json is damaged: .*cannot encode a text"):
         load_tokenizer(tmp_path)
 
 

@@ -1,4 +1,4 @@
-"""Command lines: every flag of every command with values that nobody meant.
+"""Command lines of five commands, in which any flag has values that nobody meant.
 
 What a flag leads to is cut off where it would train, encode or generate: the checks before are what
 is tried.
@@ -101,11 +101,9 @@ def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     command = COMMANDS[name]
     line = command.line(world, folder)
     wanted = _names(name)
-    touched = []
     for _ in range(draw.between(1, 2)):
         flag = draw.pick([*line, *wanted, *line, "unknown", "config.seed"])
         line[flag] = draw.pick(VALUES)
-        touched.append(flag)
     if draw.chance(10):
         line.pop(draw.pick(list(line)))
     arguments = [value for flag, value in line.items() if not flag.strip()]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import pathlib
 import pickle
 import struct
@@ -267,7 +268,7 @@ def _malicious(draw: Draw, folder: pathlib.Path, state: State) -> Kind:
         (
             _Call(eval, python),
             _Call(exec, python),
-            _Call(__import__("os").system, f"touch {mark}"),
+            _Call(os.system, f"touch {mark}"),
             _Call(subprocess.Popen, ["touch", str(mark)]),
             _Call(open, str(mark), "w"),
             _Call(pathlib.Path.touch, mark),
