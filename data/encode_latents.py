@@ -49,7 +49,7 @@ from data.common.tables import Skipped, report
 from fasttta_jax import cli
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, find_records
-from fasttta_jax.storage.files import read_json, write_json
+from fasttta_jax.storage.files import read_json, remove_leftovers, write_json
 from fasttta_jax.storage.shards import check_share
 
 Stored = Literal["mean", "moments"]
@@ -147,6 +147,7 @@ def encode(
         num_processes=num_processes,
     )
     if dataset.is_complete:
+        remove_leftovers(out, deep=False)
         _write_statistics(out)
     if summary is not None:
         print(f"{out}: {sum(summary.num_records.values())} clips encoded")

@@ -137,6 +137,17 @@ def _quiet_logs() -> None:
     ours.setLevel(logging.INFO)
 
 
+def _quiet_late_writes() -> None:
+    """Leaves out what TensorStore's threads print when another of orbax's writes has failed."""
+    show = sys.unraisablehook
+
+    def hook(found: sys.UnraisableHookArgs) -> None:
+        if str(found.exc_value) != "Event loop is closed":
+            show(found)
+
+    sys.unraisablehook = hook
+
+
 def _logs_of_host() -> None:
     """With several hosts: lines begin with the host, and only host 0 says what is not a warning."""
     if coordination.count() == 1:
@@ -279,6 +290,7 @@ def run(main: Callable[..., None], arguments: str = "") -> None:
                 "--help says more"
             )
         _quiet_logs()
+        _quiet_late_writes()
         for stream in (sys.stdout, sys.stderr):  # names may hold what a terminal cannot show
             if isinstance(stream, io.TextIOWrapper):
                 stream.reconfigure(errors="backslashreplace")

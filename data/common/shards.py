@@ -24,7 +24,6 @@ import itertools
 import json
 import os
 import pathlib
-import tempfile
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,13 @@ from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
 from fasttta_jax.input_pipeline.records import seal_descriptions
-from fasttta_jax.storage.files import read_json, remove_leftovers, whole, write_errors
+from fasttta_jax.storage.files import (
+    read_json,
+    remove_leftovers,
+    scratch_folder,
+    whole,
+    write_errors,
+)
 from fasttta_jax.storage.record_writer import RecordWriter
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
 
@@ -213,6 +218,7 @@ class ShardedDataset:
             print(f"{self.path} is already there, made with these settings; nothing to do")
             return None
         self.work.start()
+        self._forget_lost()
         shards = self.work.missing(process_id, num_processes)
         own = sum(len(shard.indices) for shard in self.work.of_process(process_id, num_processes))
         todo = sum(len(shard.indices) for shard in shards)
@@ -242,6 +248,12 @@ class ShardedDataset:
                 f"{len(self.work.missing())} shards of other processes are missing"
             )
         return summary
+
+    def _forget_lost(self) -> None:
+        """A shard whose file was removed is to be made again, whatever its note says."""
+        for shard in self.work.shards:
+            if not self._shard_file(shard).is_file():
+                self.work.forget(shard)
 
     def write(self, shard: Shard, items: Iterable[Record | Skipped]) -> None:
         """Writes a shard: its records in the order of the source, and what was left out.
@@ -294,12 +306,14 @@ class ShardedDataset:
             with other settings.
         """
         try:
+            self._forget_lost()
             notes = self.work.notes()
             if notes is None:
                 return None
             summary = self._summarise(notes)
             self._describe(summary, describe(summary))
             remove_leftovers(self.work.folder)
+            remove_leftovers(self.work.folder.parent, self.work.folder.name, deep=False)
             os.rename(self.work.folder, self.folder)
         except OSError:
             if not self.is_complete:  # another process was faster
@@ -361,15 +375,13 @@ class ShardedDataset:
             for item in (*summary.skipped, *self._left_out)
         )
         with (
-            tempfile.TemporaryDirectory(
-                prefix="incomplete.", dir=self.work.folder.parent, ignore_cleanup_errors=True
-            ) as temporary,
+            scratch_folder(self.work.folder) as temporary,
             write_errors(self._data),
         ):
             info.write_to_directory(temporary)
-            seal_descriptions(pathlib.Path(temporary))
-            (pathlib.Path(temporary) / SKIPPED_FILE).write_text("".join(lines), "utf-8")
-            for file in pathlib.Path(temporary).iterdir():
+            seal_descriptions(temporary)
+            (temporary / SKIPPED_FILE).write_text("".join(lines), "utf-8")
+            for file in temporary.iterdir():
                 os.replace(file, self._data / file.name)
 
     def _check_finite(self, shard: Shard, record: Record) -> None:

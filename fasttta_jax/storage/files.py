@@ -228,6 +228,17 @@ def whole_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+@contextlib.contextmanager
+def scratch_folder(path: str | os.PathLike[str]) -> Iterator[pathlib.Path]:
+    """A folder beside `path`, empty, that is gone at the end with what is still in it."""
+    temporary = _beside(pathlib.Path(path))
+    temporary.mkdir()
+    try:
+        yield temporary
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def _take(folder: pathlib.Path, path: pathlib.Path) -> bool:
     """Renames a folder; False where another one is in its place."""
     try:
@@ -262,8 +273,8 @@ def final_name(path: str | os.PathLike[str]) -> str:
     return os.sep.join(named)
 
 
-def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
-    """Removes files and folders at any depth that processes began to write before they were killed.
+def remove_leftovers(folder: pathlib.Path, name: str = "", *, deep: bool = True) -> None:
+    """Removes files and folders that processes began to write before they were killed.
 
     What a living process is writing stays, and so does what processes of other machines wrote, of
     which this one cannot know.
@@ -271,8 +282,10 @@ def remove_leftovers(folder: pathlib.Path, name: str = "") -> None:
     Args:
       folder: of this machine.
       name: how the names begin of what they were to become.
+      deep: whether those in its subfolders count.
     """
-    for path in list(folder.rglob(f".{name}*{TEMPORARY}")):
+    find = folder.rglob if deep else folder.glob
+    for path in list(find(f".{name}*{TEMPORARY}")):
         found = _OWNER.search(path.name)
         if found is not None and not is_gone(int(found[1], 16), found[2]):
             continue

@@ -160,6 +160,10 @@ class ShardedWork:
         }
         write_json(self._note(shard), sealed({**plan, **note}))
 
+    def forget(self, shard: Shard) -> None:
+        """Takes away the note that a shard is done, if there is one."""
+        self._note(shard).unlink(missing_ok=True)
+
     def notes(self) -> list[dict[str, Any]] | None:
         """What all shards said, in their order; None while some are missing.
 

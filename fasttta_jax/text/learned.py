@@ -25,7 +25,7 @@ from jaxtyping import Array, Bool
 
 from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
-from fasttta_jax.storage.files import damage, read_json, write_atomically
+from fasttta_jax.storage.files import damage, read_json, remove_leftovers, write_atomically
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.text.tokenize import check_entries, truncation_log
 from fasttta_jax.typing import AnyArray, Conditioning, Key, Params, TextStream
@@ -131,6 +131,7 @@ class LearnedTextEncoder:
         """Writes the tokenizer and the list of seen entries into `folder`."""
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        remove_leftovers(folder, deep=False)
         write_atomically(folder / TOKENIZER_FILE, self.tokenizer.to_str(pretty=True).encode())
         write_atomically(folder / SEEN_FILE, f"{json.dumps(sorted(self.seen))}\n".encode())
 

@@ -25,7 +25,7 @@ from fasttta_jax.config import ComputeDtype
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.pretrained import clap_text as clap
 from fasttta_jax.pretrained import t5
-from fasttta_jax.storage.files import read_json, write_json
+from fasttta_jax.storage.files import read_json, remove_leftovers, write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
 from fasttta_jax.text.table import EmbeddingError, Stream
 from fasttta_jax.text.tokenize import encode, load_tokenizer
@@ -193,6 +193,7 @@ def save_networks(
     folder = pathlib.Path(folder)
     for name, source in sources.items():
         copy_folder(source, folder / FOLDER / name)
+    remove_leftovers(folder, deep=False)
     write_json(folder / SUMMARY_FILE, networks.summary())
 
 

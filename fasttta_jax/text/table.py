@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.storage.files import damage, read_json, whole_folder, write_json
+from fasttta_jax.storage.files import damage, read_json, remove_leftovers, whole_folder, write_json
 from fasttta_jax.storage.shards import Shard, ShardedWork
 
 FOLDER = "embeddings"
@@ -102,7 +102,14 @@ class TableWriter:
           StorageError: another table is there; says what differs.
         """
         self.work.start()
+        for shard in self.work.shards:
+            files = (self.work.note(shard) or {"sha256": ()})["sha256"]
+            if not all((self._shard_folder(shard) / name).is_file() for name in files):
+                self.work.forget(shard)  # some of it was removed
         write_json(self.work.folder / CAPTIONS_FILE, list(self._captions))
+
+    def _shard_folder(self, shard: Shard) -> pathlib.Path:
+        return self.work.folder / f"{shard.index:05d}"
 
     def captions_of(self, shard: Shard) -> Sequence[str]:
         """The captions of a shard, in order."""
@@ -121,7 +128,7 @@ class TableWriter:
             held = np.arange(positions)[None] < lengths[:, None]
             arrays[f"{name}.npy"] = np.asarray(values, np.float16)[held]
             arrays[f"{name}{LENGTHS}.npy"] = np.asarray(lengths, np.int32)
-        with whole_folder(self.work.folder / f"{shard.index:05d}") as folder:
+        with whole_folder(self._shard_folder(shard)) as folder:
             for name, array in arrays.items():
                 np.save(folder / name, array)
             files = {name: (folder / name).read_bytes() for name in sorted(arrays)}
@@ -137,6 +144,7 @@ class TableWriter:
         for note in notes:
             for name, sha256 in note["sha256"].items():
                 digest.update(name.encode() + bytes.fromhex(sha256))
+        remove_leftovers(self.work.folder)
         write_json(self._summary, self.work.settings | {"sha256": digest.hexdigest()})
         return True
 

@@ -29,6 +29,7 @@ from fasttta_jax.storage.files import (
     differences,
     is_remote,
     list_files,
+    remove_leftovers,
     storage_errors,
     write_json,
 )
@@ -144,6 +145,8 @@ class Workdir:
         config_path = self.path / CONFIG_FILE
         with _workdir_errors(config_path, "read"):
             begun = config_path.exists()
+        if isinstance(self.path, pathlib.Path):
+            remove_leftovers(self.path, deep=False)
         found = self._read() if begun else None
         if found is not None:
             wanted |= {FILES: found[FILES]} if FILES in found else {}

@@ -131,6 +131,25 @@ def test_nothing_is_there_until_all_is(tmp_path):
     assert Records(tmp_path / "records", "train").metadata["sha256"] == expected
 
 
+def test_a_shard_whose_file_is_removed_is_made_again(tmp_path):
+    """Before the dataset is complete; its note alone is not the shard."""
+    expected = made(tmp_path / "whole")
+    writer = dataset(tmp_path / "lost")
+    writer.work.start()
+    write(writer, writer.work.missing())
+    (lost,) = tmp_path.glob("lost/**/latents-train.array_record-00001")
+    lost.unlink()
+    assert writer.finish(lambda summary: {}) is None
+    assert [(shard.split, shard.index) for shard in writer.work.missing()] == [("train", 1)]
+    again = dataset(tmp_path / "lost")
+    write(again, again.work.missing())
+    half = tmp_path / "lost" / ".records.incomplete.0a1b2c3d.tmp"  # of a killed process
+    half.mkdir()
+    assert again.finish(lambda summary: {}) is not None
+    assert Records(tmp_path / "lost", "train").metadata == expected
+    assert not half.exists()
+
+
 def test_hosts_may_finish_at_the_same_moment(tmp_path):
     """The slower one is overtaken after it has read the notes, before it writes anything."""
     slow, fast = dataset(tmp_path), dataset(tmp_path)

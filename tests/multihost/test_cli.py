@@ -62,6 +62,34 @@ def test_unknown_config_variant(tmp_path: pathlib.Path) -> None:
     assert "Traceback" not in log
 
 
+FAILS_AS_ORBAX = """
+from absl import logging
+from fasttta_jax import cli
+
+class Late:
+    def __del__(self):
+        raise RuntimeError("Event loop is closed")
+
+def main():
+    try:
+        raise OSError("no room")
+    except OSError:
+        logging.exception("in a thread of the library")
+        Late()
+        raise
+
+cli.run(main)
+"""
+
+
+def test_what_a_library_logs_and_raises_is_said_once() -> None:
+    result = commands.run("-c", FAILS_AS_ORBAX)
+    assert result.returncode == exit_codes.ERROR
+    assert "error: no room" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "Event loop" not in result.stderr
+
+
 @pytest.mark.parametrize("override", [[], ["--config.num_steps=3"]])
 def test_a_config_file_that_is_not_there_is_named(
     override: list[str], tmp_path: pathlib.Path

@@ -263,7 +263,14 @@ def test_shards_are_written_once_and_the_table_appears_with_the_last(tmp_path, m
         hosts[1].write(shard, {"t5": (values[rows], lengths[rows])})
         hosts[0].write(shard, {"t5": (values[rows], lengths[rows])})  # both may: it is the same
         assert shard not in hosts[0].work.missing()
+    next(tmp_path.glob("parts/embeddings/00001/t5.npy")).unlink()
+    hosts[1].start()
+    assert hosts[1].work.missing() == [shards[1]], "a shard that lost a file is made again"
+    hosts[1].write(shards[1], {"t5": (values[2:4], lengths[2:4])})
+    half = tmp_path / "parts" / "embeddings" / ".00001.0a1b2c3d.tmp"  # of a killed process
+    half.mkdir()
     assert hosts[0].finish()
+    assert not half.exists()
     assert hosts[1].finish()
     assert hosts[1].is_complete
     hashes = [
