@@ -1,5 +1,6 @@
 # `make demo`, `make test`, and `make test-long` for what is long by nature; `make model` trains the
-# model that comes with the package, `make scenes` models of longer clips. Each sets up its own virtual
+# model that comes with the package, `make scenes` models of longer clips; `make fuzz`, `make
+# survive` and `make soak` are campaigns (docs/reliability.md). Each sets up its own virtual
 # environment first.
 
 PYTHON ?= python3
@@ -10,7 +11,7 @@ DEMO := $(RUNS)/report/report.html
 MODEL ?= runs/soundscapes
 SCENES ?= runs/scenes
 
-.PHONY: demo model scenes ablations test test-long suite fuzz lint setup clean
+.PHONY: demo model scenes ablations test test-long suite fuzz survive soak lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -91,6 +92,13 @@ test-long: setup
 # stopped.
 fuzz: setup
 	$(RUN) -m tests.campaigns.fuzz --count=10000 --seed=0 --out=runs/fuzz
+
+# Goes on where it stopped; as root, with a disk that is really full.
+survive: setup
+	$(RUN) -m tests.campaigns.survive --kills=1000 --seed=0 --out=runs/survive
+
+soak: setup
+	$(RUN) -m tests.campaigns.soak --minutes=30 --seed=0 --out=runs/soak
 
 clean:
 	rm -rf $(VENV) runs sounds build *.egg-info

@@ -35,6 +35,11 @@ IMPORTED = [
 ]
 
 
+def import_first(modules: Sequence[str]) -> None:
+    """What the server imports in place of `IMPORTED`; to be called before the first command."""
+    IMPORTED[:] = modules
+
+
 @functools.cache
 def _server() -> ForkServerContext:
     context = multiprocessing.get_context("forkserver")
@@ -42,7 +47,7 @@ def _server() -> ForkServerContext:
     return context
 
 
-def _execute(arguments: list[str]) -> None:
+def execute(arguments: list[str]) -> None:
     """Does what `python *arguments` does."""
     if arguments[0] == "-c":
         sys.argv = ["-c", *arguments[2:]]
@@ -73,7 +78,7 @@ def _command(arguments: list[str], folder: str, suffix: str, env: dict[str, str]
     jaxtyping.config.update("jaxtyping_disable", env["JAXTYPING_DISABLE"] == "1")
     code: object = 0
     try:
-        _execute(arguments)
+        execute(arguments)
     except SystemExit as stop:
         code = stop.code
         if not isinstance(code, int | None):

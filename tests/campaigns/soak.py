@@ -1,0 +1,222 @@
+"""Batch generation for half an hour in one process: does anything grow?
+
+    python -m tests.campaigns.soak --minutes=30 --out=runs/soak
+
+Jobs as `generate.py` runs them follow each other on one tiny model: new prompts, words that it
+never saw among them, in files, tar shards and ArrayRecord, of several formats, batch sizes and
+lengths, with guidance, negative prompts and pictures. After each job its folder is removed, and
+resident memory, open descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on
+where it stopped: what it watches is one process.
+
+The limits. The first part of the time is for compiling and caches. After it no descriptor and no
+thread may be more than there were. Memory has noise, as the allocator keeps what was freed, so its
+trend is taken, the median of all slopes between two samples (Theil and Sen), and per clip: whatever
+keeps clips keeps at least their prompt, as text, which has `sys.getsizeof` of it bytes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import itertools
+import json
+import os
+import pathlib
+import random
+import shutil
+import statistics
+import sys
+import time
+from collections.abc import Sequence
+
+from tqdm import tqdm
+
+from fasttta_jax.audio.files import AudioFormat
+from fasttta_jax.generation.job import Job
+from fasttta_jax.generation.outputs import OutputConfig, Store
+from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
+from fasttta_jax.generation.prompts import Prompts
+from tests.support import commands, helpers
+
+WARM_UP = 1 / 4
+"""Of the time."""
+STORES: tuple[Store, ...] = ("files", "tar", "array_record")
+FORMATS: tuple[AudioFormat, ...] = ("wav", "flac", "ogg")
+BATCH_SIZES = (1, 3, 8)
+SECONDS = ("", "0.3", "0.64", "1.5", "2.7")
+WORDS = ("bell", "rain", "far", "near", "rising", "low", "wind", "two", "bright")
+PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """What the process holds after a job.
+
+    Attributes:
+      seconds: since the first job began.
+      clips: made so far.
+      resident: bytes of memory.
+      descriptors: open files, sockets and pipes.
+      threads: of the operating system.
+    """
+
+    seconds: float
+    clips: int
+    resident: int
+    descriptors: int
+    threads: int
+
+    @classmethod
+    def take(cls, seconds: float, clips: int) -> Sample:
+        resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE
+        descriptors = len(os.listdir("/proc/self/fd")) - 1  # that of the listing
+        return cls(seconds, clips, resident, descriptors, len(os.listdir("/proc/self/task")))
+
+
+@dataclasses.dataclass(frozen=True)
+class Verdict:
+    """What a soak has shown.
+
+    Attributes:
+      first: sample after the warm-up.
+      last: sample.
+      growth: bytes a clip, between them.
+      allowed: the same, at which something is kept.
+      faults: what grew, in words.
+    """
+
+    first: Sample
+    last: Sample
+    growth: float
+    allowed: float
+    faults: tuple[str, ...]
+
+
+def prompt(rng: random.Random) -> str:
+    """Words that the model knows, others, and a number that is new."""
+    kind = rng.choice(helpers.KINDS)
+    others = " ".join(rng.sample(WORDS, rng.randint(0, 4)))
+    return f"a {rng.choice(list(helpers.LEVELS))} {kind} {others} {rng.getrandbits(40):x}"
+
+
+def write_table(path: pathlib.Path, rng: random.Random) -> None:
+    """Prompts of one job: with lengths and guidance of their own in one of three."""
+    own = rng.random() < 1 / 3
+    with open(path, "w", newline="", encoding="utf-8") as file:
+        rows = csv.writer(file)
+        rows.writerow(("prompt", "seconds", "guidance") if own else ("prompt", "negative"))
+        for _ in range(rng.randint(8, 40)):
+            if own:
+                rows.writerow((prompt(rng), rng.choice(SECONDS), rng.choice(("", "1", "2.5"))))
+            else:
+                rows.writerow((prompt(rng), rng.choice(("", "noise"))))
+
+
+def job(pipeline: Pipeline, folder: pathlib.Path, rng: random.Random) -> Job:
+    """One job, of a table in its folder."""
+    folder.mkdir()
+    write_table(folder / "prompts.csv", rng)
+    store = rng.choice(STORES)
+    output = OutputConfig(
+        str(folder / "sounds"),
+        store,
+        rng.choice(FORMATS),
+        pictures=store == "files" and rng.random() < 1 / 8,
+        clips_per_shard=rng.choice((None, 8)),
+    )
+    decoding = GenerateConfig(
+        rng.getrandbits(31), rng.choice(BATCH_SIZES), guidance_scale=rng.choice((None, 3.0))
+    )
+    prompts = Prompts(table=str(folder / "prompts.csv"), seed=decoding.seed)
+    return Job(pipeline, prompts, output, decoding)
+
+
+def judge(samples: Sequence[Sample], least_kept: float, warm_up: float = WARM_UP) -> Verdict:
+    """What grew after the warm-up.
+
+    Args:
+      samples: of the whole time, in order.
+      least_kept: bytes that a clip leaves where clips are kept.
+      warm_up: share of the time.
+    """
+    settled = [one for one in samples if one.seconds >= warm_up * samples[-1].seconds]
+    first, last = settled[0], settled[-1]
+    few = settled[:: max(1, len(settled) // 500)]
+    slopes = [
+        (b.resident - a.resident) / (b.clips - a.clips)
+        for a, b in itertools.combinations(few, 2)
+        if b.clips > a.clips
+    ]
+    growth = statistics.median(slopes) if slopes else 0.0
+    faults = []
+    if growth >= least_kept:
+        faults.append(
+            f"memory grows by {growth:.0f} bytes a clip; a kept prompt is {least_kept:.0f}"
+        )
+    for name in ("descriptors", "threads"):
+        # The lowest of several samples: a thread that has just ended may still be listed.
+        tenth = max(1, len(settled) // 10)
+        before = min(getattr(one, name) for one in settled[:tenth])
+        after = min(getattr(one, name) for one in settled[-tenth:])
+        if after > before:
+            faults.append(f"{name} grow from {before} to {after}")
+    return Verdict(first, last, growth, least_kept, tuple(faults))
+
+
+def soak(model: pathlib.Path, out: pathlib.Path, *, seconds: float, seed: int) -> Verdict:
+    """Generates for so long, in this process; see the module."""
+    out.mkdir(parents=True, exist_ok=True)
+    pipeline, rng = Pipeline.open(model), random.Random(seed)
+    samples: list[Sample] = []
+    start, clips = time.monotonic(), 0
+    with (
+        open(out / "samples.jsonl", "w") as file,
+        tqdm(total=round(seconds), unit="s", desc="soak") as bar,
+    ):
+        while not samples or samples[-1].seconds < seconds:
+            shutil.rmtree(out / "job", ignore_errors=True)
+            result = job(pipeline, out / "job", rng).run()
+            assert result.complete, result
+            clips += result.made
+            samples.append(Sample.take(time.monotonic() - start, clips))
+            file.write(json.dumps(dataclasses.asdict(samples[-1])) + "\n")
+            file.flush()
+            bar.update(min(round(seconds), round(samples[-1].seconds)) - bar.n)
+            bar.set_postfix(clips=clips, resident=f"{samples[-1].resident / 2**20:.1f} MiB")
+    shutil.rmtree(out / "job")
+    return judge(samples, sys.getsizeof(prompt(rng)))
+
+
+def describe(verdict: Verdict) -> str:
+    """First and last figures, and what grew."""
+    lines = ["             first      last"]
+    for name, scale in (("resident", 2**20), ("descriptors", 1), ("threads", 1), ("clips", 1)):
+        unit = " MiB" if scale > 1 else ""
+        first, last = (getattr(one, name) / scale for one in (verdict.first, verdict.last))
+        lines.append(f"{name:<12} {first:<10.5g} {last:.5g}{unit}")
+    lines.append(
+        f"memory: {verdict.growth:+.1f} bytes a clip; allowed: below {verdict.allowed:.0f}"
+    )
+    return "\n".join([*lines, *(f"FAULT: {fault}" for fault in verdict.faults)])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--minutes", type=float, default=30.0)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=pathlib.Path, default=pathlib.Path("runs/soak"))
+    values = parser.parse_args()
+    print(f"seed {values.seed}")
+    made = commands.run("-m", "tests.campaigns.world", values.out / "world", timeout=600)
+    if made.returncode:
+        sys.exit(made.stderr)
+    model = values.out / "world" / "student"
+    verdict = soak(model, values.out, seconds=60 * values.minutes, seed=values.seed)
+    print(describe(verdict))
+    (values.out / "verdict.json").write_text(json.dumps(dataclasses.asdict(verdict), indent=2))
+    sys.exit(bool(verdict.faults))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,54 @@
+"""The soak in small, and that its limits are passed by what grows."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+
+from tests.campaigns.soak import Sample, judge, soak
+
+KEPT = 90.0
+RNG = np.random.default_rng(5)
+
+
+def samples(bytes_a_clip: float = 0.0, descriptors: float = 0.0, threads: float = 0.0):
+    """A thousand jobs of 30 clips: memory with 4 MiB of noise, and 300 MiB of warming up."""
+    return [
+        Sample(
+            seconds=2.0 * n,
+            clips=30 * n,
+            resident=round(
+                700e6 + min(n, 200) * 1.5e6 + RNG.normal(0, 4e6) + bytes_a_clip * 30 * n
+            ),
+            descriptors=8 + int(descriptors * n),
+            threads=16 + int(threads * n) + n % 2,
+        )
+        for n in range(1, 1000)
+    ]
+
+
+def test_what_stays_level_is_no_fault() -> None:
+    verdict = judge(samples(), KEPT)
+    assert not verdict.faults
+    assert abs(verdict.growth) < KEPT / 2
+
+
+@pytest.mark.parametrize(
+    ("grows", "fault"),
+    [
+        ({"bytes_a_clip": 3 * KEPT}, "memory grows"),
+        ({"descriptors": 0.01}, "descriptors grow"),
+        ({"threads": 0.01}, "threads grow"),
+    ],
+)
+def test_what_grows_is_a_fault(grows: dict[str, float], fault: str) -> None:
+    (found,) = judge(samples(**grows), KEPT).faults
+    assert fault in found
+
+
+def test_a_job_of_it(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
+    verdict = soak(runs["student"], tmp_path, seconds=0.01, seed=0)
+    assert verdict.last.clips > 0
+    assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
