@@ -85,12 +85,6 @@ def export(world: World) -> list[Any]:
     return ["-m", "fasttta_jax.tools.export", world.teacher, world.out]
 
 
-def train(world: World) -> list[Any]:
-    config = helpers.tiny_teacher_config(world.encoded, sample_prompts=("a loud tone",))
-    file = helpers.run_config_file(config, world.out.with_name("config.py"))
-    return helpers.train_command(file, world.out)
-
-
 def generate(world: World) -> list[Any]:
     flags = ["--prompt=a loud tone", "--pictures", f"--out={world.out}"]
     return ["generate.py", f"--workdir={world.teacher}", *flags]
@@ -106,11 +100,6 @@ def generate_tar(world: World) -> list[Any]:
     return ["generate.py", f"--workdir={world.teacher}", *flags]
 
 
-def evaluate(world: World) -> list[Any]:
-    flags = [f"--audio_data={world.audio}", f"--out={world.out}", "--num_clips=4"]
-    return ["eval.py", f"--run=teacher={world.teacher}", "--num_energy_clips=2", *flags]
-
-
 QUICK: Mapping[str, tuple[Case, int]] = {
     "data.embed_text": (embed, 600),
     "convert": (convert, 10_000),
@@ -122,11 +111,9 @@ LONG: Mapping[str, Case] = {
     "data.manifest": make_manifest,
     "data.spectrogram_codec": fit_codec,
     "data.encode_latents": encode,
-    "train": train,
     "generate": generate,
     "generate array_record": generate_shards,
     "generate tar": generate_tar,
-    "eval": evaluate,
 }
 
 
