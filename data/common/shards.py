@@ -34,8 +34,9 @@ from etils import epath
 from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
-from fasttta_jax.input_pipeline.records import seal_descriptions
+from fasttta_jax.input_pipeline.records import DESCRIPTIONS, seal_descriptions
 from fasttta_jax.storage.files import (
+    StorageError,
     read_json,
     remove_leftovers,
     scratch_folder,
@@ -215,6 +216,7 @@ class ShardedDataset:
         """
         check_share(process_id, num_processes)
         if self.is_complete:
+            self._remove_scratch()
             print(f"{self.path} is already there, made with these settings; nothing to do")
             return None
         self.work.start()
@@ -313,13 +315,17 @@ class ShardedDataset:
             summary = self._summarise(notes)
             self._describe(summary, describe(summary))
             remove_leftovers(self.work.folder)
-            remove_leftovers(self.work.folder.parent, self.work.folder.name, deep=False)
+            self._remove_scratch()
             os.rename(self.work.folder, self.folder)
         except OSError:
             if not self.is_complete:  # another process was faster
                 raise
             return None
         return summary
+
+    def _remove_scratch(self) -> None:
+        """What a process that was killed has left of `_describe`."""
+        remove_leftovers(self.work.folder.parent, self.work.folder.name, deep=False)
 
     def _summarise(self, notes: Sequence[Mapping[str, Any]]) -> Summary:
         digest = hashlib.sha256()
@@ -383,6 +389,12 @@ class ShardedDataset:
             (temporary / SKIPPED_FILE).write_text("".join(lines), "utf-8")
             for file in temporary.iterdir():
                 os.replace(file, self._data / file.name)
+        for name in (*DESCRIPTIONS, SKIPPED_FILE):
+            if not (self._data / name).is_file():
+                raise StorageError(
+                    f"{self._data / name} was removed while it was written; start the same command "
+                    "again"
+                )
 
     def _check_finite(self, shard: Shard, record: Record) -> None:
         for name in self._arrays:

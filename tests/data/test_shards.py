@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from data.common import shards
 from data.common.moments import Moments
 from data.common.shards import ShardedDataset
 from data.common.tables import Skipped
 from fasttta_jax.input_pipeline.records import DatasetError, Records, find_records
+from fasttta_jax.storage.files import StorageError
 from fasttta_jax.storage.sealed import read_sealed, sealed
 
 LENGTHS = {"train": 11, "test": 3}
@@ -148,6 +150,24 @@ def test_a_shard_whose_file_is_removed_is_made_again(tmp_path):
     assert again.finish(lambda summary: {}) is not None
     assert Records(tmp_path / "lost", "train").metadata == expected
     assert not half.exists()
+    half.mkdir()  # of one that was killed while another completed the dataset
+    again.make(None, None, None)
+    assert not half.exists()
+
+
+def test_descriptions_that_are_removed_while_they_are_written_complete_nothing(
+    tmp_path, monkeypatch
+):
+    writer = dataset(tmp_path)
+    writer.work.start()
+    write(writer, writer.work.missing())
+    with monkeypatch.context() as patch, pytest.raises(StorageError, match=r"dataset_info\.json was"):
+        patch.setattr(
+            shards, "seal_descriptions", lambda path: (path / "dataset_info.json").unlink()
+        )
+        writer.finish(lambda summary: {})
+    assert not (tmp_path / "records").exists()
+    assert writer.finish(lambda summary: {}) is not None
 
 
 def test_hosts_may_finish_at_the_same_moment(tmp_path):
