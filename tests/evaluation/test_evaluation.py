@@ -27,11 +27,12 @@ from fasttta_jax.evaluation.sounds import FolderSounds
 from fasttta_jax.evaluation.tagger import Tagger, abstract_params, to_float
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
+from fasttta_jax.storage.sealed import FIELD, sealed
 from fasttta_jax.systems import build_model
 from fasttta_jax.training.optimizer import make_optimizer
 from fasttta_jax.training.state import new_state, to_items
 from fasttta_jax.workdir.checkpoint import Checkpoints
-from fasttta_jax.workdir.folder import Workdir, WorkdirError
+from fasttta_jax.workdir.folder import CONFIG_FILE, FILES, Workdir, WorkdirError
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 from tests.evaluation.level_error import TAGGER_METRICS, LevelError
 from tests.support import commands, helpers
@@ -366,6 +367,13 @@ def test_runs_that_do_not_fit_are_refused_before_anything_is_computed(world, tmp
     with np.load(statistics) as arrays:
         changed = {name: 2 * arrays[name] for name in arrays}
     np.savez(statistics, **changed)
+    notes = other_codec / CONFIG_FILE  # without hashes, as earlier versions wrote it
+    kept = {
+        name: value
+        for name, value in json.loads(notes.read_text()).items()
+        if name not in (FILES, FIELD)
+    }
+    notes.write_text(json.dumps(kept))
     refused(EvaluationError, "run 'b' .* another codec", runs={"a": teacher, "b": str(other_codec)})
 
     config = helpers.tiny_teacher_config(
@@ -390,6 +398,6 @@ def test_data_that_does_not_fit_is_refused(world, tmp_path):
             load_setup(world.config(audio_data=str(folder)), mesh)
     other = shutil.copytree(world.audio, tmp_path / "other")  # built anew, of the same sizes
     (metadata,) = other.rglob("metadata.json")
-    metadata.write_text(json.dumps(json.loads(metadata.read_text()) | {"sha256": "0" * 64}))
+    metadata.write_text(json.dumps(sealed(json.loads(metadata.read_text()) | {"sha256": "0" * 64})))
     with pytest.raises(DatasetError, match=r"was not encoded from .*: their contents differ"):
         load_setup(world.config(audio_data=str(other)), mesh)
