@@ -25,9 +25,9 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 def test_a_dataset_survives(world: World, tmp_path: pathlib.Path) -> None:
     jobs = [job for job in all_jobs() if job.name.startswith("folder")]
-    results = Campaign(tmp_path, SEED, jobs, small_disk=False, world=world).run(8)
+    results = Campaign(tmp_path, SEED, jobs, small_disk=False, world=world).run(4)
     assert not [result for result in results if result["fault"]], describe(results)
-    again = Campaign(tmp_path, SEED, jobs, small_disk=False, world=world).run(8)
+    again = Campaign(tmp_path, SEED, jobs, small_disk=False, world=world).run(4)
     assert again == results, "a finished campaign begins anew"
 
 
