@@ -100,6 +100,18 @@ def generate_tar(world: World) -> list[Any]:
     return ["generate.py", f"--workdir={world.teacher}", *flags]
 
 
+def train(world: World) -> list[Any]:
+    config = helpers.tiny_teacher_config(world.encoded, num_steps=4, evaluate_every=2)
+    file = helpers.run_config_file(config, world.out.with_name("config.py"))
+    return helpers.train_command(file, world.out)
+
+
+def evaluate(world: World) -> list[Any]:
+    flags = ["--num_iterations=1", "--num_energy_clips=8", "--tagger_steps=2", f"--out={world.out}"]
+    data = [f"--audio_data={world.audio}", f"--encoded_data={world.encoded}"]
+    return ["eval.py", f"--run=teacher={world.teacher}", *data, *flags]
+
+
 QUICK: Mapping[str, tuple[Case, int]] = {
     "data.embed_text": (embed, 600),
     "convert": (convert, 10_000),
@@ -114,6 +126,8 @@ LONG: Mapping[str, Case] = {
     "generate": generate,
     "generate array_record": generate_shards,
     "generate tar": generate_tar,
+    "train": train,
+    "eval": evaluate,
 }
 
 
