@@ -17,8 +17,9 @@ from fasttta_jax.config import (
     HeadConfig,
     TextConfig,
 )
-from fasttta_jax.input_pipeline.records import DatasetError
+from fasttta_jax.input_pipeline.records import HASHES, METADATA_FILE, DatasetError
 from fasttta_jax.parallel.local import local_mesh
+from fasttta_jax.storage.sealed import sealed
 from fasttta_jax.text import LearnedTextEncoder
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.training.opening import open_run
@@ -324,5 +325,7 @@ def test_dataset_without_validation_split(
     info = json.loads(path.read_text())
     info["splits"] = [split for split in info["splits"] if split["name"] != "validation"]
     path.write_text(json.dumps(info))
+    metadata = path.with_name(METADATA_FILE)  # as earlier versions wrote it, without hashes
+    metadata.write_text(json.dumps(sealed({**json.loads(metadata.read_text()), HASHES: {}})))
     with pytest.raises(DatasetError, match="has no split 'validation'; allowed: "):
         Trainer(tiny_teacher_config(other), tmp_path / "run", devices=ONE)
