@@ -49,8 +49,9 @@ from data.common.tables import Skipped, report
 from fasttta_jax import cli
 from fasttta_jax.codecs import load_codec
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, RECORDS_FOLDER, find_records
-from fasttta_jax.storage.files import read_json, remove_leftovers, write_json
+from fasttta_jax.storage.files import read_json, write_json
 from fasttta_jax.storage.shards import check_share
+from fasttta_jax.storage.whole import remove_leftovers
 
 Stored = Literal["mean", "moments"]
 

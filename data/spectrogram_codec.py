@@ -28,7 +28,7 @@ from fasttta_jax.codecs import load_codec
 from fasttta_jax.codecs.base import CONFIG_FILE
 from fasttta_jax.codecs.columns import num_columns
 from fasttta_jax.codecs.spectrogram import SpectrogramCodec, SpectrogramConfig, StatisticsFitter
-from fasttta_jax.storage.files import whole_folder
+from fasttta_jax.storage.whole import whole_folder
 
 
 def _moments(

@@ -24,7 +24,7 @@ from fasttta_jax.multihost import (
 from fasttta_jax.multihost.preemption import Preempted
 from fasttta_jax.multihost.watchdog import HostLost
 from fasttta_jax.parallel import compilation_cache
-from fasttta_jax.storage.files import NO_ROOM
+from fasttta_jax.storage.whole import NO_ROOM
 
 # An error of jax may come from another host's, which this host learns of a poll later.
 BLAME_SECONDS = 3.0

@@ -13,8 +13,9 @@ from fasttta_jax.codecs.base import CONFIG_FILE
 from fasttta_jax.codecs.columns import padded_length
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER
 from fasttta_jax.parallel.local import local_rows
-from fasttta_jax.storage.files import files_below, whole_folder
+from fasttta_jax.storage.files import files_below
 from fasttta_jax.storage.weights import copy_folder
+from fasttta_jax.storage.whole import whole_folder
 
 
 def find_codec(folder: str | pathlib.Path) -> pathlib.Path:

@@ -35,16 +35,10 @@ from tensorflow_datasets.core import dataset_info, naming, splits
 
 from data.common.tables import Skipped, report
 from fasttta_jax.input_pipeline.records import DESCRIPTIONS, seal_descriptions
-from fasttta_jax.storage.files import (
-    StorageError,
-    read_json,
-    remove_leftovers,
-    scratch_folder,
-    whole,
-    write_errors,
-)
+from fasttta_jax.storage.files import StorageError, read_json
 from fasttta_jax.storage.record_writer import RecordWriter
 from fasttta_jax.storage.shards import NOTES_FOLDER, Shard, ShardedWork, check_share
+from fasttta_jax.storage.whole import remove_leftovers, scratch_folder, whole, write_errors
 
 VERSION = "1.0.0"
 INCOMPLETE = ".incomplete"

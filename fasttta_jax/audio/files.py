@@ -19,7 +19,7 @@ import numpy as np
 import soundfile
 from jaxtyping import Float
 
-from fasttta_jax.storage.files import whole
+from fasttta_jax.storage.whole import whole
 
 AudioFormat = Literal["wav", "flac", "ogg", "mp3"]
 AudioFault = Literal["missing", "unreadable", "empty", "channels", "not finite", "silent"]

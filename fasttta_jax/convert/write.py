@@ -13,13 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from fasttta_jax.convert.stored import ConversionError
-from fasttta_jax.storage.files import (
-    TEMPORARY,
-    differences,
-    write_atomically,
-    write_json,
-)
+from fasttta_jax.storage.files import differences, write_atomically, write_json
 from fasttta_jax.storage.weights import METADATA_FILE, WEIGHTS_FILE, write_weights
+from fasttta_jax.storage.whole import TEMPORARY
 
 
 class Conversion(NamedTuple):

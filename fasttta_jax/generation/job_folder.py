@@ -25,16 +25,11 @@ from typing import Any, NamedTuple
 from fasttta_jax.generation.outputs import OutputConfig, Shard, open_shard, remove_clip
 from fasttta_jax.generation.prompts import BadRow, Wanted
 from fasttta_jax.storage import shards
-from fasttta_jax.storage.files import (
-    StorageError,
-    damage,
-    is_remote,
-    remove_leftovers,
-    whole,
-)
+from fasttta_jax.storage.files import StorageError, damage, is_remote
 from fasttta_jax.storage.locks import locked
 from fasttta_jax.storage.sealed import read_sealed
 from fasttta_jax.storage.shards import NOTES_FOLDER, ShardedWork, check_share
+from fasttta_jax.storage.whole import remove_leftovers, whole
 
 MANIFEST_FILE = "manifest.jsonl"
 SKIPPED_FILE = "skipped.jsonl"

@@ -33,8 +33,9 @@ from fasttta_jax.generation.decoding_figure import decoding_png
 from fasttta_jax.generation.names import NameTemplate
 from fasttta_jax.generation.pipeline import Clip
 from fasttta_jax.report.spectrograms import spectrogram_png
-from fasttta_jax.storage.files import remove_leftovers, whole, write_atomically
+from fasttta_jax.storage.files import write_atomically
 from fasttta_jax.storage.record_writer import RecordWriter
+from fasttta_jax.storage.whole import remove_leftovers, whole
 
 KEEP_LEVEL = Level()
 DEFAULT_NAME = NameTemplate()

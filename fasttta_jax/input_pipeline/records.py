@@ -17,6 +17,7 @@ from typing import Any
 
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ModelConfig
+from fasttta_jax.storage.content import file_sha256
 from fasttta_jax.storage.files import (
     StorageError,
     as_path,
@@ -106,7 +107,7 @@ def check_descriptions(path: pathlib.Path) -> None:
 
 def _sha256(path: pathlib.Path) -> str:
     with damage(path):
-        return hashlib.sha256(path.read_bytes()).hexdigest()
+        return file_sha256(path)
 
 
 class Records:

@@ -118,12 +118,20 @@ def _stamp(path: pathlib.Path) -> Stamp | None:
     return [found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino]
 
 
+def file_sha256(path: pathlib.Path) -> str:
+    """Of a file's bytes, hexadecimal; the file is read.
+
+    Raises:
+      OSError: it cannot be.
+    """
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
 def _sha256(path: pathlib.Path) -> str | None:
-    try:
-        with open(path, "rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
-    except OSError:
-        return None
+    with contextlib.suppress(OSError):
+        return file_sha256(path)
+    return None
 
 
 def combined(named: Iterable[tuple[str, object]]) -> str:

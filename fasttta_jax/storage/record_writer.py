@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 from array_record.python.array_record_module import ArrayRecordReader, ArrayRecordWriter
 
-from fasttta_jax.storage.files import StorageError, final_name
+from fasttta_jax.storage.files import StorageError
+from fasttta_jax.storage.whole import final_name
 
 READ_AT_ONCE = 64
 """Records that are in memory while a file is read back."""

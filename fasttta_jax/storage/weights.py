@@ -24,14 +24,13 @@ from fasttta_jax.storage.files import (
     StorageError,
     as_path,
     damage,
-    final_name,
     is_remote,
     list_files,
     read_json,
     storage_errors,
-    whole,
 )
 from fasttta_jax.storage.staging import stage
+from fasttta_jax.storage.whole import final_name, whole
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance

@@ -25,7 +25,8 @@ from jaxtyping import Array, Bool
 
 from fasttta_jax.config import TextConfig
 from fasttta_jax.models.layers import embedding_init
-from fasttta_jax.storage.files import damage, read_json, remove_leftovers, write_atomically
+from fasttta_jax.storage.files import damage, read_json, write_atomically
+from fasttta_jax.storage.whole import remove_leftovers
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.text.tokenize import check_entries, truncation_log
 from fasttta_jax.typing import AnyArray, Conditioning, Key, Params, TextStream

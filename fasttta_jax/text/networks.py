@@ -25,8 +25,9 @@ from fasttta_jax.config import ComputeDtype
 from fasttta_jax.parallel.local import local_copies, local_rows, on_local_devices
 from fasttta_jax.pretrained import clap_text as clap
 from fasttta_jax.pretrained import t5
-from fasttta_jax.storage.files import read_json, remove_leftovers, write_json
+from fasttta_jax.storage.files import read_json, write_json
 from fasttta_jax.storage.weights import copy_folder, read_metadata
+from fasttta_jax.storage.whole import remove_leftovers
 from fasttta_jax.text.table import EmbeddingError, Stream
 from fasttta_jax.text.tokenize import encode, load_tokenizer
 

@@ -22,8 +22,9 @@ from typing import Any
 
 import numpy as np
 
-from fasttta_jax.storage.files import damage, read_json, remove_leftovers, whole_folder, write_json
+from fasttta_jax.storage.files import damage, read_json, write_json
 from fasttta_jax.storage.shards import Shard, ShardedWork
+from fasttta_jax.storage.whole import remove_leftovers, whole_folder
 
 FOLDER = "embeddings"
 CAPTIONS_FILE = "captions.json"

@@ -13,8 +13,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,6 +23,7 @@ from etils import epath
 from fasttta_jax.multihost import coordination, distributed
 from fasttta_jax.multihost.barrier import FailingBarrier, OtherHostFailed
 from fasttta_jax.workdir import checksums
+from fasttta_jax.workdir.checkpoint_finish import Finish
 from fasttta_jax.workdir.checkpoint_folder import (
     FORMAT,
     LATE_FILES,
@@ -102,11 +102,8 @@ class StoredCheckpoints:
 
     def _differences(self, step: int, abstract: Mapping[str, Any]) -> list[str]:
         """How the trees on disk differ from `abstract`, a line for each leaf."""
-        there: dict[str, str] = {}
-        here: dict[str, str] = {}
-        for item, tree in abstract.items():
-            there |= _stored_leaves(self.folder, step, item)
-            here |= _leaves(item, tree)
+        there = _stored_leaves(self.folder, step, abstract)
+        here = _leaves(abstract)
         lines = []
         for name in sorted(there | here):
             if name not in here:
@@ -150,85 +147,21 @@ class StoredCheckpoints:
         return Restored(step, items, header.progress)
 
 
-def _leaves(item: str, tree: Any) -> dict[str, str]:
-    """Dtype and shape of every leaf, {"ema/head/bias": "float32[64]"}."""
+def _leaves(items: Mapping[str, Any]) -> dict[str, str]:
+    """Dtype and shape of every leaf of named trees, {"ema/head/bias": "float32[64]"}."""
     return {
         f"{item}/{name}": f"{np.dtype(leaf.dtype).name}{list(leaf.shape)}"
+        for item, tree in items.items()
         for name, leaf in ocp.tree.to_flat_dict(tree, sep="/").items()
         if hasattr(leaf, "shape")
     }
 
 
-def _stored_leaves(folder: CheckpointFolder, step: int, item: str) -> dict[str, str]:
-    """As `_leaves`, of a tree on disk, each of whose arrays is opened; {} where there is none."""
-    path = folder.step(step) / item
-    if not path.exists():
-        return {}
-    return _leaves(item, ocp.StandardCheckpointHandler().metadata(path).tree)
-
-
-def _read_back(folder: CheckpointFolder, step: int, items: Mapping[str, Mapping[str, str]]) -> None:
-    """What a commit alone does not show: all files have their sizes, all arrays can be opened.
-
-    The files were read once when their checksums were taken, so their contents are not read again.
-
-    Args:
-      folder: of the checkpoints.
-      step: that was committed.
-      items: dtype and shape of the leaves of each tree.
-
-    Raises:
-      DamagedCheckpoint: the step is not what was saved; it is moved aside.
-    """
-    try:
-        lines = checksums.wrong_sizes(folder.step(step))
-        for item, wanted in items.items():
-            found = _stored_leaves(folder, step, item)
-            lines += [
-                f"{name} is {found.get(name, 'missing')}, not {wanted.get(name, 'there')}"
-                for name in sorted(wanted.keys() | found.keys())
-                if found.get(name) != wanted.get(name)
-            ]
-        fault = shorten(lines)
-    except Exception as error:
-        fault = one_line(error)
-    if not fault:
-        return
-    with contextlib.suppress(Exception):
-        folder.set_aside(step, fault)
-    raise DamagedCheckpoint(f"it was written, but cannot be read back: {fault}")
-
-
-class _Finish(threading.Thread):
-    """Waits for a save's writes and checks them, then removes old steps; an error is in `error`."""
-
-    def __init__(
-        self,
-        checkpointer: ocp.AsyncCheckpointer,
-        barrier: FailingBarrier,
-        read_back: Callable[[], None],
-        remove: Callable[[], None],
-        old_steps: list[int],
-    ) -> None:
-        super().__init__(name="checkpoint_finish")
-        self.error: Exception | None = None
-        self._checkpointer = checkpointer
-        self._barrier = barrier
-        self._read_back = read_back
-        self._remove = remove
-        self.old_steps = old_steps
-
-    def run(self) -> None:
-        try:
-            self._checkpointer.wait_until_finished()
-            if coordination.index() == 0:
-                self._read_back()
-        except Exception as error:
-            self.error = error
-            self._barrier.fail(error)
-            return
-        if coordination.index() == 0:
-            self._remove()
+def _stored_leaves(folder: CheckpointFolder, step: int, items: Iterable[str]) -> dict[str, str]:
+    """As `_leaves`, of those trees that are on disk, each of whose arrays is opened."""
+    handler = ocp.StandardCheckpointHandler()
+    paths = {item: folder.step(step) / item for item in items}
+    return _leaves({n: handler.metadata(path).tree for n, path in paths.items() if path.exists()})
 
 
 class Checkpoints(StoredCheckpoints):
@@ -260,7 +193,7 @@ class Checkpoints(StoredCheckpoints):
         self._keep_every = keep_every
         self._barrier = FailingBarrier()
         self._saving: tuple[int, dict[str, float]] | None = None
-        self._finish: _Finish | None = None
+        self._finish: Finish | None = None
         self._checkpointer = self._open()
 
     def _open(self) -> ocp.AsyncCheckpointer:
@@ -347,12 +280,13 @@ class Checkpoints(StoredCheckpoints):
             best_metric=self.best_metric,
         )
         old = sorted(set(everything) - kept)
-        leaves = {name: _leaves(name, tree) for name, tree in items.items()}
-        self._finish = _Finish(
-            self._checkpointer,
+        self._finish = Finish(
+            self._checkpointer.wait_until_finished,
             self._barrier,
-            lambda: _read_back(self.folder, step, leaves),
-            lambda: self.folder.remove(old),
+            self.folder,
+            step,
+            _leaves(items),
+            lambda: _stored_leaves(self.folder, step, items),
             old,
         )
         self._finish.start()

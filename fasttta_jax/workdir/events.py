@@ -18,7 +18,7 @@ import time
 from collections.abc import Iterable
 from typing import Any
 
-from fasttta_jax.storage.files import write_errors
+from fasttta_jax.storage.whole import write_errors
 
 EVENT_FILES = "events.out.tfevents.*"
 

@@ -30,22 +30,22 @@ from fasttta_jax.config import DataConfig, RunConfig, to_config_dict
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.sharding import path_name
+from fasttta_jax.storage.content import file_sha256
 from fasttta_jax.storage.files import (
     AnyPath,
     as_path,
     is_remote,
     list_files,
     read_json,
-    whole_folder,
     write_atomically,
     write_json,
 )
 from fasttta_jax.storage.weights import copy_folder, write_weights
+from fasttta_jax.storage.whole import whole_folder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
 from fasttta_jax.typing import Params
 from fasttta_jax.workdir.checkpoint_folder import one_line, shorten
 from fasttta_jax.workdir.folder import CONFIG_FILE, WorkdirError
-from fasttta_jax.workdir.hashes import file_sha256
 
 logger = logging.getLogger(__name__)
 

@@ -22,6 +22,7 @@ from typing import Any
 from fasttta_jax.codecs import Codec, load_codec
 from fasttta_jax.config import ConfigError, RunConfig, flatten, from_config_dict, to_config_dict
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER, EncodedDataset
+from fasttta_jax.storage.content import content_hashes, file_sha256
 from fasttta_jax.storage.files import (
     AnyPath,
     StorageError,
@@ -29,17 +30,16 @@ from fasttta_jax.storage.files import (
     differences,
     is_remote,
     list_files,
-    remove_leftovers,
     storage_errors,
     write_json,
 )
 from fasttta_jax.storage.sealed import read_sealed, sealed
 from fasttta_jax.storage.staging import DEFAULT_CACHE, stage
 from fasttta_jax.storage.weights import copy_folder
+from fasttta_jax.storage.whole import remove_leftovers
 from fasttta_jax.text import TextEncoder, load_text_encoder, save_text_encoder
 from fasttta_jax.text.networks import SUMMARY_FILE as NETWORKS_FILE
 from fasttta_jax.workdir.checkpoint_folder import shorten, unusable_path
-from fasttta_jax.workdir.hashes import file_sha256
 
 logger = logging.getLogger(__name__)
 
@@ -255,18 +255,17 @@ class Workdir:
           WorkdirError: one is not; names it.
         """
         folder = stage(self.path / name, self._cache)
-        problems = []
-        for file, sha256 in dict(self._read().get(FILES, {})).items():
-            part, _, inner = file.partition("/")
-            if part != name:
-                continue
-            with _workdir_errors(folder / inner, "read"):
-                if file_sha256(folder / inner) != sha256:
-                    problems.append(inner)
-        if problems:
+        wanted = {
+            inner: sha256
+            for file, sha256 in dict(self._read().get(FILES, {})).items()
+            for part, _, inner in [file.partition("/")]
+            if part == name
+        }
+        found = content_hashes(folder, wanted)
+        if problems := [inner for inner in wanted if found[inner] != wanted[inner]]:
             raise WorkdirError(
-                f"{folder} is not what was written: {shorten(problems)} has another SHA-256 than "
-                f"{CONFIG_FILE} says. Copy it again"
+                f"{folder} is not what was written: {shorten(problems)} is missing, or has another "
+                f"SHA-256 than {CONFIG_FILE} says. Copy it again"
             )
         return folder
 

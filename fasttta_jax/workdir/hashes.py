@@ -1,25 +1,14 @@
-"""SHA-256 of parameters and of files, by which a model is known again."""
+"""SHA-256 of parameters, by which a model is known again."""
 
 from __future__ import annotations
 
 import hashlib
-import pathlib
 from typing import Any
 
 import jax
 import numpy as np
 
 from fasttta_jax.multihost import distributed
-
-
-def file_sha256(path: pathlib.Path) -> str:
-    """Of a file's bytes, hexadecimal.
-
-    Raises:
-      OSError: it cannot be read.
-    """
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def tree_hash(tree: Any) -> str:

@@ -30,14 +30,8 @@ import numpy as np
 import PIL.Image
 from jaxtyping import Float
 
-from fasttta_jax.storage.files import (
-    AnyPath,
-    as_path,
-    is_remote,
-    storage_errors,
-    write_atomically,
-    write_errors,
-)
+from fasttta_jax.storage.files import AnyPath, as_path, is_remote, storage_errors, write_atomically
+from fasttta_jax.storage.whole import write_errors
 from fasttta_jax.workdir.events import EVENT_FILES, EventFile
 
 logger = logging.getLogger(__name__)

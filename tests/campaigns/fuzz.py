@@ -32,7 +32,7 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 import jax
 from tqdm import tqdm
 
-from fasttta_jax.storage.files import whole_folder
+from fasttta_jax.storage.whole import whole_folder
 from tests.campaigns.draws import Draw, shrink
 from tests.campaigns.families import FAMILIES, Family
 from tests.campaigns.fuzz_world import World, make_world

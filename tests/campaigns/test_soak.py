@@ -14,13 +14,13 @@ RNG = np.random.default_rng(5)
 
 
 def samples(bytes_a_clip: float = 0.0, descriptors: float = 0.0, threads: float = 0.0):
-    """A thousand jobs of 30 clips: memory with half a MB of noise, and 300 MB of warming up."""
+    """A thousand jobs of 30 clips: memory with 4 MiB of noise, and 300 MiB of warming up."""
     return [
         Sample(
             seconds=2.0 * n,
             clips=30 * n,
             resident=round(
-                700e6 + min(n, 200) * 1.5e6 + RNG.normal(0, 5e5) + bytes_a_clip * 30 * n
+                700e6 + min(n, 200) * 1.5e6 + RNG.normal(0, 4e6) + bytes_a_clip * 30 * n
             ),
             descriptors=8 + int(descriptors * n),
             threads=16 + int(threads * n) + n % 2,

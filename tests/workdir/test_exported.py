@@ -24,6 +24,7 @@ from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import make_mesh
+from fasttta_jax.storage.content import file_sha256
 from fasttta_jax.storage.files import list_files
 from fasttta_jax.systems import build_model
 from fasttta_jax.tools.export import export
@@ -38,7 +39,6 @@ from fasttta_jax.workdir.exported import (
     write_exported,
 )
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
-from fasttta_jax.workdir.hashes import file_sha256
 from fasttta_jax.workdir.restore import TrainedModel, load_trained
 from tests.support import helpers
 from tests.support.tolerance import assert_close, model_terms, rounding
