@@ -21,7 +21,7 @@ PACKAGE = REPOSITORY / "fasttta_jax"
 FLOORS = (
     ("version", "typing", "config", "schedules", "storage", "audio", "losses"),
     ("parallel", "masking", "randomness"),
-    ("models", "diffusion", "multihost"),
+    ("models", "diffusion", "flow", "multihost"),
     ("pretrained", "objectives", "decoding", "cli"),
     ("text", "codecs", "performance"),
     ("systems", "input_pipeline", "metrics", "convert"),

@@ -6,6 +6,7 @@ and `from_config_dict` turns it back. Library code only ever sees the dataclasse
 
 from fasttta_jax.config.checks import ConfigError
 from fasttta_jax.config.decode import Counts, DecodeConfig, Order
+from fasttta_jax.config.flow import FlowConfig, check_flow
 from fasttta_jax.config.mapping import flatten, from_config_dict, from_mapping, to_config_dict
 from fasttta_jax.config.model import (
     BackboneConfig,
@@ -42,6 +43,7 @@ __all__ = [
     "DiffusionConfig",
     "DistillationConfig",
     "EnergyConfig",
+    "FlowConfig",
     "GuidedConfig",
     "HeadConfig",
     "MaskingConfig",
@@ -53,6 +55,7 @@ __all__ = [
     "Roles",
     "RunConfig",
     "TextConfig",
+    "check_flow",
     "flatten",
     "from_config_dict",
     "from_mapping",
