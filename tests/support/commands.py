@@ -30,7 +30,10 @@ REPOSITORY = pathlib.Path(__file__).parents[2]
 IMPORTED = [
     "tests.support.type_checks",
     "fasttta_jax.training.loop",
+    "fasttta_jax.evaluation.evaluator",
+    "fasttta_jax.evaluation.folders",
     "fasttta_jax.evaluation.ranking",
+    "fasttta_jax.generation.job",
     "fasttta_jax.cli",
     "jax.experimental.multihost_utils",
 ]
