@@ -77,7 +77,12 @@ def training_data() -> TaggerData:
 
 @pytest.fixture(scope="module")
 def trained() -> Tagger:
-    return train_tagger(training_data(), SPEC, seed=0, num_steps=80, progress=False)
+    """Compiled with optimisations, whose seconds the steps give back."""
+    jax.config.update("jax_disable_most_optimizations", False)
+    try:
+        return train_tagger(training_data(), SPEC, seed=0, num_steps=80, progress=False)
+    finally:
+        jax.config.update("jax_disable_most_optimizations", True)
 
 
 def test_recognises_held_out_clips_and_their_attributes(trained: Tagger) -> None:
