@@ -1,6 +1,5 @@
 """Eight virtual CPU devices, strict rank promotion, flags that count as parsed, a tiny dataset."""
 
-import gc
 import importlib.metadata
 import os
 import typing
@@ -26,7 +25,6 @@ from fasttta_jax.storage import content
 from fasttta_jax.training.loop import Trainer
 from tests.support import chromium, helpers, labelled_clips, world
 
-gc.disable()  # while the tests are imported
 # Compiling also takes far less without LLVM's optimisations.
 jax.config.update("jax_disable_most_optimizations", True)
 os.environ["JAX_DISABLE_MOST_OPTIMIZATIONS"] = "1"  # for the processes that tests start
@@ -135,10 +133,3 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker begins one when the other is done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
-
-
-def pytest_collection_finish() -> None:
-    """What is there stays to the end: the collector need not look through it time and again."""
-    gc.collect()
-    gc.freeze()
-    gc.enable()

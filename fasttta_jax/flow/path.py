@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 from jaxtyping import Array, Float
 
-from fasttta_jax.typing import SomeArray
+from fasttta_jax.typing import AnyArray, SomeArray
 
 Velocity = Callable[
     [Float[Array, "... N C"], Float[Array, " *T"], Float[Array, " *T"]], Float[Array, "... N C"]
@@ -22,7 +22,7 @@ Velocity = Callable[
 or backbone states, and strength of guidance are closed over."""
 
 
-def over(t: SomeArray, z: SomeArray) -> SomeArray:
+def over(t: SomeArray, z: AnyArray) -> SomeArray:
     """Times with axes of length 1 for those that z has behind them."""
     return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 

@@ -50,10 +50,6 @@ def check_share(process_id: int, num_processes: int) -> None:
         raise ValueError(f"process_id is {process_id}; allowed: 0 to {num_processes - 1}")
 
 
-MOST_SHARDS = 100_000
-"""Of a split: the numbers in their names have five digits."""
-
-
 class ShardedWork:
     """The plan of a piece of work, and which of its shards are done.
 
@@ -65,7 +61,7 @@ class ShardedWork:
       notes: folder of the notes, below `folder`.
 
     Raises:
-      ValueError: there is no item, or a split has more than `MOST_SHARDS`.
+      ValueError: there is no item.
     """
 
     def __init__(
@@ -80,12 +76,6 @@ class ShardedWork:
         self.folder = folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._notes = folder / notes
-        for split, length in lengths.items():
-            if (count := -(-length // shard_size)) > MOST_SHARDS:
-                raise ValueError(
-                    f"{split} has {length} items, which are {count} shards of {shard_size}; "
-                    f"allowed: {MOST_SHARDS} shards a split"
-                )
         self.shards = [
             Shard(split, index, start, min(start + shard_size, length))
             for split, length in lengths.items()

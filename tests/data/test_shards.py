@@ -17,7 +17,6 @@ from data.common.tables import Skipped
 from fasttta_jax.input_pipeline.records import DatasetError, Records, find_records
 from fasttta_jax.storage.files import StorageError
 from fasttta_jax.storage.sealed import read_sealed, sealed
-from fasttta_jax.storage.shards import ShardedWork
 
 LENGTHS = {"train": 11, "test": 3}
 TOKENS = tfds.features.Tensor(shape=(None, 2, 3), dtype=np.float16, encoding="bytes")
@@ -132,11 +131,6 @@ def test_nothing_is_there_until_all_is(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
     expected = made(tmp_path / "uninterrupted")["sha256"]
     assert Records(tmp_path / "records", "train").metadata["sha256"] == expected
-
-
-def test_more_shards_than_names_can_count_are_refused_at_once(tmp_path):
-    with pytest.raises(ValueError, match=r"train has 10{20} items, .* allowed: 100000 shards"):
-        ShardedWork(tmp_path, lengths={"train": 10**20}, shard_size=1000, settings={})
 
 
 def test_a_shard_whose_file_is_removed_is_made_again(tmp_path):

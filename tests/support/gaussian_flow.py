@@ -12,7 +12,10 @@ import math
 
 import numpy as np
 
-from fasttta_jax.flow.path import over
+
+def over(t, z):
+    """Times, NumPy's scalars among them, with axes of length 1 for those that z has behind."""
+    return t.reshape(t.shape + (1,) * (z.ndim - t.ndim))
 
 
 @dataclasses.dataclass(frozen=True)
