@@ -1,5 +1,6 @@
 """Eight virtual CPU devices, strict rank promotion, flags that count as parsed, a tiny dataset."""
 
+import gc
 import importlib.metadata
 import os
 import typing
@@ -133,3 +134,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Files with slow tests come first, so that no worker begins one when the other is done."""
     slow = {item.path for item in items if item.get_closest_marker("slow")}
     items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Iterator[None]:
+    """What is imported stays to the end: the collector need not look through it time and again."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.collect()
+        gc.freeze()
+        gc.enable()

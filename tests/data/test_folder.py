@@ -4,8 +4,6 @@ import collections
 import json
 import os
 import pathlib
-import subprocess
-import sys
 import time
 
 import numpy as np
@@ -19,7 +17,6 @@ from tests.support import commands
 from tests.support.sound_files import contents, kept_metadata, skipped_items, tone
 
 RATE = 16_000
-REPOSITORY = pathlib.Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -405,19 +402,14 @@ def test_a_killed_build_goes_on_where_it_was(tmp_path, capsys):
     audio_dir = many(tmp_path / "audio", 400)
     flags = [f"--audio_dir={audio_dir}", f"--out={tmp_path / 'out'}", "--name=sounds"]
     flags += ["--clips_per_shard=2", "--workers=1"]
-    process = subprocess.Popen(
-        [sys.executable, "-m", "data.folder", *flags],
-        cwd=REPOSITORY,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
+    process = commands.start(["-m", "data.folder", *flags], tmp_path)
     notes = tmp_path / "out" / "sounds.incomplete" / "1.0.0" / "shards"
     deadline = time.monotonic() + 120
     while len(list(notes.glob("*.json"))) < 5 and time.monotonic() < deadline:
-        assert process.poll() is None
+        assert process.exitcode is None
         time.sleep(0.001)
     process.kill()
-    process.wait()
+    process.join()
     done = {path.name: path.stat().st_mtime_ns for path in notes.glob("*.json")}
     assert 5 <= len(done) < 200
     assert not (tmp_path / "out" / "sounds").exists()

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import gc
 import multiprocessing
 import os
 import pathlib
@@ -66,6 +67,7 @@ def execute(arguments: list[str]) -> None:
 
 def _command(arguments: list[str], folder: str, suffix: str, env: dict[str, str], cwd: str) -> None:
     os.setsid()
+    gc.freeze()  # what the server has imported stays
     for number, name in ((1, "stdout"), (2, "stderr")):
         path = os.path.join(folder, name + suffix)
         os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
