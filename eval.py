@@ -30,6 +30,7 @@ Two results are subtracted where they were judged alike, clip by clip:
 
 import pathlib
 import sys
+from collections.abc import Iterable
 
 from absl import flags
 
@@ -45,100 +46,107 @@ from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, pars
 from fasttta_jax.evaluation.tables import as_text
 from fasttta_jax.tools import decode_flags
 
-RUN = flags.DEFINE_multi_string(
-    "run", [], "NAME=WORKDIR of a trained run; may be given several times."
-)
-GENERATED = flags.DEFINE_multi_string(
-    "generated", [], "NAME=FOLDER of sounds, or of their table; may be given several times."
-)
-REFERENCE = flags.DEFINE_string("reference", None, "Folder of the real sounds, or their table.")
-REFERENCE_STATISTICS = flags.DEFINE_string(
-    "reference_statistics", None, "What --write_reference_statistics wrote of the real sounds."
-)
-WRITE_REFERENCE_STATISTICS = flags.DEFINE_string(
-    "write_reference_statistics", None, "File for the features of the real sounds, a .npz."
-)
-NETWORKS = flags.DEFINE_multi_string(
-    "networks",
-    [],
-    "NAME=FOLDER of converted weights: panns_16k, panns_32k, vggish, clap; may be given several "
-    "times.",
-)
-PROTOCOL = flags.DEFINE_enum(
-    "protocol", None, sorted(PROTOCOLS), "How sounds are judged by networks. Default: ours."
-)
-METRICS = flags.DEFINE_list("metrics", [], "Some of the protocol's figures. Default: all.")
-LITERATURE = flags.DEFINE_bool(
-    "literature", False, "Show published figures in the report, each with its own protocol."
-)
-COMPARE = flags.DEFINE_list(
-    "compare", None, "Two metrics.json, with :ROW behind one that has several judged rows."
-)
-AUDIO_DATA = flags.DEFINE_string("audio_data", None, "Folder of the audio dataset.")
-ENCODED_DATA = flags.DEFINE_string(
-    "encoded_data", None, "Folder that data.encode_latents made of it; runs need it."
-)
-OUT = flags.DEFINE_string("out", None, "Folder for metrics.json, report.html and the tagger.")
-NUM_CLIPS = flags.DEFINE_integer(
-    "num_clips", 192, "Test clips with one event; of data without labels, all.", lower_bound=1
-)
-NUM_SCENES = flags.DEFINE_integer(
-    "num_scenes", 96, "Test clips with several events.", lower_bound=0
-)
-NUM_ENERGY_CLIPS = flags.DEFINE_integer(
-    "num_energy_clips", 128, "Test clips whose tokens are scored.", lower_bound=1
-)
-BATCH_SIZE = flags.DEFINE_integer("batch_size", 8, "Clips computed together.", lower_bound=1)
-SEED = flags.DEFINE_integer("seed", 0, "Of tagger, sounds and energy score.", lower_bound=0)
-TAGGER_STEPS = flags.DEFINE_integer(
-    "tagger_steps", 600, "Updates of the tagger's training.", lower_bound=1
-)
-decode_flags.define(flags.FLAGS)
-GATES_FLAG = flags.DEFINE_enum(
-    "gates", None, sorted(GATES), "Bounds for the rows real, codec, teacher, student, guided."
-)
+JUDGING = (
+    "run", "generated", "reference", "reference_statistics", "networks", "protocol", "metrics",
+)  # fmt: skip
+"""Flags that --compare does without."""
+
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+
+    def text(name: str, help: str) -> None:
+        flags.DEFINE_string(name, None, help, flag_values=values)
+
+    def several(name: str, help: str) -> None:
+        help = f"{help}; may be given several times."
+        flags.DEFINE_multi_string(name, [], help, flag_values=values)
+
+    def choice(name: str, names: Iterable[str], help: str) -> None:
+        flags.DEFINE_enum(name, None, sorted(names), help, flag_values=values)
+
+    def whole(name: str, default: int, help: str, lowest: int = 1) -> None:
+        flags.DEFINE_integer(name, default, help, lower_bound=lowest, flag_values=values)
+
+    several("run", "NAME=WORKDIR of a trained run")
+    several("generated", "NAME=FOLDER of sounds, or of their table")
+    text("reference", "Folder of the real sounds, or their table.")
+    text("reference_statistics", "What --write_reference_statistics wrote of the real sounds.")
+    text("write_reference_statistics", "File for the features of the real sounds, a .npz.")
+    several("networks", "NAME=FOLDER of converted weights: panns_16k, panns_32k, vggish, clap")
+    choice("protocol", PROTOCOLS, "How sounds are judged by networks. Default: ours.")
+    flags.DEFINE_list(
+        "metrics", [], "Some of the protocol's figures. Default: all.", flag_values=values
+    )
+    flags.DEFINE_bool(
+        "literature",
+        False,
+        "Show published figures in the report, each with its own protocol.",
+        flag_values=values,
+    )
+    flags.DEFINE_list(
+        "compare",
+        None,
+        "Two metrics.json, with :ROW behind one that has several judged rows.",
+        flag_values=values,
+    )
+    text("audio_data", "Folder of the audio dataset.")
+    text("encoded_data", "Folder that data.encode_latents made of it; runs need it.")
+    text("out", "Folder for metrics.json, report.html and the tagger.")
+    whole("num_clips", 192, "Test clips with one event; of data without labels, all.")
+    whole("num_scenes", 96, "Test clips with several events.", 0)
+    whole("num_energy_clips", 128, "Test clips whose tokens are scored.")
+    whole("batch_size", 8, "Clips computed together.")
+    whole("seed", 0, "Of tagger, sounds and energy score.", 0)
+    whole("tagger_steps", 600, "Updates of the tagger's training.")
+    decode_flags.define(values)
+    choice("gates", GATES, "Bounds for the rows real, codec, teacher, student, guided.")
+    cli.define_share_flags(values)
 
 
 def _check_out() -> None:
-    if OUT.value is not None and pathlib.Path(OUT.value).is_file():
-        raise EvaluationError(f"--out is {OUT.value!r}, a file; allowed: a folder, new or not")
+    values = flags.FLAGS
+    if values.out is not None and pathlib.Path(values.out).is_file():
+        raise EvaluationError(f"--out is {values.out!r}, a file; allowed: a folder, new or not")
 
 
 def _judging() -> JudgingConfig | None:
+    values = flags.FLAGS
     asked = {
-        "protocol": PROTOCOL.value,
-        "metrics": METRICS.value,
-        "reference": REFERENCE.value,
-        "reference_statistics": REFERENCE_STATISTICS.value,
-        "write_reference_statistics": WRITE_REFERENCE_STATISTICS.value,
-        "literature": LITERATURE.value,
+        "protocol": values.protocol,
+        "metrics": values.metrics,
+        "reference": values.reference,
+        "reference_statistics": values.reference_statistics,
+        "write_reference_statistics": values.write_reference_statistics,
+        "literature": values.literature,
     }
-    if not NETWORKS.value and not any(asked.values()):
+    if not values.networks and not any(asked.values()):
         return None
     return JudgingConfig(
-        parse_named(NETWORKS.value, "networks"),
-        PROTOCOL.value or "ours",
-        tuple(METRICS.value),
-        REFERENCE.value,
-        REFERENCE_STATISTICS.value,
-        WRITE_REFERENCE_STATISTICS.value,
-        LITERATURE.value,
+        parse_named(values.networks, "networks"),
+        values.protocol or "ours",
+        tuple(values.metrics),
+        values.reference,
+        values.reference_statistics,
+        values.write_reference_statistics,
+        values.literature,
     )
 
 
 def _evaluation() -> Evaluation | None:
-    if OUT.value is None:
+    values = flags.FLAGS
+    if values.out is None:
         raise EvaluationError("--out is missing: the folder for metrics.json and report.html")
-    runs, generated = parse_named(RUN.value, "run"), parse_named(GENERATED.value, "generated")
+    runs, generated = parse_named(values.run, "run"), parse_named(values.generated, "generated")
     judging = _judging()
     process_id, num_processes = cli.share()
     if judging is not None and not runs:
         return judge_folders(
             FoldersConfig(
                 generated,
-                OUT.value,
+                values.out,
                 judging,
-                AUDIO_DATA.value,
+                values.audio_data,
                 process_id,
                 num_processes,
             )
@@ -148,7 +156,7 @@ def _evaluation() -> Evaluation | None:
             f"--num_processes is {num_processes}; allowed: 1, but for folders of sounds that "
             "--networks judge without runs"
         )
-    if AUDIO_DATA.value is None:
+    if values.audio_data is None:
         raise EvaluationError(
             "--audio_data is missing: the dataset with the test clips; without it, --networks "
             "judge --generated against --reference"
@@ -156,17 +164,17 @@ def _evaluation() -> Evaluation | None:
     return evaluate(
         EvaluationConfig(
             runs=runs,
-            audio_data=AUDIO_DATA.value,
-            encoded_data=ENCODED_DATA.value,
-            out=OUT.value,
-            num_clips=NUM_CLIPS.value,
-            num_scenes=NUM_SCENES.value,
-            num_energy_clips=NUM_ENERGY_CLIPS.value,
-            batch_size=BATCH_SIZE.value,
-            seed=SEED.value,
-            tagger_steps=TAGGER_STEPS.value,
-            decode=decode_flags.read(flags.FLAGS),
-            gates=GATES_FLAG.value,
+            audio_data=values.audio_data,
+            encoded_data=values.encoded_data,
+            out=values.out,
+            num_clips=values.num_clips,
+            num_scenes=values.num_scenes,
+            num_energy_clips=values.num_energy_clips,
+            batch_size=values.batch_size,
+            seed=values.seed,
+            tagger_steps=values.tagger_steps,
+            decode=decode_flags.read(values),
+            gates=values.gates,
             generated=generated,
             judging=judging,
         )
@@ -174,46 +182,50 @@ def _evaluation() -> Evaluation | None:
 
 
 def _compare(files: list[str]) -> None:
+    values = flags.FLAGS
     if len(files) != 2:
         raise EvaluationError(f"--compare names {len(files)} files; allowed: A.json,B.json")
-    judging = (RUN, GENERATED, REFERENCE, REFERENCE_STATISTICS, NETWORKS, PROTOCOL, METRICS)
-    if others := [f"--{flag.name}" for flag in judging if flag.present]:
+    if others := [f"--{name}" for name in JUDGING if values[name].present]:
         raise EvaluationError(
             f"--compare reads two results and judges nothing; found beside it: {', '.join(others)}"
         )
-    if OUT.value is not None and (pathlib.Path(OUT.value) / RESULT_FILE).exists():
+    if values.out is not None and (pathlib.Path(values.out) / RESULT_FILE).exists():
         raise EvaluationError(
-            f"--out is {OUT.value}, which holds the report of an evaluation; allowed with "
+            f"--out is {values.out}, which holds the report of an evaluation; allowed with "
             "--compare: a folder without one"
         )
     found = comparison.compare(*files)
     print(as_text(found.table()))
-    if OUT.value is not None:
-        write_comparison(found, OUT.value)
-        print(f"\n{OUT.value}/report.html has the same as a page.")
+    if values.out is not None:
+        write_comparison(found, values.out)
+        print(f"\n{values.out}/report.html has the same as a page.")
 
 
 def main() -> None:
+    """Evaluates, or compares, as the flags say."""
+    values = flags.FLAGS
     _check_out()
-    if COMPARE.value is not None:
-        _compare(COMPARE.value)
+    if values.compare is not None:
+        _compare(values.compare)
         return
     evaluation = _evaluation()
     if evaluation is None:
         process_id, num_processes = cli.share()
-        print(f"The features of share {process_id} of {num_processes} are in {OUT.value}. When all")
-        print("are there, the same command without --process_id and --num_processes judges.")
+        print(f"The features of share {process_id} of {num_processes} are in {values.out}.")
+        print(
+            "When all are there, the same command without --process_id and --num_processes judges."
+        )
         return
     print(as_text(evaluation.table, evaluation.all_gates()))
     for line in evaluation.notes:
         print(f"\n{line}")
     for line in evaluation.warnings:
         print(f"\nwarning: {line}")
-    print(f"\n{OUT.value}/report.html has the sounds, {OUT.value}/metrics.json all figures.")
+    print(f"\n{values.out}/report.html has the sounds, {values.out}/metrics.json all figures.")
     if failures := evaluation.failures():
         sys.exit("error: gates failed:\n  " + "\n  ".join(failures))
 
 
 if __name__ == "__main__":
-    cli.define_share_flags()
+    define_flags()
     cli.run(main)

@@ -21,23 +21,38 @@ from fasttta_jax.config import from_config_dict
 from fasttta_jax.performance.profiler import parse_window
 from fasttta_jax.training.loop import Trainer
 
-CONFIG = config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-WORKDIR = flags.DEFINE_string(
-    "workdir", None, "Folder of the run; resumes if it holds one.", required=True
-)
-PROFILE = flags.DEFINE_string(
-    "profile", None, "FIRST:LAST, steps whose trace goes to profile/ in the workdir, such as 10:14."
-)
-flags.mark_flag_as_required("config")
-cli.define_distributed_flags()
+
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/.", lock_config=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "workdir",
+        None,
+        "Folder of the run; resumes if it holds one.",
+        required=True,
+        flag_values=values,
+    )
+    flags.DEFINE_string(
+        "profile",
+        None,
+        "FIRST:LAST, steps whose trace goes to profile/ in the workdir, such as 10:14.",
+        flag_values=values,
+    )
+    flags.mark_flag_as_required("config", flag_values=values)
+    cli.define_distributed_flags(values)
 
 
 def main() -> None:
+    """Trains the run that the flags name."""
+    values = flags.FLAGS
     cli.start_distributed()
-    config = from_config_dict(CONFIG.value)
-    profile = None if PROFILE.value is None else parse_window(PROFILE.value)
-    Trainer(config, WORKDIR.value, profile=profile).run()
+    config = from_config_dict(values.config)
+    profile = None if values.profile is None else parse_window(values.profile)
+    Trainer(config, values.workdir, profile=profile).run()
 
 
 if __name__ == "__main__":
+    define_flags()
     cli.run(main)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import pathlib
 import resource
 import subprocess
@@ -36,6 +35,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance.flops import training_step_flops
 from fasttta_jax.report.text_table import format_table
+from fasttta_jax.storage.files import write_json
 
 Side = Literal["ours", "torch"]
 SIDES: tuple[Side, ...] = get_args(Side)
@@ -224,7 +224,8 @@ def main() -> None:
     num_threads = bind_threads(values.threads)
     if values.turn is not None:
         found = measure_side(values.turn, run, steps=values.steps, num_threads=num_threads)
-        pathlib.Path(values.out or os.devnull).write_text(json.dumps(found))
+        if values.out is not None:
+            write_json(pathlib.Path(values.out), found)
         return
     names = ("config", "batch_size", "steps")
     arguments = [f"--{name}={getattr(values, name)}" for name in names]

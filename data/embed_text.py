@@ -276,25 +276,39 @@ def _positions(given: Sequence[str], encoders: Mapping[str, str]) -> dict[str, i
     return {name: int(value) for name, value in found.items()}
 
 
-def _define_flags() -> None:
-    # Not at import, where tests would define them a second time.
-    flags.DEFINE_string("data", None, "Folder made by data.encode_latents.", required=True)
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+    flags.DEFINE_string(
+        "data", None, "Folder made by data.encode_latents.", required=True, flag_values=values
+    )
     flags.DEFINE_integer(
-        "vocabulary_size", 1000, "Most entries of the vocabulary; at least 257 for the bytes."
+        "vocabulary_size",
+        1000,
+        "Most entries of the vocabulary; at least 257 for the bytes.",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
         "encoder",
         [],
         "NAME=FOLDER: a stream and the converted weights of its network; give it once for each "
         "stream, in the order of the prefix.",
+        flag_values=values,
     )
     flags.DEFINE_multi_string(
-        "positions", [], "NAME=L: positions of a stream; left out, 77 for T5 and 1 for CLAP."
+        "positions",
+        [],
+        "NAME=L: positions of a stream; left out, 77 for T5 and 1 for CLAP.",
+        flag_values=values,
     )
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of the networks' matrix products.")
-    cli.define_share_flags()
+    flags.DEFINE_enum(
+        "dtype", "float32", DTYPES, "Type of the networks' matrix products.", flag_values=values
+    )
+    cli.define_share_flags(values)
     flags.DEFINE_string(
-        "embeddings", None, "File of embeddings to take instead of fitting a tokenizer."
+        "embeddings",
+        None,
+        "File of embeddings to take instead of fitting a tokenizer.",
+        flag_values=values,
     )
 
 
@@ -340,5 +354,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     cli.run(main)

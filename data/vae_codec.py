@@ -23,11 +23,17 @@ from fasttta_jax.codecs.base import CONFIG_FILE
 from fasttta_jax.codecs.vae_codec import DTYPES, VaeCodec, VaeCodecConfig
 
 
-def _define_flags() -> None:
-    # Not at import, where tests would define them a second time.
-    flags.DEFINE_string("vae", None, "Folder that `convert vae` wrote.", required=True)
-    flags.DEFINE_string("vocoder", None, "Folder that `convert hifigan` wrote.", required=True)
-    flags.DEFINE_string("out", None, "Folder to write; must not hold a codec.", required=True)
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+    flags.DEFINE_string(
+        "vae", None, "Folder that `convert vae` wrote.", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "vocoder", None, "Folder that `convert hifigan` wrote.", required=True, flag_values=values
+    )
+    flags.DEFINE_string(
+        "out", None, "Folder to write; must not hold a codec.", required=True, flag_values=values
+    )
     flags.DEFINE_enum(
         "framing",
         MelConfig().framing,
@@ -35,9 +41,14 @@ def _define_flags() -> None:
         "Where frame k of a log-mel spectrogram lies: half a hop after sample hop * k, as in the "
         "training of AudioLDM's VAE (hifigan), or at sample hop * k, as in AudioLDM's and Tango's "
         "inference (center).",
+        flag_values=values,
     )
-    flags.DEFINE_integer("patch_size", 4, "Latent frames and rows that make one token.")
-    flags.DEFINE_enum("dtype", "float32", DTYPES, "Type of convolutions and matrix products.")
+    flags.DEFINE_integer(
+        "patch_size", 4, "Latent frames and rows that make one token.", flag_values=values
+    )
+    flags.DEFINE_enum(
+        "dtype", "float32", DTYPES, "Type of convolutions and matrix products.", flag_values=values
+    )
 
 
 def main() -> None:
@@ -61,5 +72,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     cli.run(main)

@@ -57,10 +57,10 @@ def _unknown_field(argv: list[str]) -> str | None:
         node = flags.FLAGS["config"].value
         path = name.split(".")[1:]
         for index, part in enumerate(path):
+            where = ".".join(["config", *path[:index]])
             if not isinstance(node, ml_collections.ConfigDict):
-                break
+                return f"{name} is not a field; {where} is one, and has none of its own"
             if part not in node:
-                where = ".".join(["config", *path[:index]])
                 return f"{name} is not a field; the fields of {where} are: " + ", ".join(node)
             node = node[part]
     return None
@@ -116,7 +116,7 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         rest = flags.FLAGS(argv)
         message = _config_fault() or _not_finite()
-    except (flags.Error, AttributeError, KeyError, ValueError, OSError) as error:
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
         has_config = "config" in flags.FLAGS
         message = (_unknown_field(argv) if has_config else None) or _last_line(error)
     else:
@@ -172,16 +172,17 @@ def _keep_compiled() -> None:
         logger.info("compiled programs are kept in %s", folder)
 
 
-def define_distributed_flags() -> None:
+def define_distributed_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Flags of an entry point that several hosts run together; see `start_distributed`."""
     flags.DEFINE_string(
         "coordinator_address",
         None,
         "host:port where process 0 of the job listens. Together with the next two; none of them on "
         "one host, TPU pods, GKE, Slurm or Open MPI, where the job is detected.",
+        flag_values=values,
     )
-    flags.DEFINE_integer("num_processes", None, "Processes of the job.")
-    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.")
+    flags.DEFINE_integer("num_processes", None, "Processes of the job.", flag_values=values)
+    flags.DEFINE_integer("process_id", None, "Number of this process, from 0.", flag_values=values)
 
 
 def define_share_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -60,36 +60,42 @@ class Kind(NamedTuple):
     flags: tuple[str, ...] = ()
 
 
-def _define_flags() -> None:
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
     flags.DEFINE_enum(
         "weights",
         None,
         list(mar.STATES),
         "mar: which weights of a training checkpoint to take, the averaged ones (ema, also where "
         "the flag is left out) or those of the last step (model). A bare state dict has only one.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
         "num_heads",
         None,
         "mar: attention heads. Left out, those of the published models: "
         + ", ".join(f"{heads} for width {width}" for width, heads in mar.PUBLISHED_HEADS.items()),
+        flag_values=values,
     )
     flags.DEFINE_float(
         "scaling_factor",
         None,
         "vae: what latents are multiplied by, where the source does not say it: the checkpoint of "
         "a VAE alone.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "tokenizer",
         None,
         "clap: folder with the files of RoBERTa's tokenizer, for an original checkpoint, which "
         "has none.",
+        flag_values=values,
     )
     flags.DEFINE_string(
         "pca",
         None,
         "vggish: the file of its principal components, where it is not beside the network.",
+        flag_values=values,
     )
 
 
@@ -146,5 +152,5 @@ def main(kind: str, source: str, out: str) -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     cli.run(main, "KIND SOURCE OUT")

@@ -115,8 +115,8 @@ class TorchFile:
             return self._archive.read(name)
         except DAMAGE as error:
             raise ConversionError(
-                f"{self.path} is damaged: {name} inside it cannot be read ({error}); copy or "
-                "download it again"
+                f"{self.path} is damaged: {name} inside it cannot be read ({str(error)[:200]}); "
+                "copy or download it again"
             ) from error
 
     def _read_storage(self, storage: Storage) -> np.ndarray:

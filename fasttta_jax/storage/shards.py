@@ -50,6 +50,10 @@ def check_share(process_id: int, num_processes: int) -> None:
         raise ValueError(f"process_id is {process_id}; allowed: 0 to {num_processes - 1}")
 
 
+MOST_SHARDS = 100_000
+"""Of a split: the numbers in their names have five digits."""
+
+
 class ShardedWork:
     """The plan of a piece of work, and which of its shards are done.
 
@@ -61,7 +65,7 @@ class ShardedWork:
       notes: folder of the notes, below `folder`.
 
     Raises:
-      ValueError: there is no item.
+      ValueError: there is no item, or a split has more than `MOST_SHARDS`.
     """
 
     def __init__(
@@ -76,6 +80,12 @@ class ShardedWork:
         self.folder = folder
         self.settings: dict[str, Any] = json.loads(json.dumps(settings))
         self._notes = folder / notes
+        for split, length in lengths.items():
+            if (count := -(-length // shard_size)) > MOST_SHARDS:
+                raise ValueError(
+                    f"{split} has {length} items, which are {count} shards of {shard_size}; "
+                    f"allowed: {MOST_SHARDS} shards a split"
+                )
         self.shards = [
             Shard(split, index, start, min(start + shard_size, length))
             for split, length in lengths.items()
@@ -140,7 +150,7 @@ class ShardedWork:
         """What a shard said of itself; None where it said nothing yet.
 
         Raises:
-          StorageError: it was made with other settings.
+          StorageError: it was made with other settings, or is another shard's.
         """
         if not self._note(shard).is_file():
             return None
@@ -149,11 +159,17 @@ class ShardedWork:
             raise StorageError(
                 f"{self._note(shard)} was made with other settings; remove it and start again"
             )
+        # Earlier versions did not say the split, and the last shard ends later where items are new.
+        if (note.get("split", shard.split), note.get("start")) != (shard.split, shard.start):
+            raise StorageError(
+                f"{self._note(shard)} is the note of another shard; remove it and start again"
+            )
         return note
 
     def done(self, shard: Shard, note: Mapping[str, Any]) -> None:
         """Notes that what a shard makes is written; `note` are JSON values."""
         plan = {
+            "split": shard.split,
             "start": shard.start,
             "stop": shard.stop,
             "made_from_sha256": self._settings_sha256,

@@ -154,29 +154,52 @@ def earlier_reports(path: str | None) -> list[dict[str, Any]]:
     return found
 
 
-def _define_flags() -> None:
-    # Not at import, where tests would define them a second time.
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
     config_flags.DEFINE_config_file(
-        "config", None, "A file of configs/; fields as --config.mesh.fsdp=16.", lock_config=True
+        "config",
+        None,
+        "A file of configs/; fields as --config.mesh.fsdp=16.",
+        lock_config=True,
+        flag_values=values,
     )
-    flags.DEFINE_string("topology", None, "TPU slice, such as v5e:16x16; two of them: 2xv5e:16x16.")
-    flags.mark_flags_as_required(["config", "topology"])
-    flags.DEFINE_list("program", list(PROGRAMS), f"Which of {', '.join(PROGRAMS)}.")
+    flags.DEFINE_string(
+        "topology",
+        None,
+        "TPU slice, such as v5e:16x16; two of them: 2xv5e:16x16.",
+        flag_values=values,
+    )
+    flags.mark_flags_as_required(["config", "topology"], flag_values=values)
+    flags.DEFINE_list(
+        "program", list(PROGRAMS), f"Which of {', '.join(PROGRAMS)}.", flag_values=values
+    )
     flags.DEFINE_integer(
-        "batch_size", None, "Global batch of both programs; left out: data.batch_size.", 1
+        "batch_size",
+        None,
+        "Global batch of both programs; left out: data.batch_size.",
+        1,
+        flag_values=values,
     )
     flags.DEFINE_enum(
         "effort",
         "full",
         list(EFFORTS),
         "Of the compiler: low is several times faster and gives an upper bound on memory.",
+        flag_values=values,
     )
     flags.DEFINE_integer(
-        "vocabulary_size", 1000, "Entries of a learned text encoder that is not fitted yet.", 1
+        "vocabulary_size",
+        1000,
+        "Entries of a learned text encoder that is not fitted yet.",
+        1,
+        flag_values=values,
     )
-    flags.DEFINE_string("out", None, "JSON file for the reports.")
+    flags.DEFINE_string("out", None, "JSON file for the reports.", flag_values=values)
     flags.DEFINE_bool(
-        "reuse", False, "Take from --out what the same compiler made of the same program before."
+        "reuse",
+        False,
+        "Take from --out what the same compiler made of the same program before.",
+        flag_values=values,
     )
 
 
@@ -231,5 +254,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     cli.run(main)

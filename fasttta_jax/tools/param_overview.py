@@ -140,16 +140,28 @@ def text_encoder(config: RunConfig, vocabulary_size: int) -> TextEncoder:
     return abstract_text_encoder(config.model.text, vocabulary_size)
 
 
-def _define_flags() -> None:
-    # Not at import, where tests would define them a second time.
-    config_flags.DEFINE_config_file("config", None, "A file of configs/.", lock_config=True)
-    flags.mark_flag_as_required("config")
-    flags.DEFINE_integer(
-        "depth", 2, "Parts of a parameter's name that make a row: 1 is text, backbone and head.", 1
+def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines the command line; not done at import, where tests would define it a second time."""
+    config_flags.DEFINE_config_file(
+        "config", None, "A file of configs/.", lock_config=True, flag_values=values
     )
-    flags.DEFINE_bool("all", False, "A row for every single array, in place of --depth.")
+    flags.mark_flag_as_required("config", flag_values=values)
     flags.DEFINE_integer(
-        "vocabulary_size", 1000, "Entries of a learned text encoder that is not fitted yet.", 1
+        "depth",
+        2,
+        "Parts of a parameter's name that make a row: 1 is text, backbone and head.",
+        1,
+        flag_values=values,
+    )
+    flags.DEFINE_bool(
+        "all", False, "A row for every single array, in place of --depth.", flag_values=values
+    )
+    flags.DEFINE_integer(
+        "vocabulary_size",
+        1000,
+        "Entries of a learned text encoder that is not fitted yet.",
+        1,
+        flag_values=values,
     )
 
 
@@ -162,5 +174,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    _define_flags()
+    define_flags()
     cli.run(main)

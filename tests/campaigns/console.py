@@ -53,6 +53,7 @@ def run(
     with (
         _own_flags(define),
         mock.patch.object(sys, "argv", ["command", *arguments]),
+        mock.patch.object(sys, "unraisablehook", sys.unraisablehook),
         mock.patch.object(cli, "_keep_compiled"),
         mock.patch.object(cli, "_quiet_logs"),
         mock.patch("absl.app._run_init", lambda argv, parser: parser(argv)),

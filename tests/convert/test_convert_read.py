@@ -334,3 +334,15 @@ def test_damaged_safetensors_are_explained(tmp_path: pathlib.Path) -> None:
         open_checkpoint(path),
     ):
         pass
+
+
+def test_a_damaged_header_in_an_archive_is_told_in_a_few_words(tmp_path: pathlib.Path) -> None:
+    path = torch_zip(tmp_path / "model.pth", {"a": 1}, more=b"x" * 5000)
+    content = bytearray(path.read_bytes())
+    name = content.index(b"archive/data.pkl")
+    content[name - 4 : name - 2] = b"\xff\xff"  # its length
+    path.write_bytes(content)
+    wanted = pytest.raises(ConversionError, match=r"data\.pkl inside it cannot be read")
+    with wanted as caught, open_checkpoint(path):
+        pass
+    assert len(str(caught.value)) < 1000

@@ -17,6 +17,7 @@ from data.common.tables import Skipped
 from fasttta_jax.input_pipeline.records import DatasetError, Records, find_records
 from fasttta_jax.storage.files import StorageError
 from fasttta_jax.storage.sealed import read_sealed, sealed
+from fasttta_jax.storage.shards import ShardedWork
 
 LENGTHS = {"train": 11, "test": 3}
 TOKENS = tfds.features.Tensor(shape=(None, 2, 3), dtype=np.float16, encoding="bytes")
@@ -131,6 +132,24 @@ def test_nothing_is_there_until_all_is(tmp_path):
     assert not list(tmp_path.rglob("*.tmp"))
     expected = made(tmp_path / "uninterrupted")["sha256"]
     assert Records(tmp_path / "records", "train").metadata["sha256"] == expected
+
+
+def test_more_shards_than_names_can_count_are_refused_at_once(tmp_path):
+    with pytest.raises(ValueError, match=r"train has 10{20} items, .* allowed: 100000 shards"):
+        ShardedWork(tmp_path, lengths={"train": 10**20}, shard_size=1000, settings={})
+
+
+def test_the_note_of_another_shard_is_refused(tmp_path):
+    work = ShardedWork(tmp_path, lengths={"train": 4, "test": 2}, shard_size=2, settings={})
+    work.start()
+    for shard in work.shards:
+        work.done(shard, {"rows": [shard.start]})
+    assert len(work.notes()) == 3
+    for other in ("train-00001", "test-00000"):
+        content = (tmp_path / "shards" / f"{other}.json").read_bytes()
+        (tmp_path / "shards" / "train-00000.json").write_bytes(content)
+        with pytest.raises(StorageError, match=r"train-00000\.json is the note of another shard"):
+            work.notes()
 
 
 def test_a_shard_whose_file_is_removed_is_made_again(tmp_path):

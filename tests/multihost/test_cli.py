@@ -25,6 +25,10 @@ CONFIG = "--config=configs/demo_teacher.py"
             ["config.bachelor is not a field; the fields of config are: ", "num_steps"],
         ),
         (["--config.optimizer.lr=1"], ["the fields of config.optimizer are: ", "learning_rate"]),
+        (
+            ["--config.data.path.x=1"],
+            ["config.data.path.x is not a field; config.data.path is one, and has none of its own"],
+        ),
         (["--config.num_steps=many"], ["num_steps", "many"]),
         (
             ["--config.diffusion.prediction=x0"],

@@ -41,18 +41,18 @@ class Family(NamedTuple):
 
 
 FAMILIES = (
-    Family("exported models", 8, exported.attempt),
-    Family("workdirs", 10, workdirs.attempt),
-    Family("state dicts", 13, state_dicts.attempt),
-    Family("tables", 12, tables.attempt),
+    Family("exported models", 7, exported.attempt),
+    Family("workdirs", 9, workdirs.attempt),
+    Family("state dicts", 11, state_dicts.attempt),
+    Family("tables", 11, tables.attempt),
     Family("codecs", 5, codecs.attempt),
-    Family("datasets", 7, datasets.attempt),
-    Family("audio", 10, audio.attempt),
+    Family("datasets", 6, datasets.attempt),
+    Family("audio", 8, audio.attempt),
     Family("tokenizers", 4, tokenizers.attempt),
     Family("converted weights", 3, converted.attempt),
-    Family("configs", 10, configs.attempt),
-    Family("command lines", 7, flags.attempt),
+    Family("configs", 8, configs.attempt),
+    Family("command lines", 16, flags.attempt),
     Family("requests", 7, requests.attempt),
-    Family("jobs", 4, jobs.attempt),
+    Family("jobs", 5, jobs.attempt),
 )
 """Of a hundred inputs."""

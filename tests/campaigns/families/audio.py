@@ -24,7 +24,8 @@ FORMATS = (
 EXACT = {"PCM_16": 2.0**-15, "PCM_24": 2.0**-23, "FLOAT": 2.0**-23, "DOUBLE": 2.0**-23}
 """Largest error of a sample, for encodings that keep samples."""
 RATES = (
-    16_000, 44_100, 48_000, 8_000, 11_025, 96_000, 22_050, 16_000, 192_000, 1, 999, 655_350, 16_000,
+    16_000, 44_100, 48_000, 8_000, 11_025, 96_000, 22_050, 32_000, 192_000, 24_000, 44_100,
+    16_000, 48_000, 16_000, 1, 999, 655_350,
 )  # fmt: skip
 CODED_RATES = (16_000, 48_000, 8_000)
 HEADER = 60
@@ -33,8 +34,8 @@ HEADER = 60
 
 def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     form, subtype = draw.pick(FORMATS)
-    rate, channels = draw.pick(RATES), draw.pick((1, 2, 1, 2, 1, 2, 3, 6))
-    length = draw.pick((2_000, 1, 0, 2, 17, 400, 12_345, 3_000, 2_000))
+    rate, channels = draw.pick(RATES), draw.pick((*(1, 2) * 8, 3, 6))
+    length = draw.pick((2_000, 4_000, 3_000, 400, 12_345, 9_600, 5_000, 1, 2, 17, 0))
     signal = _signal(draw, length, channels)
     if subtype not in EXACT:  # libsndfile's coders crash at what nobody encodes
         rate, channels = draw.pick(CODED_RATES), min(channels, 2)
@@ -43,15 +44,18 @@ def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     if content is None:  # libsndfile writes no such file
         rate, channels, signal = RATE, 1, np.clip(np.nan_to_num(signal[:, :1]), -1, 1)
         content = _encoded(signal, rate, form, subtype) or b""
-    whole = not draw.chance()
+    whole = not draw.chance(3)
     if not whole and draw.chance():
         position = draw.below(min(HEADER, len(content)) or 1)
         content = content[:position] + draw.bytes(8) + content[position + 4 :]
     elif not whole:
         content = damaged(draw, content)
-    path = folder / f"sound.{draw.pick((form, 'wav', 'WAV', 'flac', 'ogg', 'mp3', 'raw'))}"
+    path = folder / f"sound.{draw.pick((*(form,) * 12, 'wav', 'WAV', 'flac', 'mp3', 'raw'))}"
     path.write_bytes(content)
-    start, seconds = draw.pick((0.0, 0.0, 0.01, 0.0, 1e6)), draw.pick((None, 0.05, 1e9))
+    start, seconds = (
+        draw.pick((*(0.0,) * 16, 0.01, 0.02, 1e6)),
+        draw.pick((None, 0.05, 1e9)),
+    )
     with unchanged(folder):
         try:
             with may_refuse(path, error=AudioError):
@@ -86,7 +90,7 @@ def _close(found: np.ndarray, right: np.ndarray, error: float) -> bool:
 def _signal(draw: Draw, length: int, channels: int) -> np.ndarray:
     time = np.arange(length)[:, None] * np.arange(1, channels + 1)
     signal = 0.5 * np.sin(0.1 * time)
-    match draw.below(9):
+    match draw.below(24):
         case 1:
             signal[:] = 0.0
         case 2:

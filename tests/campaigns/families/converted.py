@@ -26,7 +26,8 @@ KINDS = {
 
 
 @functools.cache
-def _folder(path: pathlib.Path, kind: str) -> pathlib.Path:
+def folder_of(path: pathlib.Path, kind: str) -> pathlib.Path:
+    """A folder of random weights of a kind, made once below another folder."""
     folder = path / f"converted-{kind}"
     if not folder.exists():
         KINDS[kind][0](folder)
@@ -35,7 +36,7 @@ def _folder(path: pathlib.Path, kind: str) -> pathlib.Path:
 
 def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     kind = draw.pick(list(KINDS))
-    copy = link_tree(_folder(world.path.parent, kind), folder / kind)
+    copy = link_tree(folder_of(world.path.parent, kind), folder / kind)
     weights, described = copy / WEIGHTS_FILE, copy / METADATA_FILE
     match draw.below(5):
         case 0:

@@ -58,10 +58,10 @@ State = dict[str, np.ndarray]
 
 def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     kind = draw.pick(("mar", "ear"))
-    table = mar._backbone(SIZES, kind) | mar._head(SIZES, kind)
+    table = table_of(kind)
     if draw.chance(5):
-        return _malicious(draw, folder, _state(table))
-    state, wrong = _changed(draw, _state(table))
+        return _malicious(draw, folder, state_of(table))
+    state, wrong = _changed(draw, state_of(table))
     make = draw.pick((safetensors, torch_zip, torch_old))
     content = make(state)
     harmed = draw.chance(3)
@@ -81,7 +81,13 @@ def attempt(world: World, draw: Draw, folder: pathlib.Path) -> Kind:
     return RIGHT
 
 
-def _state(table: Mapping[str, Any]) -> State:
+def table_of(kind: str) -> Mapping[str, Any]:
+    """Keys and layouts of a small MAR or EAR."""
+    return mar._backbone(SIZES, kind) | mar._head(SIZES, kind)
+
+
+def state_of(table: Mapping[str, Any]) -> State:
+    """A state dict of random values."""
     rng = np.random.default_rng(0)
     return {key: rng.normal(size=entry.shape).astype("<f4") for key, entry in table.items()}
 
