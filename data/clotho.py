@@ -14,10 +14,9 @@ zenodo.org/records/4783391.
 
 from __future__ import annotations
 
-import csv
-import io
 import os
 import pathlib
+from collections.abc import Iterator
 from typing import Any
 
 from absl import flags
@@ -29,6 +28,7 @@ from data.common.provenance import Provenance
 from data.common.recordings import Files, Settings
 from fasttta_jax import cli
 from fasttta_jax.storage.files import files_below
+from fasttta_jax.storage.rows import Check, Found, csv_rows
 
 SPLITS = {"development": "train", "validation": "validation", "evaluation": "test"}
 COLUMNS = tables.Columns(file=(("file_name",),), formats=(".csv",))
@@ -95,26 +95,27 @@ def list_files(clotho_dir: str | os.PathLike[str], settings: Settings) -> Files:
     return Files.of(audio, entries, left_out, settings, table=next(iter(captions)))
 
 
-def _metadata(folder: pathlib.Path, published: str) -> dict[str, dict[str, str]]:
+def _metadata(folder: pathlib.Path, published: str) -> dict[str, dict[str, Any]]:
     """Further columns of a split by file name."""
-    found: dict[str, dict[str, str]] = {}
     named = f"clotho_metadata_{published}.csv"
-    for path in (file for file in files_below(folder) if file.name == named):
-        content = path.read_bytes()
-        try:
-            text = content.decode("utf-8-sig")
-        except UnicodeDecodeError:  # as published
-            text = content.decode("cp1252", errors="replace")
-        reader = csv.DictReader(io.StringIO(text, newline=""))
-        if "file_name" not in (reader.fieldnames or ()):
-            raise ValueError(
-                f"{path}: lacks the column file_name; found the columns: "
-                f"{', '.join(reader.fieldnames or ()) or 'none'}"
-            )
-        for row in reader:
-            name = (row.pop("file_name") or "").strip()
-            found[name] = {column: value for column, value in row.items() if column and value}
-    return found
+    found = {path: SPLITS[published] for path in files_below(folder) if path.name == named}
+    entries, _ = tables.read(
+        found, folder, with_captions=False, columns=COLUMNS, readers={".csv": _as_published}
+    )
+    return {
+        entry.file: {column: value for column, value in entry.columns.items() if value}
+        for entry in entries
+    }
+
+
+def _as_published(table: pathlib.Path, check: Check) -> Iterator[Found]:
+    """Rows of a table that is in UTF-8, or in Windows-1252 as some of the published ones are."""
+    try:
+        table.read_bytes().decode()
+    except UnicodeDecodeError:
+        yield from csv_rows(table, check, encoding="cp1252")
+    else:
+        yield from csv_rows(table, check)
 
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:

@@ -25,7 +25,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from data.common.rows import FORMATS
-from fasttta_jax.storage.rows import read_rows
+from fasttta_jax.storage.rows import Reader, read_rows
 
 SPLITS = ("train", "validation", "test")
 NAMES = ("metadata.csv", "metadata.jsonl")
@@ -170,6 +170,7 @@ def read(
     with_captions: bool = True,
     columns: Columns = Columns(),
     path_prefix: str = "",
+    readers: Mapping[str, Reader] = FORMATS,
 ) -> tuple[list[Entry], list[Skipped]]:
     """Reads and checks a table, or several.
 
@@ -179,6 +180,7 @@ def read(
       with_captions: False reads no captions; the column may be missing then.
       columns: what the columns are called.
       path_prefix: what file names begin with in the table and not in the folder.
+      readers: of rows, by suffix.
 
     Returns:
       The clips in the order of the tables, and the captions left out: blank and repeated ones.
@@ -192,7 +194,7 @@ def read(
     for path, split in tables.items():
         before = gathered.num_rows
         for line, record in read_rows(
-            path, gathered.check, formats=columns.formats, readers=FORMATS
+            path, gathered.check, formats=columns.formats, readers=readers
         ):
             gathered.add(f"{path}:{line}", line, record, split)
         if gathered.num_rows == before:

@@ -14,6 +14,9 @@ import pathlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
+UTF8 = "utf-8-sig"
+"""With a byte order mark or without."""
+
 
 class RowError(ValueError):
     """A row that cannot be read; names the table and the line."""
@@ -94,8 +97,18 @@ def find_rows(
         raise ValueError(f"{table}: is not UTF-8 text: {error}") from error
 
 
-def _csv_rows(table: pathlib.Path, check: Check, dialect: str) -> Iterator[Found]:
-    with _open(table) as file:
+def csv_rows(
+    table: pathlib.Path, check: Check, dialect: str = "excel", encoding: str = UTF8
+) -> Iterator[Found]:
+    """Reads CSV, or TSV, the dialect "excel-tab"; a `Reader`.
+
+    Args:
+      table: the file.
+      check: of its columns.
+      dialect: of the module csv.
+      encoding: of its text.
+    """
+    with _open(table, encoding) as file:
         reader = csv.reader(file, dialect, strict=True)
         header: list[str] | None = None
         while True:
@@ -110,11 +123,12 @@ def _csv_rows(table: pathlib.Path, check: Check, dialect: str) -> Iterator[Found
             where = f"{table}:{reader.line_num}"
             if header is None:
                 header = [column.strip() for column in values or []]
-                if (fault := _not_utf8(where, "".join(header))) is not None:
-                    raise fault
+                if (garbled := _not_text(where, "".join(header), encoding)) is not None:
+                    raise garbled
                 check(f"{table}:1", header)
             elif values is not None and values:
-                yield reader.line_num, _columns(where, header, values, dialect)
+                garbled = _not_text(where, "".join(values), encoding)
+                yield reader.line_num, garbled or _columns(where, header, values, dialect)
             if values is None:
                 return
 
@@ -127,22 +141,23 @@ def _columns(
             f"{where}: has {len(values)} fields, but the header has {len(header)}; a field that "
             f"holds a {_NAMES[dialect]} needs double quotes"
         )
-    return _not_utf8(where, "".join(values)) or dict(zip(header, values, strict=True))
+    return dict(zip(header, values, strict=True))
 
 
 _NAMES = {"excel": "comma", "excel-tab": "tab"}
 
 
-def _open(table: pathlib.Path) -> TextIO:
-    """The text, in which bytes that are not UTF-8 are kept for `_not_utf8` to find."""
-    return open(table, encoding="utf-8-sig", errors="surrogateescape", newline="")
+def _open(table: pathlib.Path, encoding: str = UTF8) -> TextIO:
+    """The text, in which bytes that are of another encoding are kept for `_not_text` to find."""
+    return open(table, encoding=encoding, errors="surrogateescape", newline="")
 
 
-def _not_utf8(where: str, text: str) -> RowError | None:
+def _not_text(where: str, text: str, encoding: str = UTF8) -> RowError | None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        return RowError(f"{where}: is not UTF-8 text: {error.object[error.start]!a}")
+        name = "UTF-8" if encoding == UTF8 else encoding
+        return RowError(f"{where}: is not {name} text: {error.object[error.start]!a}")
     return None
 
 
@@ -151,7 +166,7 @@ def _lines(table: pathlib.Path) -> Iterator[tuple[int, str, RowError | None]]:
     with _open(table) as file:
         for line, text in enumerate(file, start=1):
             if text.strip():
-                yield line, text.strip(), _not_utf8(f"{table}:{line}", text)
+                yield line, text.strip(), _not_text(f"{table}:{line}", text)
 
 
 def _jsonl_rows(table: pathlib.Path, check: Check) -> Iterator[Found]:
@@ -215,8 +230,8 @@ def _object(where: str, record: Any) -> Mapping[str, Any]:
 
 
 TEXT_FORMATS: Mapping[str, Reader] = {
-    ".csv": functools.partial(_csv_rows, dialect="excel"),
-    ".tsv": functools.partial(_csv_rows, dialect="excel-tab"),
+    ".csv": csv_rows,
+    ".tsv": functools.partial(csv_rows, dialect="excel-tab"),
     ".jsonl": _jsonl_rows,
     ".json": _json_rows,
 }

@@ -325,8 +325,39 @@ def test_clotho_has_five_captions_and_licences_by_clip(tmp_path: pathlib.Path) -
     assert wind["labels"] == {"columns": columns}
     assert wind["audio"].size == pytest.approx(0.2 * RATE, abs=1)
     assert kept_metadata(dataset)["licences"] == {"CC BY": 1}
-    path.write_text("name,keywords\nWind — 1.wav,wind\n")
-    with pytest.raises(ValueError, match="lacks the column file_name; found the columns: name, k"):
-        clotho.list_files(tmp_path, SETTINGS)
     with pytest.raises(FileNotFoundError, match=r"holds no clotho_captions_SPLIT\.csv"):
         clotho.list_files(tmp_path / "development", SETTINGS)
+
+
+def clotho_of(folder: pathlib.Path, metadata: bytes) -> Files:
+    """The clips of a folder with one of them and its metadata."""
+    row = {"file_name": "a.wav"} | {f"caption_{i}": str(i) for i in range(1, 6)}
+    delimited(folder / "clotho_captions_development.csv", [row])
+    (folder / "clotho_metadata_development.csv").write_bytes(metadata)
+    return clotho.list_files(folder, SETTINGS)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "cp1252"])
+def test_clotho_metadata_is_read_in_every_encoding(tmp_path: pathlib.Path, encoding: str) -> None:
+    text = 'keywords , file_name\r\n"café, ""bar"";\r\nrain",a.wav\r\n\r\nwind, b.wav\r\n'
+    (clip,) = clotho_of(tmp_path, text.encode(encoding)).members["train"]
+    assert clip.columns == {"keywords": 'café, "bar";\r\nrain'}
+
+
+@pytest.mark.parametrize(
+    ("metadata", "message"),
+    [
+        (b"name,keywords\na.wav,wind\n", "1: needs exactly one of the columns file_name; found"),
+        (b"file_name,keywords\na.wav,wind, rain\n", "2: has 3 fields, but the header has 2"),
+        (b"file_name,keywords\na.wav\n", "2: has 1 fields, but the header has 2"),
+        (b'file_name,keywords\na.wav,"wind\n', "2: malformed CSV"),
+        (b"file_name,keywords\na.wav,wind\n ,rain\n", "3: file_name is ' '; it must name"),
+        (b"file_name,keywords\na.wav,caf\xe9 \x81\n", r"2: is not cp1252 text: '\\udc81'"),
+        (b"file_name,keywords\n", " has no rows"),
+    ],
+)
+def test_malformed_clotho_metadata_is_named_by_line(
+    tmp_path: pathlib.Path, metadata: bytes, message: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"clotho_metadata_development\.csv:{message}"):
+        clotho_of(tmp_path, metadata)
