@@ -34,7 +34,7 @@ from fasttta_jax.masking import order_stages, sample_orders
 from fasttta_jax.objectives import Diffusion
 from fasttta_jax.parallel.compile import Compiled, CompileReport, Program
 from fasttta_jax.randomness import fold_in_each
-from fasttta_jax.systems import TextToAudio
+from fasttta_jax.systems import System, TextToAudio
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 
@@ -63,8 +63,24 @@ class FullLength(TextToAudio):
         return jnp.take_along_axis(states, positions[..., None], axis=1)
 
 
-def full_length(model: TextToAudio) -> FullLength:
-    """The same system, with the same parameters, over all positions."""
+def masked_system(model: System) -> TextToAudio:
+    """The system, which must have a masked network: the others are decoded in one way alone.
+
+    Raises:
+      ValueError: it has another one.
+    """
+    if not isinstance(model, TextToAudio):
+        raise ValueError("model.network is not 'masked', which is what the baselines decode")
+    return model
+
+
+def full_length(model: System) -> FullLength:
+    """The same system, with the same parameters, over all positions.
+
+    Raises:
+      ValueError: see `masked_system`.
+    """
+    model = masked_system(model)
     return FullLength(model.config, model.text, model.objective)
 
 
@@ -76,8 +92,8 @@ class HostLoop:
       config: iterations, guidance, temperature.
     """
 
-    def __init__(self, model: TextToAudio, config: DecodeConfig) -> None:
-        self._model = model
+    def __init__(self, model: System, config: DecodeConfig) -> None:
+        self._model = masked_system(model)
         self._config = config
         self._segments = plan_segments(config, model.config.num_tokens)
         self._compiled: dict[tuple[str, tuple[int, ...]], Compiled[Any]] = {}

@@ -262,8 +262,10 @@ class Evaluator:
         with self._stage(f"generating, {name}"):
             return self.test.with_audio(self.runs.sounds(name, self.test.prompts))
 
-    def energy(self, name: str) -> HeldOutEnergy:
-        """The energy score of a run on test clips, one iteration, without guidance."""
+    def energy(self, name: str) -> HeldOutEnergy | None:
+        """The energy score of a run on test clips, one iteration, without guidance; None where its
+        network makes no tokens given others.
+        """
         with self._stage(f"energy score, {name}"):
             return self.runs.energy(name)
 
@@ -314,7 +316,7 @@ class Evaluator:
         self,
         name: str,
         clips: Clips,
-        energy: HeldOutEnergy,
+        energy: HeldOutEnergy | None,
         times: Mapping[str, SamplingTime],
     ) -> RowResult:
         """The row of a run: what the metrics find, its energy score, and its times if measured.
@@ -322,16 +324,26 @@ class Evaluator:
         Args:
           name: of the run.
           clips: its sounds.
-          energy: its energy score.
+          energy: its energy score; None where it has none.
           times: sampling times of all runs; may be empty.
         """
         row = self.row(name, self.setup.trained[name].config.objective, clips)
-        values: dict[str, Measured] = {**row.values, ENERGY_SCORE.name: energy_value(energy)}
+        values, not_measured = {**row.values}, {**row.not_measured}
+        if energy is None:
+            not_measured[ENERGY_SCORE.name] = "the network makes no tokens given others"
+        else:
+            values[ENERGY_SCORE.name] = energy_value(energy)
         if times:
             values[SAMPLING] = sampling_value(times[name])
             if (quickest := self.runs.quickest) is not None:
                 values[TIMES_SLOWER] = Measured(times[name].median / times[quickest].median)
-        return dataclasses.replace(row, values=values, energy=energy, sampling=times.get(name))
+        return dataclasses.replace(
+            row,
+            values=values,
+            not_measured=not_measured,
+            energy=energy,
+            sampling=times.get(name),
+        )
 
     def _summary(self, rows: Sequence[RowResult], warnings: Sequence[str]) -> Evaluation:
         if not any(row.values for row in rows):

@@ -18,7 +18,7 @@ from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, Eval
 from fasttta_jax.evaluation.timing import SamplingTime, quickest, time_samplers
 from fasttta_jax.generation.pipeline import GenerateConfig, Pipeline
 from fasttta_jax.input_pipeline.batches import evaluation_batches
-from fasttta_jax.metrics.energy_score import HeldOutEnergy, held_out_energy
+from fasttta_jax.metrics.energy_score import Conditional, HeldOutEnergy, held_out_energy
 from fasttta_jax.parallel.mesh import batch_shards
 
 TIMING_BATCH = 8
@@ -65,9 +65,13 @@ class Runs:
         bar = tqdm.tqdm(clips, f"generating, {name}", len(prompts), unit="clip")
         return np.stack([clip.audio for clip in bar])
 
-    def energy(self, name: str) -> HeldOutEnergy:
-        """The energy score of a run on test clips, one iteration, without guidance."""
+    def energy(self, name: str) -> HeldOutEnergy | None:
+        """The energy score of a run on test clips, one iteration, without guidance; None where its
+        network makes no tokens given others.
+        """
         setup, trained = self.setup, self.setup.trained[name]
+        if not isinstance(trained.model, Conditional):
+            return None
         number = min(self.config.num_energy_clips, len(self.encoded.split("test")))
         batches = evaluation_batches(
             self.encoded,

@@ -21,15 +21,13 @@ from jaxtyping import Bool, Float
 
 from fasttta_jax.config import DecodeConfig
 from fasttta_jax.config.checks import check
-from fasttta_jax.decoding.loop import DecodeResult, Guidance, Known, parallel_decode
-from fasttta_jax.decoding.plan import plan_segments
-from fasttta_jax.masking import guidance_scales, order_stages
+from fasttta_jax.decoding.loop import DecodeResult, Guidance, Known
 from fasttta_jax.multihost.distributed import to_host
 from fasttta_jax.parallel.compile import Program, compile_sampler
 from fasttta_jax.parallel.mesh import AnyMesh, batch_shards
 from fasttta_jax.parallel.rows import spread_rows
 from fasttta_jax.randomness import fold_in_each
-from fasttta_jax.systems import TextToAudio
+from fasttta_jax.systems import System
 from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params
 
@@ -106,7 +104,7 @@ class Sampler:
         batch that cannot be split.
     """
 
-    model: TextToAudio
+    model: System
     config: DecodeConfig
     mesh: AnyMesh
     batch_size: int
@@ -119,8 +117,9 @@ class Sampler:
         shards = batch_shards(self.mesh)
         allowed = f"multiples of {shards}, the parts that a batch is split into over the mesh"
         check(self.batch_size % shards == 0, "batch_size", self.batch_size, allowed)
-        plan_segments(self.config, self.model.config.num_tokens, self.num_known)
-        order_stages(self.config, self.model.config.num_tokens, self.tokens_per_column)
+        self.model.check_decoding(
+            self.config, self.tokens_per_column, self.num_known, self.num_texts
+        )
 
     @property
     def guided(self) -> bool:
@@ -215,9 +214,7 @@ class Sampler:
     def _scales(self, scale: float) -> Float[np.ndarray, " T"]:
         """Strength in each iteration, rounded as a constant of the program would be."""
         config = dataclasses.replace(self.config, guidance_scale=scale)
-        segments = plan_segments(config, self.model.config.num_tokens, self.num_known)
-        counts = tuple(count for segment in segments for count in segment.counts)
-        return np.asarray(guidance_scales(config, counts, num_known=self.num_known), np.float32)
+        return np.asarray(self.model.guidance_scales(config, self.num_known), np.float32)
 
     def _weights(
         self, weights: Float[np.ndarray, "n N X"] | None, num_clips: int, rows: np.ndarray
@@ -269,7 +266,7 @@ class Sampler:
 
 @functools.lru_cache(MAX_PROGRAMS)
 def _compiled(
-    model: TextToAudio,
+    model: System,
     config: DecodeConfig,
     mesh: AnyMesh,
     tokens_per_column: int | None,
@@ -286,14 +283,11 @@ def _compiled(
             guidance = Guidance(jnp.asarray(start.guidance.scales), negative)
         if start.weights is not None:
             weights = jnp.asarray(start.weights)
-        tokens, states = parallel_decode(
-            model,
+        tokens, states = model.generate(
             params,
             model.condition(params, text),
             start.keys,
             config,
-            num_tokens=model.config.num_tokens,
-            token_dim=model.config.token_dim,
             tokens_per_column=tokens_per_column,
             known=start.known,
             num_known=num_known,

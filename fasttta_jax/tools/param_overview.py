@@ -27,7 +27,7 @@ from fasttta_jax.config import RunConfig, from_config_dict
 from fasttta_jax.input_pipeline.records import TEXT_FOLDER
 from fasttta_jax.parallel.sharding import path_name
 from fasttta_jax.report.text_table import format_table
-from fasttta_jax.systems import TextToAudio, build_model
+from fasttta_jax.systems import System, build_model
 from fasttta_jax.text import LearnedTextEncoder, TextEncoder, abstract_text_encoder
 from fasttta_jax.text.learned import TOKENIZER_FILE
 from fasttta_jax.training.optimizer import decay_mask
@@ -60,7 +60,7 @@ class Parameter:
         return math.prod(self.shape)
 
 
-def list_parameters(model: TextToAudio) -> tuple[Parameter, ...]:
+def list_parameters(model: System) -> tuple[Parameter, ...]:
     """Every array of a model's parameters, by name, block 2 before block 10; none is allocated."""
     shapes = jax.eval_shape(model.init, jax.random.key(0))
     decays = jax.tree.leaves(decay_mask(shapes))

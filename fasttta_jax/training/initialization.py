@@ -24,7 +24,7 @@ from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.objectives import Objective
 from fasttta_jax.storage.files import as_path, read_json, write_json
 from fasttta_jax.storage.weights import is_converted, read_converted
-from fasttta_jax.systems import TextToAudio
+from fasttta_jax.systems import System
 from fasttta_jax.training.block_map import BlockMap, choose_blocks
 from fasttta_jax.training.transfer import Layout, Report, plan, plan_parts, transfer
 from fasttta_jax.typing import Key, Params
@@ -63,7 +63,7 @@ class Initialization:
       blocks: which of the source's.
     """
 
-    model: TextToAudio
+    model: System
     taken: tuple[str, ...] = ()
     resized: tuple[str, ...] = ()
     source_layout: Layout | None = None
@@ -111,7 +111,7 @@ class InitFrom:
     teacher: TrainedModel | None = None
     gives_head: bool = False
 
-    def initialization(self, model: TextToAudio) -> Initialization:
+    def initialization(self, model: System) -> Initialization:
         """The first parameters of `model` as a function of the key and of `params`."""
         report, teacher = self.report, self.teacher
         head_of = teacher.model.objective if teacher is not None and self.gives_head else None
@@ -119,18 +119,18 @@ class InitFrom:
         return Initialization(model, taken, resized, self.layout, head_of, self.blocks)
 
 
-def layout_of(model: TextToAudio) -> Layout:
+def layout_of(model: System) -> Layout:
     """Lengths of a model's text and tokens."""
     return Layout(model.backbone.num_text, model.config.num_tokens)
 
 
-def uses_teacher(config: RunConfig, model: TextToAudio) -> bool:
+def uses_teacher(config: RunConfig, model: System) -> bool:
     """Whether the run has a teacher, at its start or in its steps."""
     return config.distillation.uses_teacher or model.objective.needs_teacher
 
 
 def open_init_from(
-    config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio
+    config: RunConfig, workdir: Workdir, mesh: Mesh, model: System
 ) -> InitFrom | None:
     """Loads and checks what `init_from` names; None where the run needs nothing.
 
@@ -192,9 +192,7 @@ def open_init_from(
     return InitFrom(params, layout, report, blocks)
 
 
-def _as_ours(
-    source: Params, model: TextToAudio, blocks: BlockMap, head_of: Objective | None
-) -> Params:
+def _as_ours(source: Params, model: System, blocks: BlockMap, head_of: Objective | None) -> Params:
     """A source's parameters as the model would have them: its blocks, and the head made of its."""
     found = blocks(source, model.config.backbone)
     if head_of is None:
@@ -203,7 +201,7 @@ def _as_ours(
 
 
 def _shapes(
-    source: Params, model: TextToAudio, blocks: BlockMap, head_of: Objective | None = None
+    source: Params, model: System, blocks: BlockMap, head_of: Objective | None = None
 ) -> Params:
     """Of `_as_ours`."""
     convert = functools.partial(_as_ours, model=model, blocks=blocks, head_of=head_of)
@@ -238,7 +236,7 @@ def _blocks(config: RunConfig, theirs: dict[str, Any]) -> BlockMap:
     return choose_blocks(config.init_blocks, ours, source)
 
 
-def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextToAudio) -> InitFrom:
+def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: System) -> InitFrom:
     distillation = config.distillation
     if not config.init_from:
         raise ConfigError(
@@ -282,7 +280,7 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: TextTo
     return InitFrom(teacher.params, layout_of(teacher.model), report, blocks, teacher, gives_head)
 
 
-def _check_teacher(config: RunConfig, teacher: TrainedModel, model: TextToAudio) -> None:
+def _check_teacher(config: RunConfig, teacher: TrainedModel, model: System) -> None:
     theirs = teacher.config.model
     for field in ("num_tokens", "token_dim"):
         if getattr(config.model, field) != getattr(theirs, field):

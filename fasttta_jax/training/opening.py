@@ -31,7 +31,7 @@ from fasttta_jax.parallel.compile import (
 from fasttta_jax.parallel.mesh import check_batch_size, make_mesh
 from fasttta_jax.parallel.sharding import check_rules, describe_warnings, layout_warnings
 from fasttta_jax.randomness import stream
-from fasttta_jax.systems import TextToAudio, build_model
+from fasttta_jax.systems import System, build_model
 from fasttta_jax.training import programs
 from fasttta_jax.training.initialization import (
     InitFrom,
@@ -77,7 +77,7 @@ class Run:
     workdir: Workdir
     dataset: EncodedDataset
     mesh: Mesh
-    model: TextToAudio
+    model: System
     context: StepContext
     frozen: Params
     keys: RunKeys

@@ -20,7 +20,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.objectives import Diffusion, training_masks
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import batch_sharding
-from fasttta_jax.systems import TextToAudio, build_model
+from fasttta_jax.systems import System, build_model
 from fasttta_jax.text.base import TextEncoder
 from fasttta_jax.training.initialization import Initialization
 from fasttta_jax.training.state import TrainState, new_state
@@ -31,15 +31,15 @@ MAX_FUNCTIONS = 32
 """Functions of each kind that a process keeps, with what has been compiled of them."""
 
 
-def has_teacher(config: RunConfig, model: TextToAudio) -> bool:
+def has_teacher(config: RunConfig, model: System) -> bool:
     """Whether a step of this run holds the forward pass of a frozen teacher."""
     return config.distillation.weight > 0 or model.objective.needs_teacher
 
 
 def make_context(
     config: RunConfig,
-    model: TextToAudio,
-    teacher: TextToAudio | None = None,
+    model: System,
+    teacher: System | None = None,
     *,
     tokens_per_column: int | None = None,
 ) -> StepContext:
@@ -70,7 +70,7 @@ def default_context(config: RunConfig, text: TextEncoder) -> StepContext:
     """
     model = build_model(config, text)
     taught_by = model.objective.taught_by or Diffusion(config.model, config.diffusion)
-    teacher = TextToAudio(config.model, text, taught_by)
+    teacher = dataclasses.replace(model, objective=taught_by)
     return make_context(config, model, teacher, tokens_per_column=1)
 
 
@@ -81,9 +81,10 @@ def first_state(
     """(key, source's parameters) -> the state of a run before its first step."""
 
     def first(key: Key, source: Params) -> TrainState:
-        has_target = context.model.objective.target_decay is not None
-        params = initialization(key, source)
-        return new_state(context.transformation, params, has_target=has_target)
+        model, params = context.model, initialization(key, source)
+        has_target = model.objective.target_decay is not None
+        target = model.target_part(params) if has_target else None
+        return new_state(context.transformation, params, target)
 
     return first
 

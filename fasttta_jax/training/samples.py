@@ -14,7 +14,7 @@ from fasttta_jax.config import RunConfig
 from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.report.spectrograms import spectrogram_png
 from fasttta_jax.storage.files import write_atomically
-from fasttta_jax.systems import TextToAudio
+from fasttta_jax.systems import System
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.metrics_log import MetricsWriter
 from fasttta_jax.workdir.restore import TrainedModel
@@ -38,7 +38,7 @@ class SampleSheet:
     def __init__(
         self,
         config: RunConfig,
-        model: TextToAudio,
+        model: System,
         codec: Codec,
         mesh: Mesh,
         workdir: Workdir,

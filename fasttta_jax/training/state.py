@@ -19,7 +19,7 @@ class TrainState:
       params: float32 tree.
       ema: averaged parameters, float32, same tree; these generate.
       opt_state: optax state.
-      target: the head's average that an objective with a `target_decay` compares with, or None.
+      target: the average that an objective with a `target_decay` compares with, or None.
 
     Shapes and shardings stand in the same form in place of arrays.
     """
@@ -32,15 +32,21 @@ class TrainState:
 
 
 def new_state(
-    optimizer: optax.GradientTransformation, params: Any, *, has_target: bool = False
+    optimizer: optax.GradientTransformation, params: Any, target: Any = None
 ) -> TrainState:
-    """The state before the first step; averages start as copies of the parameters."""
+    """The state before the first step; averages start as copies of the parameters.
+
+    Args:
+      optimizer: of optax.
+      params: first parameters.
+      target: those of them that `TrainState.target` averages, or None.
+    """
     return TrainState(
         step=jnp.zeros((), jnp.int32),
         params=params,
         ema=jax.tree.map(jnp.copy, params),
         opt_state=optimizer.init(params),
-        target=jax.tree.map(jnp.copy, params["head"]) if has_target else None,
+        target=None if target is None else jax.tree.map(jnp.copy, target),
     )
 
 

@@ -1,35 +1,33 @@
 """One optimizer step of any objective, as a pure function; `parallel.compile` jits it.
 
-What all objectives share stands here: streams of keys, masks, dropped captions, the backbone, a
-frozen teacher on the same masked batch in the same program, alignment with its features, the masked
-mean, the update and the averages.
+What all systems share stands here: streams of keys, masks, dropped captions, a frozen teacher in
+the same program, alignment with its features, the masked mean, the update and the averages. What a
+network makes of its clips is the system's.
 Dimensions: B clips, N tokens, C channels, L text positions.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from fasttta_jax.config import AlignPositions, OptimizerConfig
-from fasttta_jax.decoding.loop import repeat_rows, rows_of, with_unconditional
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.masking import MaskDistribution
-from fasttta_jax.objectives import ALIGNMENT, Guidance, Teacher
+from fasttta_jax.objectives import ALIGNMENT
 from fasttta_jax.parallel.sharding import constrain
 from fasttta_jax.randomness import stream
-from fasttta_jax.systems import TextToAudio
+from fasttta_jax.systems import Clips, Others, System
 from fasttta_jax.text.learned import sample_hidden_tokens
 from fasttta_jax.training.optimizer import make_optimizer, move_average, update_ema
 from fasttta_jax.training.state import TrainState
-from fasttta_jax.typing import Conditioning, Key, Masked, Metrics, Params, PerToken
+from fasttta_jax.typing import Key, Metrics, Params, PerToken
 
 Batch = Mapping[str, Any]
 """tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays."""
@@ -50,14 +48,14 @@ class StepContext:
       teacher: the system whose frozen parameters the step is given, if any.
     """
 
-    model: TextToAudio
+    model: System
     optimizer: OptimizerConfig
     masks: MaskDistribution
     num_steps: int = 0
     align_weight: float = 0.0
     align_positions: AlignPositions = "all"
     freeze_backbone: bool = False
-    teacher: TextToAudio | None = None
+    teacher: System | None = None
 
     @property
     def transformation(self) -> optax.GradientTransformation:
@@ -65,58 +63,27 @@ class StepContext:
         return make_optimizer(self.optimizer, self.num_steps, freeze_backbone=self.freeze_backbone)
 
 
-class Masking(NamedTuple):
-    """Token mask, and which captions and words are dropped this step."""
-
-    masked: Masked
-    keep_text: Bool[Array, " B"]
-    hidden_tokens: Bool[Array, "B L"] | None
-
-
-def mask_batch(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Masking:
-    """Draws the masks and, in training, which clips lose their caption and which words hide."""
+def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Clips:
+    """The batch with its masks and, in training, which clips lose their caption and which words
+    hide.
+    """
     batch_size, num_tokens = batch["tokens"].shape[:2]
     masked = context.masks.sample(stream(key, "mask"), batch_size, num_tokens)
-    masked = constrain(masked, "batch", None)
-    if not train:
-        return Masking(masked, jnp.ones((batch_size,), jnp.bool_), None)
-    text = context.model.config.text
-    keep_text = ~jax.random.bernoulli(stream(key, "drop"), text.drop_rate, (batch_size,))
-    hidden = None
-    if text.token_dropout > 0:
-        mask = batch["text"]["mask"]
-        hidden = sample_hidden_tokens(stream(key, "hide"), mask, text.token_dropout)
-    return Masking(masked, keep_text, hidden)
-
-
-def condition(model: TextToAudio, params: Params, batch: Batch, masking: Masking) -> Conditioning:
-    """Text streams, empty where the caption is dropped."""
-    streams = model.condition(params, batch["text"], hidden_tokens=masking.hidden_tokens)
-    return {
-        name: one._replace(mask=one.mask & masking.keep_text[:, None])
-        for name, one in streams.items()
-    }
-
-
-def as_teacher(
-    teacher: TextToAudio,
-    frozen: Params,
-    batch: Batch,
-    masking: Masking,
-    *,
-    num_visible: int,
-    strength: Float[Array, " B"] | None,
-) -> Teacher:
-    """What a loss sees of the teacher; where there is a strength of guidance, also without text."""
-    tokens, masked = batch["tokens"], masking.masked
-    conditioning = condition(teacher, frozen, batch, masking)
-    run = functools.partial(teacher.hidden, frozen, num_visible=num_visible)
-    if strength is None:
-        return Teacher(teacher.objective, frozen["head"], run(tokens, masked, conditioning))
-    rows = run(repeat_rows(tokens, 2), repeat_rows(masked, 2), with_unconditional(conditioning))
-    hidden, unconditional = rows_of(rows, 2)
-    guidance = Guidance(strength, jax.lax.stop_gradient(unconditional))
-    return Teacher(teacher.objective, frozen["head"], hidden, guidance)
+    keep_text, hidden = jnp.ones((batch_size,), jnp.bool_), None
+    if train:
+        text = context.model.config.text
+        keep_text = ~jax.random.bernoulli(stream(key, "drop"), text.drop_rate, (batch_size,))
+        if text.token_dropout > 0:
+            mask = batch["text"]["mask"]
+            hidden = sample_hidden_tokens(stream(key, "hide"), mask, text.token_dropout)
+    return Clips(
+        tokens=batch["tokens"],
+        text=batch["text"],
+        keep_text=keep_text,
+        hidden_tokens=hidden,
+        masked=constrain(masked, "batch", None),
+        num_visible=context.masks.max_visible(num_tokens),
+    )
 
 
 def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:
@@ -137,8 +104,7 @@ def loss(
 ) -> tuple[jax.Array, Metrics]:
     """The objective's terms on masked tokens plus lambda times the distance to teacher's features.
 
-    Teacher and model see the same masks, captions, dropped captions and hidden words; only the
-    model has dropout. Gradients reach `params` alone.
+    Gradients reach `params` alone.
 
     Args:
       context: static parts.
@@ -147,48 +113,24 @@ def loss(
       key: of this loss alone.
       frozen: the teacher's averaged parameters; {} without one.
       average: the model's averaged parameters.
-      target: the head that `Objective.target_decay` averages, if it does.
+      target: what `Objective.target_decay` averages, if it does.
       train: with dropout, dropped captions and hidden words.
 
     Returns:
-      The loss, and by name the loss, each term and, where a teacher is followed, the alignment.
+      The loss, and by name the loss, each term and, where a teacher is followed, the
+      alignment.
     """
-    model, teacher, tokens = context.model, context.teacher, batch["tokens"]
-    masking = mask_batch(context, batch, key, train=train)
-    num_visible = context.masks.max_visible(model.config.num_tokens)
-    strength = model.objective.strengths(stream(key, "strength"), masking.keep_text)
-    hidden = model.hidden(
-        params,
-        tokens,
-        masking.masked,
-        condition(model, params, batch, masking),
-        num_visible=num_visible,
-        strength=strength,
-        dropout_key=stream(key, "dropout") if train else None,
-    )
-    if context.freeze_backbone:
-        hidden = jax.lax.stop_gradient(hidden)
-    followed = None
-    if teacher is not None:
-        followed = as_teacher(
-            teacher, frozen, batch, masking, num_visible=num_visible, strength=strength
-        )
-    terms = model.objective.loss(
-        params["head"],
-        hidden,
-        tokens,
-        stream(key, "objective"),
-        teacher=followed,
-        average=jax.lax.stop_gradient(average["head"]),
-        target=jax.lax.stop_gradient(target),
-    )
-    weights = masking.masked * batch["weight"][:, None]
-    metrics = {name: masked_mean(term, weights) for name, term in terms.items()}
+    clips = draw_clips(context, batch, key, train=train)
+    others = Others(context.teacher, frozen, average, target)
+    freeze = context.freeze_backbone
+    found = context.model.losses(params, clips, key, others, freeze=freeze, train=train)
+    weights = clips.masked * batch["weight"][:, None]
+    metrics = {name: masked_mean(values, weights) for name, values in found.values.items()}
     total = sum(metrics.values(), jnp.float32(0))
-    if context.align_weight > 0 and followed is not None:
+    if context.align_weight > 0 and found.features is not None:
         everywhere = jnp.broadcast_to(batch["weight"][:, None], weights.shape)
         counted = weights if context.align_positions == "masked" else everywhere
-        metrics[ALIGNMENT] = masked_mean(feature_mse(hidden, followed.hidden), counted)
+        metrics[ALIGNMENT] = masked_mean(feature_mse(*found.features), counted)
         total = total + context.align_weight * metrics[ALIGNMENT]
     return total, {"loss": total, **metrics}
 
@@ -257,9 +199,9 @@ def step(
     params = optax.apply_updates(state.params, updates)
     metrics["gradient_norm"] = optax.tree.norm(gradients)
     finite = jnp.isfinite(metrics["loss"] + metrics["gradient_norm"])
-    target, decay = state.target, context.model.objective.target_decay
-    if decay is not None:
-        target = move_average(target, params["head"], decay)  # type: ignore[index]
+    model, target = context.model, state.target
+    if (decay := model.objective.target_decay) is not None:
+        target = move_average(target, model.target_part(params), decay)  # type: ignore[arg-type]
     new = TrainState(
         step=state.step + 1,
         params=params,
@@ -278,7 +220,8 @@ def evaluate(
 
     The averages stand for themselves and for a target network.
     """
-    target = None if context.model.objective.target_decay is None else params["head"]
+    model = context.model
+    target = None if model.objective.target_decay is None else model.target_part(params)
     others = {"frozen": frozen, "average": params, "target": target}
     metrics = loss(context, params, batch, key, **others, train=False)[1]
     return metrics | {"weight": jnp.sum(batch["weight"])}

@@ -13,7 +13,7 @@ from fasttta_jax.codecs import Codec
 from fasttta_jax.config import DecodeConfig, RunConfig
 from fasttta_jax.input_pipeline.records import CODEC_FOLDER, TEXT_FOLDER
 from fasttta_jax.parallel.compile import abstract_state
-from fasttta_jax.systems import TextToAudio, build_model
+from fasttta_jax.systems import System, build_model
 from fasttta_jax.workdir.exported import check_files, describe, read_params, reading
 from fasttta_jax.workdir.folder import Workdir, WorkdirError
 from fasttta_jax.workdir.hashes import tree_hash
@@ -35,7 +35,7 @@ class TrainedModel:
     """
 
     config: RunConfig
-    model: TextToAudio
+    model: System
     params: Any
     codec: Codec
     step: int

@@ -33,8 +33,7 @@ from fasttta_jax.training.state import new_state
 from fasttta_jax.training.step import (
     StepContext,
     accumulated_gradients,
-    condition,
-    mask_batch,
+    draw_clips,
     split_batch,
     step,
 )
@@ -212,16 +211,16 @@ def test_the_loss_is_the_energy_score_of_the_configs_draws(energy):
 
     # every token of the batch, then the mean over those that the step masks
 
-    masking = mask_batch(context, batch(), key, train=False)
-    streams = condition(context.model, params, batch(), masking)
-    hidden = context.model.hidden(params, batch()["tokens"], masking.masked, streams)
+    clips = draw_clips(context, batch(), key, train=False)
+    streams = context.model.kept(params, clips)
+    hidden = context.model.hidden(params, batch()["tokens"], clips.masked, streams)
     scores = energy_score(
         context.model.objective.draw(params["head"], noise, hidden),
         batch()["tokens"],
         alpha=energy.alpha,
         temperature=energy.temperature,
     )
-    expected = np.asarray(scores)[np.asarray(masking.masked)].mean()
+    expected = np.asarray(scores)[np.asarray(clips.masked)].mean()
     bound = loss_rounding(config)
     np.testing.assert_allclose(loss, expected, rtol=bound)
     np.testing.assert_allclose(metrics["energy"], expected, rtol=bound)
@@ -241,9 +240,9 @@ def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
     noise = jax.random.normal(stream(own, "noise"), shape, jnp.float32)
     schedule = training_schedule(config.diffusion.num_steps)
     time = jax.random.randint(stream(own, "time"), shape[:-1], 0, schedule.num_steps)
-    masking = mask_batch(context, batch(), key, train=False)
-    streams = condition(context.model, params, batch(), masking)
-    hidden = context.model.hidden(params, tokens, masking.masked, streams)
+    clips = draw_clips(context, batch(), key, train=False)
+    streams = context.model.kept(params, clips)
+    hidden = context.model.hidden(params, tokens, clips.masked, streams)
     clean = jnp.broadcast_to(tokens, shape)
     noisy = corrupt(clean, time, noise, schedule)
     terms = diffusion_loss(
@@ -255,7 +254,7 @@ def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
         schedule=schedule,
         prediction="v",
     )
-    masked = np.asarray(masking.masked)
+    masked = np.asarray(clips.masked)
     expected = {name: np.asarray(term)[:, masked].mean() for name, term in terms.items()}
     bound = loss_rounding(config)
     for name, value in expected.items():
@@ -283,15 +282,13 @@ def test_alignment_is_one_addition_to_any_objective(objective, positions):
     context = programs.make_context(following, model, teacher)
     aligned, found = evaluated(context, params, key, frozen)
 
-    masking = mask_batch(context, batch(), key, train=False)
+    clips = draw_clips(context, batch(), key, train=False)
     states = [
-        one.hidden(
-            values, batch()["tokens"], masking.masked, condition(one, values, batch(), masking)
-        )
+        one.hidden(values, batch()["tokens"], clips.masked, one.kept(values, clips))
         for one, values in ((model, params), (teacher, frozen))
     ]
     distance = np.mean((np.asarray(states[0]) - np.asarray(states[1])) ** 2, axis=-1)
-    counted = np.asarray(masking.masked) if positions == "masked" else np.ones_like(distance, bool)
+    counted = np.asarray(clips.masked) if positions == "masked" else np.ones_like(distance, bool)
     bound = loss_rounding(alone)
     np.testing.assert_allclose(found["align"], distance[counted].mean(), rtol=bound)
     np.testing.assert_allclose(aligned, loss + 7.0 * found["align"], rtol=bound)
