@@ -147,6 +147,26 @@ class RandomMasks:
         return math.fsum(shares) / (highest - lowest)
 
 
+@dataclasses.dataclass(frozen=True)
+class AllMasked:
+    """Every token is to be predicted, as where a network reads all of them with noise."""
+
+    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
+        """See `MaskDistribution`."""
+        del key
+        return jnp.ones((batch_size, num_tokens), jnp.bool_)
+
+    def max_visible(self, num_tokens: int) -> int:
+        """See `MaskDistribution`."""
+        del num_tokens
+        return 0
+
+    def mean_visible(self, num_tokens: int) -> float:
+        """See `MaskDistribution`."""
+        del num_tokens
+        return 0.0
+
+
 def decode_counts(
     num_tokens: int, num_iterations: int, schedule: MaskSchedule = masked_cosine
 ) -> tuple[int, ...]:

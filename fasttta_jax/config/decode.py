@@ -148,6 +148,17 @@ class DecodeConfig:
                 f"a permutation of {num_tokens} positions, the number of tokens; found {found}",
             )
 
+    def check_jumps(self) -> None:
+        """Raises ConfigError where settings are of iterations that reveal tokens, not of jumps that
+        move all of them.
+        """
+        default, why = DecodeConfig(), "where model.network is 'latent', which reveals no tokens"
+        for field in ("counts", "order", "guided"):
+            value, allowed = getattr(self, field), getattr(default, field)
+            check(value == allowed, f"decode.{field}", value, f"{allowed!r} {why}")
+        schedule = self.guidance_schedule
+        check(schedule == "constant", "decode.guidance_schedule", schedule, f"'constant' {why}")
+
     def changed(self, **changes: Any) -> DecodeConfig:
         """These settings with others; counts that are numbers say how many iterations there are.
 

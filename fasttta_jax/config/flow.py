@@ -42,12 +42,14 @@ class FlowConfig:
       solver: of the teacher's steps along the grid.
       max_skip: most steps that the teacher takes for one trajectory target; their number h is drawn
         in proportion to h.
+      num_draws: R, draws of times and noise for each token and step where the head of a masked
+        network jumps.
       distance: "mse"; "huber", the smooth sqrt(d^2 + c^2) - c of a channel; "adaptive", MeanFlow's
         squared distance divided by its own value, which is near 1 whatever the network does.
         Reflow measures at the clean tokens for "huber" and between velocities otherwise.
       huber: its c.
       weight: of consistency at time t: "none", or "min_snr", min(((1 - t) / t)^2, 5).
-      target_decay: of the running average of the parameters that targets are made with; None makes
+      target_decay: of the running average of the parameters that targets are made with; 0 makes
         them with the parameters in training, through which no gradient flows.
       guidance_low: weakest guidance that a network is told; each clip draws its own, uniformly.
       guidance_high: the strongest. Equal to `guidance_low` at 1: the network is told none.
@@ -74,10 +76,11 @@ class FlowConfig:
     grid_steps: int = 8
     solver: Solver = "heun"
     max_skip: int = 2
+    num_draws: int = 2
     distance: Distance = "mse"
     huber: float = 0.001
     weight: Weight = "none"
-    target_decay: float | None = None
+    target_decay: float = 0.0
     guidance_low: float = 1.0
     guidance_high: float = 1.0
     target_guidance: float = 1.0
@@ -110,10 +113,10 @@ class FlowConfig:
             ("sampler", FlowSampler),
         ):
             check_choice(f"flow.{field}", getattr(self, field), choices)
-        check_fields(self, "flow.", POSITIVE, "time_std", "huber", "target_guidance")
+        check_fields(self, "flow.", POSITIVE, "time_std", "huber", "target_guidance", "num_draws")
         check_fields(self, "flow.", NOT_NEGATIVE, "guidance_low", "denoising_weight")
         check_fields(self, "flow.", SHARE, "equal_share", "endpoint_share", "kappa")
-        check_fields(self, "flow.", SHARE, "bootstrap_share")
+        check_fields(self, "flow.", SHARE, "bootstrap_share", "target_decay")
         both = self.equal_share + self.endpoint_share
         allowed = f"at most 1 - flow.equal_share = {1 - self.equal_share:g}"
         check(both <= 1, "flow.endpoint_share", self.endpoint_share, allowed)
@@ -123,9 +126,6 @@ class FlowConfig:
         if self.weight == "min_snr":
             allowed = "'none' where flow.grid is 'uniform', whose one-step jump would weigh nothing"
             check(self.grid != "uniform", "flow.weight", self.weight, allowed)
-        if self.target_decay is not None:
-            allowed = "None, or above 0 and below 1"
-            check(0 < self.target_decay < 1, "flow.target_decay", self.target_decay, allowed)
         check(
             self.guidance_high >= self.guidance_low,
             "flow.guidance_high",
@@ -148,8 +148,8 @@ def check_flow(objective: str, config: FlowConfig, batch_size: int) -> None:
         check(config.guidance_low == 1, "flow.guidance_low", config.guidance_low, allowed)
         check(config.guidance_high == 1, "flow.guidance_high", config.guidance_high, allowed)
     if objective in ("flow", "reflow"):
-        allowed = f"None {where}, whose targets need no network"
-        check(config.target_decay is None, "flow.target_decay", config.target_decay, allowed)
+        allowed = f"0 {where}, whose targets need no network"
+        check(config.target_decay == 0, "flow.target_decay", config.target_decay, allowed)
     if objective in ("flow", "reflow", "shortcut"):
         allowed = f"'deterministic' {where}, which learns no jumps to time 0 from every time"
         check(config.sampler == "deterministic", "flow.sampler", config.sampler, allowed)

@@ -17,6 +17,7 @@ from fasttta_jax.config.checks import (
 ComputeDtype = Literal["float32", "bfloat16"]
 TextKind = Literal["learned", "frozen", "none"]
 Remat = Literal["none", "full", "dots", "projections"]
+Network = Literal["masked", "latent"]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +142,15 @@ class ModelConfig:
     Attributes:
       num_tokens: N, latent tokens in a clip; must be what the dataset was encoded to.
       token_dim: C, channels of a token; must be the codec's.
+      network: what the tokens of a clip go through. "masked" is MAR, whose head makes the masked
+        ones given the visible ones; "latent" reads all of them with noise and moves them towards
+        data together, by its head, which needs backbone.encoder_depth 0.
       dtype: type of the matrix products; parameters, norms, softmax and losses stay float32.
     """
 
     num_tokens: int = 256
     token_dim: int = 128
+    network: Network = "masked"
     dtype: ComputeDtype = "float32"
     backbone: BackboneConfig = dataclasses.field(default_factory=BackboneConfig)
     head: HeadConfig = dataclasses.field(default_factory=HeadConfig)
@@ -153,4 +158,9 @@ class ModelConfig:
 
     def __post_init__(self) -> None:
         check_fields(self, "model.", POSITIVE, "num_tokens", "token_dim")
+        check_choice("model.network", self.network, Network)
+        if self.network == "latent":
+            depth = self.backbone.encoder_depth
+            allowed = "0 where model.network is 'latent': every token is read, none is dropped"
+            check(depth == 0, "model.backbone.encoder_depth", depth, allowed)
         check_choice("model.dtype", self.dtype, ComputeDtype)

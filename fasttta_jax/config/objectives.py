@@ -13,6 +13,7 @@ from fasttta_jax.config.checks import (
     check_choice,
     check_fields,
 )
+from fasttta_jax.config.flow import FlowConfig
 
 Prediction = Literal["epsilon", "v"]
 AlignPositions = Literal["all", "masked"]
@@ -146,6 +147,7 @@ class ObjectiveConfigs:
     diffusion: DiffusionConfig = dataclasses.field(default_factory=DiffusionConfig)
     energy: EnergyConfig = dataclasses.field(default_factory=EnergyConfig)
     guided: GuidedConfig = dataclasses.field(default_factory=GuidedConfig)
+    flow: FlowConfig = dataclasses.field(default_factory=FlowConfig)
 
 
 @dataclasses.dataclass(frozen=True)

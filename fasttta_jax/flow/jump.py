@@ -7,6 +7,8 @@ channels, P = K + 1 points of a grid; T, the axes of times.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
@@ -76,12 +78,24 @@ def solve(
     return jax.lax.fori_loop(0, num_steps, step, z)
 
 
+class Sampled(NamedTuple):
+    """Where a chain of jumps has led.
+
+    Attributes:
+      tokens: at time 0.
+      states: behind every jump; at the end the same.
+    """
+
+    tokens: Float[Array, "... N C"]
+    states: Float[Array, "K ... N C"]
+
+
 def sample_deterministic(
     velocity: Velocity,
     noise: Float[Array, "... N C"],
     points: Float[AnyArray, " P"],
     time_shape: tuple[int, ...],
-) -> Float[Array, "... N C"]:
+) -> Sampled:
     """Clean tokens by jumps from point to point: K evaluations, one in every jump.
 
     Args:
@@ -91,12 +105,13 @@ def sample_deterministic(
       time_shape: of the times that `velocity` is given.
     """
 
-    def step(z: jax.Array, ends: jax.Array) -> tuple[jax.Array, None]:
+    def step(z: jax.Array, ends: jax.Array) -> tuple[jax.Array, jax.Array]:
         t, r = (jnp.broadcast_to(end, time_shape) for end in ends)
-        return jump(z, velocity(z, r, t), r, t), None
+        z = jump(z, velocity(z, r, t), r, t)
+        return z, z
 
     times = jnp.asarray(points, noise.dtype)
-    return jax.lax.scan(step, noise, jnp.stack([times[:-1], times[1:]], axis=1))[0]
+    return Sampled(*jax.lax.scan(step, noise, jnp.stack([times[:-1], times[1:]], axis=1)))
 
 
 def sample_renoising(
@@ -106,7 +121,7 @@ def sample_renoising(
     time_shape: tuple[int, ...],
     keys: Key,
     temperature: float | jax.Array = 1.0,
-) -> Float[Array, "B N C"]:
+) -> Sampled:
     """Clean tokens by jumps to time 0 from every point but the last, with fresh noise between.
 
     Args:
@@ -118,14 +133,15 @@ def sample_renoising(
       temperature: factor on the fresh noise.
     """
 
-    def step(z: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, None]:
+    def step(z: jax.Array, this: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
         index, ends = this
         t, following = (jnp.broadcast_to(end, time_shape) for end in ends)
         end = jnp.zeros_like(t)
         clean = jump(z, velocity(z, end, t), end, t)
         fresh = temperature * normal_per_clip(fold_in_each(keys, index), noise.shape[1:])
-        return interpolate(clean, fresh.astype(clean.dtype), following), None
+        z = interpolate(clean, fresh.astype(clean.dtype), following)
+        return z, z
 
     times = jnp.asarray(points, noise.dtype)
     ends = jnp.stack([times[:-1], times[1:]], axis=1)
-    return jax.lax.scan(step, noise, (jnp.arange(len(ends)), ends))[0]
+    return Sampled(*jax.lax.scan(step, noise, (jnp.arange(len(ends)), ends)))

@@ -199,6 +199,7 @@ class Sampler:
                 f"{len(negatives)} negative prompts and {len(scales)} scales of guidance for "
                 f"{num_clips} clips; allowed: one each"
             )
+        self.model.check_negatives(negatives)
         if not self.guided:
             if any(negatives) or any(scale != 1.0 for scale in scales):
                 raise ValueError("this sampler guides nothing: its config's guidance_scale is 1")

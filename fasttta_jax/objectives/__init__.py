@@ -5,11 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from fasttta_jax.config import ConfigError, RunConfig
+from fasttta_jax.config.checks import check
 from fasttta_jax.masking import MaskDistribution, RandomMasks
 from fasttta_jax.objectives.base import Guidance, HeadFlops, Objective, Teacher
 from fasttta_jax.objectives.diffusion import Diffusion
 from fasttta_jax.objectives.energy import Energy
 from fasttta_jax.objectives.guided import Guided
+from fasttta_jax.objectives.jump import Jump
+from fasttta_jax.objectives.targets import TARGETS
 
 __all__ = [
     "ALIGNMENT",
@@ -19,6 +22,7 @@ __all__ = [
     "Guidance",
     "Guided",
     "HeadFlops",
+    "Jump",
     "Objective",
     "Teacher",
     "build_objective",
@@ -33,14 +37,16 @@ OBJECTIVES: dict[str, Callable[[RunConfig], Objective]] = {
     "diffusion": lambda run: Diffusion(run.model, run.diffusion),
     "energy": lambda run: Energy(run.model, run.energy),
     "guided": Guided.of,
+    **dict.fromkeys(TARGETS, Jump.of),
 }
 
 
 def losses_of(config: RunConfig, objective: Objective) -> Mapping[str, str]:
-    """The parts of a run's loss by name, each in words."""
+    """The parts of a run's loss and its diagnostics by name, each in words."""
+    found = {**objective.terms, **objective.diagnostics}
     if config.distillation.weight > 0:
-        return {**objective.terms, ALIGNMENT: "squared distance to the teacher's features"}
-    return objective.terms
+        found[ALIGNMENT] = "squared distance to the teacher's features"
+    return found
 
 
 def training_masks(
@@ -59,6 +65,11 @@ def build_objective(config: RunConfig) -> Objective:
     if config.objective not in OBJECTIVES:
         names = ", ".join(map(repr, OBJECTIVES))
         raise ConfigError(f"objective is {config.objective!r}; allowed: one of {names}")
+    if config.model.network != "masked" and config.objective not in TARGETS:
+        allowed = (
+            f"'masked' where objective is {config.objective!r}, whose head makes single tokens"
+        )
+        check(False, "model.network", config.model.network, allowed)
     objective = OBJECTIVES[config.objective](config)
     allowed = ("loss", *losses_of(config, objective))
     if config.best_metric not in allowed:

@@ -34,6 +34,20 @@ class HeadFlops(NamedTuple):
     guided_sampling: float
 
 
+class Passes(NamedTuple):
+    """Forward passes of a training step.
+
+    Attributes:
+      online: of what the objective trains, a head or a whole network, with gradients behind them.
+      target: of the same for its targets; a derivative by time counts as two.
+      teacher: of a whole network's teacher.
+    """
+
+    online: int
+    target: float
+    teacher: float
+
+
 class Guidance(NamedTuple):
     """What a loss is given where the backbone is told a strength of guidance.
 
@@ -73,8 +87,10 @@ class Objective(Protocol):
         where it asks for none.
       taught_by: an objective of the kind that every teacher must be trained by; None where any
         teacher will do.
-      max_strength: the strongest guidance that the backbone is told, from 1 on; None where it is
-        told none.
+      min_strength: the weakest guidance that the backbone is told.
+      max_strength: the strongest; None where it is told none.
+      diagnostics: what `loss` returns beside its terms, and what does not count, in words.
+      wants_pairs: whether clips must be pairs: the noise that each was made from is known.
     """
 
     terms: ClassVar[Mapping[str, str]]
@@ -92,8 +108,24 @@ class Objective(Protocol):
         return None
 
     @property
+    def min_strength(self) -> float:
+        return 1.0
+
+    @property
     def max_strength(self) -> float | None:
         return None
+
+    @property
+    def diagnostics(self) -> Mapping[str, str]:
+        return {}
+
+    @property
+    def wants_pairs(self) -> bool:
+        return False
+
+    def is_kind(self, other: Objective) -> bool:
+        """Whether the other one trains for the same thing; as `taught_by` asks of a teacher."""
+        return type(other) is type(self)
 
     @property
     def meaning(self) -> Mapping[str, Any]:
@@ -150,7 +182,8 @@ class Objective(Protocol):
         average: Params,
         target: Params | None,
     ) -> dict[str, PerToken]:
-        """Terms whose sum is the loss of each token; masking and averaging are the step's.
+        """Terms, whose sum is the loss of each token, and diagnostics; masking and averaging are
+        the step's.
 
         Args:
           head: parameters of the head.
@@ -190,6 +223,10 @@ class Objective(Protocol):
     def flops(self) -> HeadFlops:
         """Operations of the head."""
         ...
+
+    def passes(self) -> Passes:
+        """Passes of a training step, for each clip or each draw of a token."""
+        return Passes(1, 0, 0)
 
 
 def for_head(x: Float[Array, "M B N ..."]) -> Float[Array, "M B N ..."]:

@@ -17,7 +17,7 @@ from typing import Literal
 from fasttta_jax.config import BackboneConfig, ModelConfig, RunConfig
 from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.models.layers import NUM_SINUSOIDS
-from fasttta_jax.objectives import build_objective, training_masks
+from fasttta_jax.objectives import Objective, build_objective, training_masks
 from fasttta_jax.objectives.base import product_flops
 
 BACKWARD_PER_FORWARD = 2
@@ -68,7 +68,8 @@ def backbone_flops(
     *,
     takes_strength: bool = False,
 ) -> float:
-    """One forward pass of the backbone, text projections included.
+    """One forward pass of the backbone, text projections included, of a latent network also that of
+    the times.
 
     Args:
       config: sizes.
@@ -78,10 +79,13 @@ def backbone_flops(
       takes_strength: whether it is told a strength of guidance.
     """
     backbone, length = config.backbone, config.text.total_positions
+    times = 0.0
+    if config.network == "latent":
+        length, times = length + 1, product_flops(1, config.head.width, backbone.width)
     has_encoder = backbone.encoder_depth > 0
     num_read = config.num_tokens if num_visible is None or not has_encoder else num_visible
     num_asked = config.num_tokens if num_asked is None else num_asked
-    flops = text_flops(config) + (strength_flops(config) if takes_strength else 0.0)
+    flops = text_flops(config) + times + (strength_flops(config) if takes_strength else 0.0)
     flops += product_flops(num_read, config.token_dim, backbone.width)
     if has_encoder:
         encoded = length + num_read
@@ -100,8 +104,9 @@ class StepFlops:
       backbone: forward pass of the model that trains, with its text projections.
       head: forward pass of its head, on all N tokens with all draws.
       backward: gradients.
-      frozen_teacher: the forward pass of the teacher, where the step has one; two, with and without
-        text, where its guided states are wanted.
+      frozen_teacher: forward passes without gradients: of the teacher, where the step has one; two,
+        with and without text, where its guided states are wanted; and of the network itself where
+        it makes its targets.
     """
 
     backbone: float
@@ -132,6 +137,8 @@ def training_step_flops(
       teacher: sizes of its teacher; None for those of the run.
     """
     model, objective = config.model, build_objective(config)
+    if model.network == "latent":
+        return _jump_step_flops(config, objective, teacher or model)
     if num_visible is None:
         num_visible = training_masks(config, objective).max_visible(model.num_tokens)
     guides_itself = objective.max_strength is not None
@@ -140,11 +147,31 @@ def training_step_flops(
     trained = head if config.distillation.freeze_backbone else backbone + head
     has_teacher = config.distillation.weight > 0 or objective.needs_teacher
     passes = 2 if guides_itself else 1 if has_teacher else 0
+    frozen = passes * backbone_flops(teacher or model, num_visible)
+    frozen += objective.passes().target * head
     return StepFlops(
         backbone=backbone,
         head=head,
         backward=BACKWARD_PER_FORWARD * trained,
-        frozen_teacher=passes * backbone_flops(teacher or model, num_visible),
+        frozen_teacher=frozen,
+    )
+
+
+def network_flops(config: ModelConfig, objective: Objective) -> SamplingFlops:
+    """One pass of a network that moves all tokens of a clip: its states, and its head on them."""
+    told = objective.max_strength is not None
+    backbone = backbone_flops(config, takes_strength=told)
+    return SamplingFlops(backbone, config.num_tokens * objective.flops().sampling)
+
+
+def _jump_step_flops(config: RunConfig, objective: Objective, teacher: ModelConfig) -> StepFlops:
+    one, passes = network_flops(config.model, objective), objective.passes()
+    taught = network_flops(teacher, objective.taught_by or objective)
+    return StepFlops(
+        backbone=passes.online * one.backbone,
+        head=passes.online * one.head,
+        backward=BACKWARD_PER_FORWARD * passes.online * one.total,
+        frozen_teacher=passes.target * one.total + passes.teacher * taught.total,
     )
 
 
@@ -166,7 +193,7 @@ class SamplingFlops:
 
 
 def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> SamplingFlops:
-    """What `parallel_decode` costs with `config.decode`.
+    """What sampling costs with `config.decode`: `parallel_decode`, or a latent network's jumps.
 
     Args:
       config: the run.
@@ -176,6 +203,11 @@ def sampling_flops(config: RunConfig, decode: DecodeKind = "segments") -> Sampli
     """
     model, objective = config.model, build_objective(config)
     guides_itself = objective.max_strength is not None
+    if model.network == "latent":
+        guided = config.decode.guidance_scale != 1 and not guides_itself
+        passes = config.decode.num_iterations * (2 if guided else 1)
+        one = network_flops(model, objective)
+        return SamplingFlops(passes * one.backbone, passes * one.head)
     per_pass = functools.partial(backbone_flops, model, takes_strength=guides_itself)
     per_token = objective.flops()
     backbone = head = 0.0

@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import abc
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Bool, Float, UInt32
 
 from fasttta_jax.config import DecodeConfig, ModelConfig
 from fasttta_jax.config.checks import check
@@ -35,6 +35,7 @@ class Clips(NamedTuple):
       hidden_tokens: words that hide; None where none do.
       masked: tokens that are to be predicted, and count.
       num_visible: most tokens that are not masked in any clip; static.
+      noise_seeds: of the noise that each clip was made from, where clips are such pairs.
     """
 
     tokens: Tokens
@@ -43,6 +44,7 @@ class Clips(NamedTuple):
     hidden_tokens: Bool[Array, "B L"] | None
     masked: Masked
     num_visible: int
+    noise_seeds: UInt32[Array, " B"] | None = None
 
 
 class Others(NamedTuple):
@@ -65,7 +67,7 @@ class Terms(NamedTuple):
     """What a system's losses are.
 
     Attributes:
-      values: the objective's terms by name, for every token.
+      values: the objective's terms and diagnostics by name, for every token.
       features: the backbone's states and the teacher's, where both have some.
     """
 
@@ -104,20 +106,25 @@ class System(abc.ABC):
           name: of the setting.
           strength: its value.
         """
-        strongest = self.objective.max_strength
+        weakest, strongest = self.objective.min_strength, self.objective.max_strength
         if strongest is not None:
-            allowed = f"from 1 to {strongest:g}, what this model has learned to guide itself by"
-            check(1 <= strength <= strongest, name, strength, allowed)
+            learned = "what this model has learned to guide itself by"
+            allowed = f"from {weakest:g} to {strongest:g}, {learned}"
+            check(weakest <= strength <= strongest, name, strength, allowed)
 
     def init(self, key: Key) -> dict[str, Any]:
         """Fresh float32 parameters."""
         text = self.text.init(stream(key, "text"))
-        conditioning = self.text.embed(text, self.text.tokenize([""]))
+        conditioning = self.prefix(self.text.embed(text, self.text.tokenize([""])))
         tokens = jnp.zeros((1, self.config.num_tokens, self.config.token_dim))
         masked = jnp.ones(tokens.shape[:2], jnp.bool_)
         backbone = self.backbone.init(stream(key, "backbone"), tokens, masked, conditioning)
         head = self.objective.init(stream(key, "head"))
         return {"text": text, "backbone": backbone["params"], "head": head}
+
+    def prefix(self, conditioning: Conditioning) -> Conditioning:
+        """The text, and blank streams for what else the backbone reads before tokens."""
+        return conditioning
 
     def condition(
         self,
@@ -155,6 +162,24 @@ class System(abc.ABC):
     @abc.abstractmethod
     def target_part(self, params: Params) -> Params:
         """The parameters that the objective's target network has."""
+
+    @property
+    def takes_negatives(self) -> bool:
+        """Whether guidance may lead away from a text."""
+        return True
+
+    def check_negatives(self, negatives: Sequence[str]) -> None:
+        """Raises ValueError where there are texts that guidance cannot lead away from.
+
+        Args:
+          negatives: one a clip; "" is none.
+        """
+        found = [text for text in negatives if text]
+        if found and not self.takes_negatives:
+            raise ValueError(
+                f"negative prompts are {found}; allowed: none, as this model is told the strength "
+                "of guidance and has learned it away from no text alone"
+            )
 
     @abc.abstractmethod
     def check_decoding(

@@ -30,7 +30,9 @@ from fasttta_jax.training.state import TrainState
 from fasttta_jax.typing import Key, Metrics, Params, PerToken
 
 Batch = Mapping[str, Any]
-"""tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays."""
+"""tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays; and where clips
+are pairs, noise_seeds [B]."""
+NOISE_SEEDS = "noise_seeds"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -83,6 +85,7 @@ def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> 
         hidden_tokens=hidden,
         masked=constrain(masked, "batch", None),
         num_visible=context.masks.max_visible(num_tokens),
+        noise_seeds=batch.get(NOISE_SEEDS),
     )
 
 
@@ -117,7 +120,7 @@ def loss(
       train: with dropout, dropped captions and hidden words.
 
     Returns:
-      The loss, and by name the loss, each term and, where a teacher is followed, the
+      The loss, and by name the loss, each term and diagnostic and, where a teacher is followed, the
       alignment.
     """
     clips = draw_clips(context, batch, key, train=train)
@@ -126,7 +129,8 @@ def loss(
     found = context.model.losses(params, clips, key, others, freeze=freeze, train=train)
     weights = clips.masked * batch["weight"][:, None]
     metrics = {name: masked_mean(values, weights) for name, values in found.values.items()}
-    total = sum(metrics.values(), jnp.float32(0))
+    terms = (metrics[name] for name in context.model.objective.terms)
+    total = sum(terms, jnp.float32(0))
     if context.align_weight > 0 and found.features is not None:
         everywhere = jnp.broadcast_to(batch["weight"][:, None], weights.shape)
         counted = weights if context.align_positions == "masked" else everywhere

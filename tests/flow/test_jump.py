@@ -114,14 +114,16 @@ def test_exact_jumps_need_no_more_than_one(points):
     noise = jax.random.normal(jax.random.key(0), (3, 2, 4))
     exact = FLOW.jump(np.float64(noise), np.zeros(3), np.ones(3))
     found = sample_deterministic(FLOW, noise, jnp.array(points), (3,))
-    np.testing.assert_allclose(found, exact, atol=rounding(20 * len(points)) * 4)
+    assert found.states.shape == (len(points) - 1, 3, 2, 4)
+    np.testing.assert_array_equal(found.states[-1], found.tokens)
+    np.testing.assert_allclose(found.tokens, exact, atol=rounding(20 * len(points)) * 4)
 
 
 def test_renoising_with_the_exact_jump_keeps_the_distribution():
     """Mean and std of samples within five standard errors; no clip knows its neighbours."""
     num_clips, num_tokens = 64, 256
     points = jnp.array((1.0, 0.7, 0.2, 0.0))
-    sample = jax.jit(lambda noise, keys: sample_renoising(FLOW, noise, points, (64,), keys))
+    sample = jax.jit(lambda noise, keys: sample_renoising(FLOW, noise, points, (64,), keys)[0])
     keys = jax.random.split(jax.random.key(1), num_clips)
     noise = jax.random.normal(jax.random.key(2), (num_clips, num_tokens, 1))
     found, count = sample(noise, keys), num_clips * num_tokens
@@ -134,7 +136,8 @@ def test_renoising_with_the_exact_jump_keeps_the_distribution():
 def test_temperature_is_on_the_fresh_noise():
     noise, keys = jnp.ones((2, 3, 1)), jax.random.split(jax.random.key(1), 2)
     points = jnp.array([1.0, 0.6, 0.0])
-    found = sample_renoising(FLOW, noise, points, (2,), keys, temperature=0.0)
+    found, states = sample_renoising(FLOW, noise, points, (2,), keys, temperature=0.0)
+    np.testing.assert_array_equal(states[-1], found)
     half_way = 0.4 * FLOW.jump(np.float64(1), np.float64(0), np.float64(1))
     expected = FLOW.jump(half_way, np.float64(0), np.float64(0.6))
     np.testing.assert_allclose(found, np.full((2, 3, 1), expected), atol=rounding(60))
@@ -151,7 +154,7 @@ def test_each_jump_asks_the_network_once():
     for num_jumps in (1, 4):
         points = jnp.asarray(grid("uniform", num_jumps), jnp.float32)
         for sample, more in ((sample_deterministic, ()), (sample_renoising, (keys,))):
-            sample(counting, noise, points, (2,), *more).block_until_ready()
+            sample(counting, noise, points, (2,), *more).tokens.block_until_ready()
             jax.effects_barrier()
             assert len(asked) == num_jumps
             asked.clear()
@@ -160,8 +163,8 @@ def test_each_jump_asks_the_network_once():
 def test_times_may_be_of_single_tokens():
     noise = jax.random.normal(jax.random.key(0), (2, 3, 4))
     points = jnp.array([1.0, 0.4, 0.0])
-    of_clips = sample_deterministic(FLOW, noise, points, (2,))
-    of_tokens = sample_deterministic(FLOW, noise, points, (2, 3))
+    of_clips = sample_deterministic(FLOW, noise, points, (2,)).tokens
+    of_tokens = sample_deterministic(FLOW, noise, points, (2, 3)).tokens
     np.testing.assert_allclose(of_clips, of_tokens, rtol=rounding(20))
 
 
