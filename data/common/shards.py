@@ -311,8 +311,8 @@ class ShardedDataset:
             remove_leftovers(self.work.folder)
             self._remove_scratch()
             os.rename(self.work.folder, self.folder)
-        except OSError:
-            if not self.is_complete:  # another process was faster
+        except (OSError, StorageError):
+            if not self.is_complete:  # by another process, which was faster
                 raise
             return None
         return summary

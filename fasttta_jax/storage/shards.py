@@ -188,7 +188,8 @@ class ShardedWork:
         """
         if self.missing():
             return None
-        return [note for note in map(self.note, self.shards) if note is not None]
+        found = [note for note in map(self.note, self.shards) if note is not None]
+        return found if len(found) == len(self.shards) else None  # taken away meanwhile
 
     @functools.cached_property
     def _settings_sha256(self) -> str:

@@ -207,6 +207,23 @@ def test_hosts_may_finish_at_the_same_moment(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["records"]
 
 
+def test_a_host_may_be_overtaken_while_it_reads_the_notes(tmp_path, monkeypatch):
+    slow, fast = dataset(tmp_path), dataset(tmp_path)
+    slow.work.start()
+    write(slow, slow.work.missing())
+    missing = slow.work.missing
+
+    def all_there():  # and gone a moment later
+        found = missing()
+        assert fast.finish(lambda summary: {}) is not None
+        return found
+
+    monkeypatch.setattr(slow.work, "missing", all_there)
+    assert slow.finish(lambda summary: {}) is None
+    assert slow.is_complete
+    assert [path.name for path in tmp_path.iterdir()] == ["records"]
+
+
 def test_other_settings_are_refused_by_name(tmp_path):
     dataset(tmp_path).work.start()
     with pytest.raises(ValueError, match="other settings: codec is 'a' there and 'b' here"):
