@@ -4,16 +4,17 @@
 
 Jobs as `generate.py` runs them follow each other on one tiny model: new prompts, words that it
 never saw among them, in files, tar shards and ArrayRecord, of several formats, batch sizes and
-lengths, with guidance, negative prompts and pictures. After each job its folder is removed, and
-resident memory, open descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on
-where it stopped: what it watches is one process.
+lengths, with guidance, negative prompts and pictures. The first jobs go through all settings once;
+those behind them draw theirs. After each job its folder is removed, and resident memory, open
+descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on where it stopped: what
+it watches is one process.
 
-The limits. The first part of the time is for compiling and caches. After it no descriptor and no
-thread may be more than there were. Memory is what is held: before it is read, unreachable objects
-are collected, and the allocator gives back what was freed (glibc; elsewhere it keeps some). It has
-noise, so its trend is taken, the median of all slopes between two samples (Theil and Sen), and per
-clip: whatever keeps clips keeps at least their prompt, as text, which has `sys.getsizeof` of it
-bytes.
+The limits. The first part of the time is for compiling and caches, and no less than the jobs of all
+settings. After it no descriptor and no thread may be more than there were. Memory is what is held:
+before it is read, unreachable objects are collected, and the allocator gives back what was freed
+(glibc; elsewhere it keeps some). It has noise, so its trend is taken, the median of all slopes
+between two samples (Theil and Sen), and per clip: whatever keeps clips keeps at least their prompt,
+as text, which has `sys.getsizeof` of it bytes.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ import statistics
 import sys
 import time
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from tqdm import tqdm
 
@@ -50,8 +52,30 @@ STORES: tuple[Store, ...] = ("files", "tar", "array_record")
 FORMATS: tuple[AudioFormat, ...] = ("wav", "flac", "ogg")
 BATCH_SIZES = (1, 3, 8)
 SECONDS = ("", "0.3", "0.64", "1.5", "2.7")
+GUIDANCE = ("", "1", "2.5")
+NEGATIVE = ("", "noise")
 WORDS = ("bell", "rain", "far", "near", "rising", "low", "wind", "two", "bright")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+class Setting(NamedTuple):
+    """How a job makes and keeps its clips."""
+
+    store: Store
+    format: AudioFormat
+    pictures: bool
+    clips_per_shard: int | None
+    batch_size: int
+    guidance_scale: float | None
+
+
+EVERY_SETTING = tuple(
+    Setting(*each)
+    for each in itertools.product(
+        STORES, FORMATS, (False, True), (None, 8), BATCH_SIZES, (None, 3.0)
+    )
+    if each[0] == "files" or not each[2]
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,47 +132,51 @@ def prompt(rng: random.Random) -> str:
     return f"a {rng.choice(list(helpers.LEVELS))} {kind} {others} {rng.getrandbits(40):x}"
 
 
-def write_table(path: pathlib.Path, rng: random.Random) -> None:
-    """Prompts of one job: with lengths and guidance of their own in one of three."""
-    own = rng.random() < 1 / 3
+def write_table(path: pathlib.Path, rng: random.Random, *, every: bool) -> None:
+    """Prompts of one job: in one of three with lengths and guidance of their own, or of each one."""
+    own = list(itertools.product(SECONDS, GUIDANCE))
+    if every:
+        rows = [(*each, "") for each in own] + [("", "", each) for each in NEGATIVE]
+    elif rng.random() < 1 / 3:
+        rows = [(*rng.choice(own), "") for _ in range(rng.randint(8, 40))]
+    else:
+        rows = [("", "", rng.choice(NEGATIVE)) for _ in range(rng.randint(8, 40))]
     with open(path, "w", newline="", encoding="utf-8") as file:
-        rows = csv.writer(file)
-        rows.writerow(("prompt", "seconds", "guidance") if own else ("prompt", "negative"))
-        for _ in range(rng.randint(8, 40)):
-            if own:
-                rows.writerow((prompt(rng), rng.choice(SECONDS), rng.choice(("", "1", "2.5"))))
-            else:
-                rows.writerow((prompt(rng), rng.choice(("", "noise"))))
+        table = csv.writer(file)
+        table.writerow(("prompt", "seconds", "guidance", "negative"))
+        table.writerows((prompt(rng), *row) for row in rows)
 
 
-def job(pipeline: Pipeline, folder: pathlib.Path, rng: random.Random) -> Job:
+def job(
+    pipeline: Pipeline, folder: pathlib.Path, rng: random.Random, setting: Setting, *, every: bool
+) -> Job:
     """One job, of a table in its folder."""
     folder.mkdir()
-    write_table(folder / "prompts.csv", rng)
-    store = rng.choice(STORES)
+    write_table(folder / "prompts.csv", rng, every=every)
     output = OutputConfig(
         str(folder / "sounds"),
-        store,
-        rng.choice(FORMATS),
-        pictures=store == "files" and rng.random() < 1 / 8,
-        clips_per_shard=rng.choice((None, 8)),
+        setting.store,
+        setting.format,
+        pictures=setting.pictures,
+        clips_per_shard=setting.clips_per_shard,
     )
     decoding = GenerateConfig(
-        rng.getrandbits(31), rng.choice(BATCH_SIZES), guidance_scale=rng.choice((None, 3.0))
+        rng.getrandbits(31), setting.batch_size, guidance_scale=setting.guidance_scale
     )
     prompts = Prompts(table=str(folder / "prompts.csv"), seed=decoding.seed)
     return Job(pipeline, prompts, output, decoding)
 
 
-def judge(samples: Sequence[Sample], least_kept: float, warm_up: float = WARM_UP) -> Verdict:
+def judge(samples: Sequence[Sample], least_kept: float, num_settings: int = 1) -> Verdict:
     """What grew after the warm-up.
 
     Args:
       samples: of the whole time, in order.
       least_kept: bytes that a clip leaves where clips are kept.
-      warm_up: share of the time.
+      num_settings: jobs that went through all settings.
     """
-    settled = [one for one in samples if one.seconds >= warm_up * samples[-1].seconds]
+    warm = max(WARM_UP * samples[-1].seconds, samples[num_settings - 1].seconds)
+    settled = [one for one in samples if one.seconds >= warm]
     first, last = settled[0], settled[-1]
     few = settled[:: max(1, len(settled) // 500)]
     slopes = [
@@ -172,7 +200,14 @@ def judge(samples: Sequence[Sample], least_kept: float, warm_up: float = WARM_UP
     return Verdict(first, last, growth, least_kept, tuple(faults))
 
 
-def soak(model: pathlib.Path, out: pathlib.Path, *, seconds: float, seed: int) -> Verdict:
+def soak(
+    model: pathlib.Path,
+    out: pathlib.Path,
+    *,
+    seconds: float,
+    seed: int,
+    settings: Sequence[Setting] = EVERY_SETTING,
+) -> Verdict:
     """Generates for so long, in this process; see the module."""
     out.mkdir(parents=True, exist_ok=True)
     pipeline, rng = Pipeline.open(model), random.Random(seed)
@@ -182,9 +217,11 @@ def soak(model: pathlib.Path, out: pathlib.Path, *, seconds: float, seed: int) -
         open(out / "samples.jsonl", "w") as file,
         tqdm(total=round(seconds), unit="s", desc="soak") as bar,
     ):
-        while not samples or samples[-1].seconds < seconds:
+        while len(samples) < len(settings) or samples[-1].seconds < seconds:
             shutil.rmtree(out / "job", ignore_errors=True)
-            result = job(pipeline, out / "job", rng).run()
+            every = len(samples) < len(settings)
+            setting = settings[len(samples)] if every else rng.choice(settings)
+            result = job(pipeline, out / "job", rng, setting, every=every).run()
             assert result.complete, result
             clips += result.made
             samples.append(Sample.take(time.monotonic() - start, clips))
@@ -193,7 +230,7 @@ def soak(model: pathlib.Path, out: pathlib.Path, *, seconds: float, seed: int) -
             bar.update(min(round(seconds), round(samples[-1].seconds)) - bar.n)
             bar.set_postfix(clips=clips, resident=f"{samples[-1].resident / 2**20:.1f} MiB")
     shutil.rmtree(out / "job")
-    return judge(samples, sys.getsizeof(prompt(rng)))
+    return judge(samples, sys.getsizeof(prompt(rng)), len(settings))
 
 
 def describe(verdict: Verdict) -> str:

@@ -7,7 +7,15 @@ import pathlib
 import numpy as np
 import pytest
 
-from tests.campaigns.soak import Sample, judge, soak
+from tests.campaigns.soak import (
+    GUIDANCE,
+    NEGATIVE,
+    SECONDS,
+    Sample,
+    Setting,
+    judge,
+    soak,
+)
 
 KEPT = 90.0
 RNG = np.random.default_rng(5)
@@ -35,6 +43,13 @@ def test_what_stays_level_is_no_fault() -> None:
     assert abs(verdict.growth) < KEPT / 2
 
 
+def test_what_all_settings_have_taken_is_no_growth() -> None:
+    """They may take longer than the share of the time that is for warming up."""
+    rising = samples()[:200]
+    assert judge(rising, KEPT).faults
+    assert not judge(rising + samples()[200:400], KEPT, num_settings=200).faults
+
+
 @pytest.mark.parametrize(
     ("grows", "fault"),
     [
@@ -49,6 +64,7 @@ def test_what_grows_is_a_fault(grows: dict[str, float], fault: str) -> None:
 
 
 def test_a_job_of_it(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    verdict = soak(runs["student"], tmp_path, seconds=0.01, seed=0)
-    assert verdict.last.clips > 0
+    setting = Setting("files", "wav", False, None, 8, None)
+    verdict = soak(runs["student"], tmp_path, seconds=0.01, seed=0, settings=[setting])
+    assert verdict.last.clips == len(SECONDS) * len(GUIDANCE) + len(NEGATIVE)
     assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
