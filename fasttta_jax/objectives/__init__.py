@@ -66,9 +66,7 @@ def build_objective(config: RunConfig) -> Objective:
         names = ", ".join(map(repr, OBJECTIVES))
         raise ConfigError(f"objective is {config.objective!r}; allowed: one of {names}")
     if config.model.network != "masked" and config.objective not in TARGETS:
-        allowed = (
-            f"'masked' where objective is {config.objective!r}, whose head makes single tokens"
-        )
+        allowed = f"'masked' where objective is {config.objective!r}, of heads of single tokens"
         check(False, "model.network", config.model.network, allowed)
     objective = OBJECTIVES[config.objective](config)
     allowed = ("loss", *losses_of(config, objective))

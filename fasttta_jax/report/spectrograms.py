@@ -6,8 +6,11 @@ can be compared by eye. The same input gives the same bytes.
 
 from __future__ import annotations
 
+import functools
 import io
+import os
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import librosa
@@ -253,6 +256,19 @@ def style(axes: Axes) -> None:
 
 def png(figure: Figure) -> bytes:
     """The bytes of a PNG file, equal for equal figures."""
+    return _drawing(os.getpid()).submit(_png, figure).result()
+
+
+@functools.cache
+def _drawing(process: int) -> ThreadPoolExecutor:
+    """The thread of a process that draws: Matplotlib keeps its fonts open for every thread that has
+    ever drawn, some megabytes each.
+    """
+    del process  # a fork has none of the threads of before
+    return ThreadPoolExecutor(1, "drawing")
+
+
+def _png(figure: Figure) -> bytes:
     file = io.BytesIO()
     figure.savefig(file, format="png", metadata={"Software": None})
     return file.getvalue()

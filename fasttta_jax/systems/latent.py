@@ -8,8 +8,6 @@ Dimensions: B clips, N tokens, C channels, W head width, T jumps.
 
 from __future__ import annotations
 
-import dataclasses
-
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -43,7 +41,6 @@ def noise_of(seeds: Array, shape: tuple[int, ...]) -> Float[Array, "B N C"]:
     return normal_per_clip(jax.vmap(jax.random.key)(seeds), shape)
 
 
-@dataclasses.dataclass(frozen=True)
 class FullLatent(System):
     """A network of whole clips that jumps along the path from noise to data."""
 

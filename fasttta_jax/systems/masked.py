@@ -5,7 +5,6 @@ Dimensions: B clips, N tokens, Q tokens asked for, L text positions, C channels,
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 
 import jax
@@ -24,7 +23,6 @@ from fasttta_jax.systems.base import Clips, Others, System, Terms
 from fasttta_jax.typing import Conditioning, Hidden, Key, Masked, Params, Tokens
 
 
-@dataclasses.dataclass(frozen=True)
 class TextToAudio(System):
     """MAR and a head on its states; tokens are decoded in parallel, some in each iteration."""
 

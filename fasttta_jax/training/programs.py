@@ -68,9 +68,10 @@ def default_context(config: RunConfig, text: TextEncoder) -> StepContext:
     or the objective that it must have, for programs without weights. The grid of its codec decides
     which tokens are masked, and no size.
     """
-    model = build_model(config, text)
-    taught_by = model.objective.taught_by or Diffusion(config.model, config.diffusion)
-    teacher = dataclasses.replace(model, objective=taught_by)
+    model, teacher = build_model(config, text), None
+    if has_teacher(config, model):
+        taught_by = model.objective.taught_by or Diffusion(config.model, config.diffusion)
+        teacher = dataclasses.replace(model, objective=taught_by)
     return make_context(config, model, teacher, tokens_per_column=1)
 
 

@@ -133,7 +133,7 @@ def prompt(rng: random.Random) -> str:
 
 
 def write_table(path: pathlib.Path, rng: random.Random, *, every: bool) -> None:
-    """Prompts of one job: in one of three with lengths and guidance of their own, or of each one."""
+    """Prompts of one job; one in three has lengths and guidance of their own, or all of them."""
     own = list(itertools.product(SECONDS, GUIDANCE))
     if every:
         rows = [(*each, "") for each in own] + [("", "", each) for each in NEGATIVE]

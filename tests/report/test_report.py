@@ -3,8 +3,10 @@
 import base64
 import html.parser
 import io
+import os
 import pathlib
 import re
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import PIL.Image
@@ -231,3 +233,17 @@ def test_curves_take_gaps_negative_values_and_many_points() -> None:
         curves_png({})
     with pytest.raises(ValueError, match=r"curve 'x' has steps \(2,\) and values \(1,\)"):
         curves_png({"x": ([1, 2], [1.0])})
+
+
+@pytest.mark.skipif(not pathlib.Path("/proc/self/fd").is_dir(), reason="no /proc")
+def test_pictures_of_many_threads_keep_no_more_files_open_than_those_of_one():
+    audio = np.sin(np.arange(8000) / 10).astype(np.float32)
+
+    def draw() -> bytes:
+        return spectrogram_png(audio, 16_000, "a tone")
+
+    expected, before = draw(), set(os.listdir("/proc/self/fd"))
+    for _ in range(3):
+        with ThreadPoolExecutor(1) as thread:  # a new one each time
+            assert thread.submit(draw).result() == expected
+    assert set(os.listdir("/proc/self/fd")) == before
