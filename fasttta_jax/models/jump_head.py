@@ -57,4 +57,13 @@ class JumpHead(nn.Module):
         hidden: Float[Array, "... D"],
     ) -> Float[Array, "*b C"]:
         """The average velocity from t down to r, float32; leading axes broadcast."""
-        return self.mlp(z, self.time_embedding(r, t) + self.context(hidden))  # type: ignore[return-value]
+        return self.at(z, self.time_embedding(r, t), hidden)
+
+    def at(
+        self,
+        z: Float[Array, "*b C"],
+        embedded: Float[Array, "... W"],
+        hidden: Float[Array, "... D"],
+    ) -> Float[Array, "*b C"]:
+        """The same at times that are embedded already."""
+        return self.mlp(z, embedded + self.context(hidden))  # type: ignore[return-value]

@@ -265,17 +265,20 @@ class Jump(Objective):
             return Passes(1, 2 + 2 * guided, 0)
         return Passes(1, 0, 0)
 
+    @property
+    def time_flops(self) -> float:
+        """The embedding of a pair of times."""
+        width = self.model.head.width
+        return 2 * product_flops(1, NUM_SINUSOIDS, width) + product_flops(1, width, width)
+
     def flops(self) -> HeadFlops:
-        """The context is projected once for all draws and passes of a training step; times, and the
-        modulation with them, are of each pass.
-        """
+        """The context is projected once for all draws; times are of each token and draw."""
         width, depth = self.model.head.width, self.model.head.depth
         context = product_flops(1, self.model.backbone.width, width)
-        time = 2 * product_flops(1, NUM_SINUSOIDS, width) + product_flops(1, width, width)
         one = product_flops(1, self.model.token_dim, width) + residual_flops(width, depth)
         one += product_flops(1, width, self.model.token_dim) + modulation_flops(width, depth)
-        sampling = context + time + one
-        return HeadFlops(context + self.config.num_draws * (time + one), sampling, sampling)
+        one += self.time_flops
+        return HeadFlops(context + self.config.num_draws * one, context + one, context + one)
 
 
 def _check_head(run: RunConfig) -> None:

@@ -17,7 +17,7 @@ from typing import Literal
 from fasttta_jax.config import BackboneConfig, ModelConfig, RunConfig
 from fasttta_jax.decoding.plan import plan_segments
 from fasttta_jax.models.layers import NUM_SINUSOIDS
-from fasttta_jax.objectives import Objective, build_objective, training_masks
+from fasttta_jax.objectives import Jump, Objective, build_objective, training_masks
 from fasttta_jax.objectives.base import product_flops
 
 BACKWARD_PER_FORWARD = 2
@@ -158,10 +158,14 @@ def training_step_flops(
 
 
 def network_flops(config: ModelConfig, objective: Objective) -> SamplingFlops:
-    """One pass of a network that moves all tokens of a clip: its states, and its head on them."""
+    """One pass of a network that moves all tokens of a clip: its states, and its head on them; the
+    times are the clip's.
+    """
+    assert isinstance(objective, Jump), "`build_objective` allows no other"
     told = objective.max_strength is not None
     backbone = backbone_flops(config, takes_strength=told)
-    return SamplingFlops(backbone, config.num_tokens * objective.flops().sampling)
+    of_token = objective.flops().sampling - objective.time_flops
+    return SamplingFlops(backbone, config.num_tokens * of_token + objective.time_flops)
 
 
 def _jump_step_flops(config: RunConfig, objective: Objective, teacher: ModelConfig) -> StepFlops:

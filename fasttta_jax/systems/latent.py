@@ -85,7 +85,7 @@ class FullLatent(System):
                 self._at(conditioning, embedded),  # type: ignore[arg-type]
                 strength=strength,
             )
-            return head.apply(variables, z, r[:, None], t[:, None], hidden)  # type: ignore[return-value]
+            return head.apply(variables, z, embedded[:, None], hidden, method="at")  # type: ignore[index, return-value]
 
         return u
 

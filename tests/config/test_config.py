@@ -201,6 +201,11 @@ REJECTED = [
     (DataConfig, {"mixture": ("b",), "weights": (1, 1e-4)}, r"none below 0\.001 of their sum"),
     (DataConfig, {"validation_paths": ("b",)}, r"data\.validation_paths is \('b',\); allowed"),
     (
+        ModelConfig,
+        {"network": "mar"},
+        r"model\.network is 'mar'; allowed: one of 'masked', 'latent'",
+    ),
+    (
         BackboneConfig,
         {"remat": "some"},
         r"backbone\.remat is 'some'; allowed: one of 'none', 'full'",

@@ -10,7 +10,7 @@ import pathlib
 import jax
 import pytest
 
-from configs import demo_student
+from configs import demo_rivals, demo_student, demo_teacher, impact_base, rivals
 from fasttta_jax.config import RunConfig, flatten, from_config_dict
 from fasttta_jax.systems import build_model
 from fasttta_jax.text import abstract_text_encoder
@@ -62,6 +62,24 @@ def test_every_ablation_is_a_student_that_differs_as_it_says(variant: str) -> No
 def test_unknown_ablation_is_refused() -> None:
     with pytest.raises(ValueError, match="variant is 'other'; allowed:"):
         demo_student.get_config("other")
+
+
+@pytest.mark.parametrize("name", [*demo_rivals.FLOWS, *(f"rivals {n}" for n in rivals.FLOWS)])
+def test_rivals_are_as_large_as_what_they_are_held_against(name: str) -> None:
+    """To half a percent: the strength of guidance that some are told has a layer of its own."""
+    paper = name.startswith("rivals ")
+    module, name = (rivals, name.split()[1]) if paper else (demo_rivals, name)
+    ours = impact_base if paper else demo_student if name.endswith("_head") else demo_teacher
+    sizes = []
+    for config in (from_config_dict(module.get_config(name)), from_config_dict(ours.get_config())):
+        model = build_model(config, abstract_text_encoder(config.model.text))
+        shapes = jax.eval_shape(model.init, jax.random.key(0))
+        sizes.append(
+            sum(
+                leaf.size for part in ("backbone", "head") for leaf in jax.tree.leaves(shapes[part])
+            )
+        )
+    assert abs(sizes[0] / sizes[1] - 1) < (0.005 if paper else 0.04)
 
 
 def backbone_formula(width: int, depth: int, text: int, num_tokens: int, token_dim: int) -> int:

@@ -29,7 +29,8 @@ from fasttta_jax.config import ConfigError, FlowConfig, check_flow
         ({"max_skip": 9}, "flow.max_skip is 9; allowed: from 1 to flow.grid_steps = 8"),
         ({"max_skip": 0}, "flow.max_skip is 0; allowed: from 1"),
         ({"weight": "min_snr"}, "flow.weight is 'min_snr'; allowed: 'none' where flow.grid is"),
-        ({"target_decay": 1.0}, "flow.target_decay is 1.0; allowed: None, or above 0"),
+        ({"target_decay": 1.0}, "flow.target_decay is 1.0; allowed: from 0 up to"),
+        ({"num_draws": 0}, "flow.num_draws is 0; allowed: above 0"),
         ({"guidance_low": -1.0}, "flow.guidance_low is -1.0; allowed: 0 or more"),
         ({"guidance_low": 3.0}, "flow.guidance_high is 1.0; allowed: flow.guidance_low = 3 or"),
         ({"denoising_weight": -1.0}, "flow.denoising_weight is -1.0; allowed: 0 or more"),
@@ -45,7 +46,7 @@ def test_values_that_mean_nothing_are_refused(fields, message):
     ("objective", "fields", "message"),
     [
         ("flow", {"guidance_high": 2.0}, "flow.guidance_high is 2.0; allowed: 1 where objective"),
-        ("reflow", {"target_decay": 0.9}, "flow.target_decay is 0.9; allowed: None where"),
+        ("reflow", {"target_decay": 0.9}, "flow.target_decay is 0.9; allowed: 0 where"),
         ("flow", {"sampler": "renoise"}, "flow.sampler is 'renoise'; allowed: 'deterministic'"),
         ("consistency", {}, "flow.sampler is 'deterministic'; allowed: 'renoise' where"),
         (

@@ -46,6 +46,11 @@ CONFIGS = (
     "audiodear_base:text",
     "audiodear_large:text",
     "audiodear_base_guided:text",
+    "demo_rivals:flow",
+    "demo_rivals:consistency",
+    "demo_rivals:shortcut_head",
+    "rivals:flow",
+    "rivals:trajectory",
 )
 LAYER = re.compile(r"(?<=coder_|block_)\d+")
 
