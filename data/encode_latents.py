@@ -40,7 +40,7 @@ from absl import flags
 
 from data.common import batches
 from data.common.arguments import define_shard_flags, define_source_flags
-from data.common.codecs import check_variance, copy_codec, find_codec, hash_codec
+from data.common.codecs import check_variance, copy_part, find_codec, hash_part
 from data.common.moments import Moments
 from data.common.records import Clip
 from data.common.shards import ITEMS_PER_SHARD, Record, ShardedDataset, Summary
@@ -100,7 +100,7 @@ def encode(
     out = pathlib.Path(out)
     given = find_codec(codec)
     loaded = load_codec(given)
-    codec_sha256 = hash_codec(given)
+    codec_sha256 = hash_part(given)
     sample_rate = loaded.sample_rate
     source = open_audio_source(
         data, sample_rate, source_rate=source_rate, with_captions=with_captions
@@ -125,7 +125,7 @@ def encode(
         if with_variance:
             check_variance(loaded, batch_size)
         dataset.work.start()
-        copy_codec(given, out / CODEC_FOLDER)
+        copy_part(given, out / CODEC_FOLDER)
 
     def to_records(items: Iterable[Clip | Skipped]) -> list[Record | Skipped]:
         skipped: list[Skipped] = []

@@ -20,7 +20,7 @@ from absl import flags
 
 from data.common import batches
 from data.common.arguments import define_source_flags
-from data.common.codecs import find_codec, hash_codec
+from data.common.codecs import find_codec, hash_part
 from data.common.sources import WORKERS, AudioSource, open_audio_source
 from fasttta_jax import cli
 from fasttta_jax.audio.mel import MelConfig
@@ -108,7 +108,7 @@ def write_codec(
         return out
     with tempfile.TemporaryDirectory() as temporary:
         codec.save(temporary)
-        same = hash_codec(pathlib.Path(temporary)) == hash_codec(out)
+        same = hash_part(pathlib.Path(temporary)) == hash_part(out)
     if not same:
         raise ValueError(f"--out is {str(out)!r}, which holds another codec; choose another folder")
     return out

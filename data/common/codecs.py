@@ -34,8 +34,8 @@ def find_codec(folder: str | pathlib.Path) -> pathlib.Path:
     )
 
 
-def hash_codec(folder: pathlib.Path) -> str:
-    """SHA-256 over names and contents of a codec's files."""
+def hash_part(folder: pathlib.Path) -> str:
+    """SHA-256 over names and contents of the files of a codec or of text."""
     digest = hashlib.sha256()
     for path in files_below(folder):
         with open(path, "rb") as file:
@@ -55,9 +55,9 @@ def check_variance(codec: Codec, batch_size: int) -> None:
         )
 
 
-def copy_codec(codec: pathlib.Path, target: pathlib.Path) -> None:
-    """Makes `target` a copy of a codec's folder, whole or not at all."""
-    if target.is_dir() and hash_codec(target) == hash_codec(codec):
+def copy_part(part: pathlib.Path, target: pathlib.Path) -> None:
+    """Makes `target` a copy of the folder of a codec or of text, whole or not at all."""
+    if target.is_dir() and hash_part(target) == hash_part(part):
         return
     with whole_folder(target) as folder:
-        copy_folder(codec, folder)
+        copy_folder(part, folder)

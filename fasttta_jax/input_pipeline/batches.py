@@ -21,6 +21,7 @@ from jaxtyping import Float, Float32, Int
 
 from fasttta_jax.config import DataConfig
 from fasttta_jax.input_pipeline.mixture import Draws, Mixed, part_seed
+from fasttta_jax.input_pipeline.pairs import NOISE_SEED, NOISE_SEEDS
 from fasttta_jax.input_pipeline.prefetch import Prefetch, start_reader
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.parallel.rows import host_rows, to_global
@@ -63,17 +64,24 @@ class _Example(grain.transforms.RandomMap):
     """One record to model arrays: a window of its tokens and one of its captions.
 
     With `sample_posterior`, tokens are drawn from the posterior; the silence behind a short clip
-    has no variance. Window and caption are those of the same step without it.
+    has no variance. Window and caption are those of the same step without it. `with_noise` tells
+    the seed of a pair's noise.
     """
 
     def __init__(
-        self, dataset: EncodedDataset, text: TextEncoder, num_tokens: int, sample_posterior: bool
+        self,
+        dataset: EncodedDataset,
+        text: TextEncoder,
+        num_tokens: int,
+        sample_posterior: bool,
+        with_noise: bool = False,
     ) -> None:
         self._num_tokens = num_tokens
         self._num_columns = num_tokens // dataset.codec.tokens_per_column
         self._silence = dataset.codec.silence()
         self._text = text
         self._sample_posterior = sample_posterior
+        self._with_noise = with_noise
 
     def __getstate__(self) -> dict[str, Any]:
         """Without what the text encoder has loaded so far: another process loads its own."""
@@ -95,11 +103,12 @@ class _Example(grain.transforms.RandomMap):
         if self._sample_posterior:
             mean, deviation = np.split(columns, 2, axis=-1)
             columns = mean + deviation * rng.standard_normal(mean.shape, np.float32)
-        return {
+        example = {
             "tokens": columns.reshape(self._num_tokens, -1),
             "weight": np.float32(1.0),
             "text": {name: values[0] for name, values in text.items()},
         }
+        return example | ({NOISE_SEEDS: element[NOISE_SEED]} if self._with_noise else {})
 
 
 class _HostRows(grain.MapDataset):
@@ -130,6 +139,7 @@ def read_batches(
     seed: int,
     rows: Int[np.ndarray, " R"],
     start: int = 0,
+    with_noise: bool = False,
 ) -> grain.DatasetIterator[Any]:
     """One host's part of the endless batches from number `start` on, as host arrays [R, ...].
 
@@ -154,7 +164,9 @@ def read_batches(
     clips = parts[0]
     if len(parts) > 1:
         clips = Mixed(parts, Draws(dataset.weights, seed)).seed(seed)
-    examples = clips.random_map(_Example(dataset, text, num_tokens, config.sample_posterior))
+    examples = clips.random_map(
+        _Example(dataset, text, num_tokens, config.sample_posterior, with_noise)
+    )
     part = _HostRows(examples, rows, config.batch_size).batch(len(rows), drop_remainder=True)
     batches = part[start:].to_iter_dataset(
         grain.ReadOptions(num_threads=config.num_threads, prefetch_buffer_size=READ_AHEAD)
@@ -194,6 +206,7 @@ class TrainBatches(Iterator[Any]):
       seed: of order and crops.
       mesh: where the batches go.
       start: number of the first batch: the steps done so far.
+      with_noise: batches also hold `NOISE_SEEDS` of pairs, which `check_pairs` has passed.
 
     Raises:
       ConfigError: the batch cannot be split over the mesh; says what could.
@@ -210,10 +223,18 @@ class TrainBatches(Iterator[Any]):
         seed: int,
         mesh: Mesh,
         start: int = 0,
+        with_noise: bool = False,
     ) -> None:
         rows = host_rows(mesh, config.batch_size)
         local = read_batches(
-            dataset, text, config, num_tokens=num_tokens, seed=seed, rows=rows, start=start
+            dataset,
+            text,
+            config,
+            num_tokens=num_tokens,
+            seed=seed,
+            rows=rows,
+            start=start,
+            with_noise=with_noise,
         )
 
         def place() -> Generator[Any, None, None]:
@@ -261,10 +282,12 @@ def evaluation_batches(
     num_tokens: int,
     mesh: Mesh,
     max_clips: int | None = None,
+    with_noise: bool = False,
 ) -> Iterator[Any]:
     """Every clip of a split once, in order, its first window and caption; the last batch is padded.
 
-    Padding rows have weight 0. Every host yields equally many batches.
+    Padding rows have weight 0. Every host yields equally many batches. `with_noise` is that of
+    `TrainBatches`.
 
     Raises:
       ConfigError: the batch cannot be split over the mesh; says what could.
@@ -275,16 +298,20 @@ def evaluation_batches(
     num_columns = num_tokens // dataset.codec.tokens_per_column
     silence = dataset.codec.silence()
     for start in range(0, total, batch_size):
-        tokens, captions, weights = [], [], []
+        tokens, captions, weights, seeds = [], [], [], []
         for row in start + rows:
             record = records[int(min(row, total - 1))]
             columns = crop_or_pad(record["tokens"], num_columns, silence, None)
             tokens.append(columns.reshape(num_tokens, -1))
             captions.append(record["captions"][0] if record["captions"] else "")
             weights.append(float(row < total))
-        batch = {
+            if with_noise:
+                seeds.append(record[NOISE_SEED])
+        batch: dict[str, Any] = {
             "tokens": np.stack(tokens),
             "weight": np.asarray(weights, np.float32),
             "text": dict(text.tokenize(captions)),
         }
+        if with_noise:
+            batch[NOISE_SEEDS] = np.asarray(seeds, np.uint32)
         yield to_global(batch, mesh, rows, batch_size)

@@ -119,6 +119,7 @@ class Trainer:
             num_tokens=config.model.num_tokens,
             mesh=run.mesh,
             max_clips=config.validation_clips,
+            with_noise=run.model.objective.wants_pairs,
         )
         for index, batch in enumerate(batches):
             key = jax.random.fold_in(run.keys.validation, index)
@@ -227,6 +228,7 @@ class Trainer:
                 seed=config.seed,
                 mesh=run.mesh,
                 start=start.step,
+                with_noise=run.model.objective.wants_pairs,
             )
         )
         reporter = StepReporter(

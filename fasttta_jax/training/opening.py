@@ -18,8 +18,10 @@ from jax.sharding import Mesh
 
 from fasttta_jax.config import RunConfig, to_config_dict
 from fasttta_jax.input_pipeline.mixture import open_dataset
+from fasttta_jax.input_pipeline.pairs import check_pairs
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.multihost import distributed
+from fasttta_jax.objectives import build_objective
 from fasttta_jax.parallel.compile import (
     Program,
     abstract_state,
@@ -123,6 +125,8 @@ def open_run(
     for split in ("train", "validation"):
         if not len(dataset.split(split)):
             raise DatasetError(f"data.path is {config.data.path!r}, whose {split} split is empty")
+    if build_objective(config).wants_pairs:
+        check_pairs(dataset, config.data, config.model.num_tokens)
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.data.batch_size, mesh, parts=config.optimizer.accumulation_steps)
     distributed.check_agreement(

@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 
 from fasttta_jax.config import RunConfig
-from fasttta_jax.objectives import Diffusion, training_masks
+from fasttta_jax.input_pipeline.pairs import NOISE_SEEDS
+from fasttta_jax.objectives import Diffusion, build_objective, training_masks
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.systems import System, build_model
@@ -119,7 +120,7 @@ def abstract_batch(config: RunConfig, text: TextEncoder, mesh: AnyMesh) -> Batch
     def as_rows(shape: tuple[int, ...], dtype: Any) -> jax.ShapeDtypeStruct:
         return jax.ShapeDtypeStruct(shape, dtype, sharding=rows)
 
-    return {
+    batch = {
         "tokens": as_rows(shape, jnp.float32),
         "weight": as_rows((size,), jnp.float32),
         "text": {
@@ -127,3 +128,5 @@ def abstract_batch(config: RunConfig, text: TextEncoder, mesh: AnyMesh) -> Batch
             for name, values in text.tokenize([""]).items()
         },
     }
+    seeds = {NOISE_SEEDS: as_rows((size,), jnp.uint32)}
+    return batch | (seeds if build_objective(config).wants_pairs else {})

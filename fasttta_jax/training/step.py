@@ -18,6 +18,7 @@ import optax
 from jaxtyping import Array, Float
 
 from fasttta_jax.config import AlignPositions, OptimizerConfig
+from fasttta_jax.input_pipeline.pairs import NOISE_SEEDS
 from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.masking import MaskDistribution
 from fasttta_jax.objectives import ALIGNMENT
@@ -32,7 +33,6 @@ from fasttta_jax.typing import Key, Metrics, Params, PerToken
 Batch = Mapping[str, Any]
 """tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays; and where clips
 are pairs, noise_seeds [B]."""
-NOISE_SEEDS = "noise_seeds"
 
 
 @dataclasses.dataclass(frozen=True)

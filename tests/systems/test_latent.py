@@ -21,6 +21,7 @@ from fasttta_jax.config import (
 )
 from fasttta_jax.decoding.loop import Guidance, Known
 from fasttta_jax.generation.sampler import Sampler
+from fasttta_jax.input_pipeline.pairs import NOISE_SEEDS
 from fasttta_jax.objectives import build_objective
 from fasttta_jax.objectives.targets import TARGETS
 from fasttta_jax.parallel.mesh import make_mesh
@@ -28,7 +29,7 @@ from fasttta_jax.performance import compilations
 from fasttta_jax.systems import FullLatent, build_model
 from fasttta_jax.systems.latent import noise_of
 from fasttta_jax.training import programs
-from fasttta_jax.training.step import NOISE_SEEDS, StepContext, step
+from fasttta_jax.training.step import StepContext, step
 from fasttta_jax.training.step import loss as loss_of
 from fasttta_jax.typing import unconditional
 from tests.support import helpers
