@@ -1,7 +1,7 @@
 # `make demo`, `make test`, and `make test-long` for what is long by nature; `make model` trains the
-# model that comes with the package, `make scenes` models of longer clips; `make fuzz`, `make
-# survive` and `make soak` are campaigns (docs/reliability.md). Each sets up its own virtual
-# environment first.
+# model that comes with the package, `make scenes` models of longer clips, `make rivals` compares six
+# rivals with the demo's student; `make fuzz`, `make survive` and `make soak` are campaigns
+# (docs/reliability.md). Each sets up its own virtual environment first.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -10,8 +10,9 @@ RUN := $(VENV)/bin/python
 DEMO := $(RUNS)/report/report.html
 MODEL ?= runs/soundscapes
 SCENES ?= runs/scenes
+RIVALS ?= runs/rivals
 
-.PHONY: demo model scenes ablations test test-long suite fuzz survive soak lint setup clean
+.PHONY: demo model scenes ablations rivals test test-long suite fuzz survive soak lint setup clean
 
 setup: $(VENV)/.installed
 
@@ -24,8 +25,8 @@ $(VENV)/.installed: setup.py pyproject.toml
 
 # One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
 # for the tests, which mostly compile, in threads that would wait for that one arena.
-demo ablations model scenes: export MALLOC_ARENA_MAX := 1
-demo ablations model scenes: export MALLOC_TRIM_THRESHOLD_ := 10000000000
+demo ablations rivals model scenes: export MALLOC_ARENA_MAX := 1
+demo ablations rivals model scenes: export MALLOC_TRIM_THRESHOLD_ := 10000000000
 # Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
 	$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page
@@ -70,6 +71,18 @@ scenes: setup
 ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
 	@echo "Open $(RUNS)/ablations/sweep.md"
+
+# The demo's data, codec, teacher and student, then its rivals: about ninety minutes on two cores.
+# Goes on where it stopped.
+rivals: setup
+	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2
+	$(RUN) -m data.spectrogram_codec --data $(RUNS)/data --out $(RUNS)/codec --overlap_frames 6
+	$(RUN) -m data.encode_latents --data $(RUNS)/data --out $(RUNS)/encoded --codec $(RUNS)/codec
+	$(RUN) -m data.embed_text --data $(RUNS)/encoded
+	$(RUN) train.py --config=configs/demo_teacher.py --workdir=$(RUNS)/teacher --config.data.path=$(RUNS)/encoded
+	$(RUN) train.py --config=configs/demo_student.py --workdir=$(RUNS)/student --config.data.path=$(RUNS)/encoded --config.init_from=$(RUNS)/teacher
+	$(RUN) -m benchmarks.rivals --teacher=$(RUNS)/teacher --student=$(RUNS)/student --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RIVALS)
+	@echo "Open $(RIVALS)/rivals.md"
 
 lint: setup
 	$(VENV)/bin/ruff check .

@@ -30,12 +30,31 @@ def frontier_png(results: Mapping[str, Any], quantity: Quantity) -> bytes:
     }
     if batch is not None:
         costs[f"seconds, batch of {batch}"] = lambda row: seconds(row, batch)
+    floor = results["references"].get("codec", {}).get(quantity["name"])
+    return costs_png(results["rows"], costs, quantity, floor)
+
+
+def costs_png(
+    rows: Sequence[Row],
+    costs: Mapping[str, Callable[[Row], float | None]],
+    quantity: Quantity,
+    floor: float | None,
+    colours: Mapping[str, str] | None = None,
+) -> bytes:
+    """One panel for each cost, one line for each series of rows; bars are one standard error.
+
+    Args:
+      rows: with series and figures.
+      costs: of a row, by the titles of their axes.
+      quantity: the figure that is drawn.
+      floor: what a dotted line shows, if anything.
+      colours: by series; None takes turns.
+    """
     figure = Figure(figsize=(3.4 * len(costs), 3.4), dpi=120, layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(costs), sharey=True, squeeze=False)[0]
     for axes, (title, cost) in zip(panels, costs.items(), strict=True):
-        _draw(axes, results["rows"], quantity, cost)
-        floor = results["references"].get("codec", {}).get(quantity["name"])
+        _draw(axes, rows, quantity, cost, colours or {})
         if floor is not None:
             axes.axhline(floor, color="#8a929c", linestyle=":", linewidth=1)
         axes.set_xlabel(title)
@@ -49,7 +68,11 @@ def frontier_png(results: Mapping[str, Any], quantity: Quantity) -> bytes:
 
 
 def _draw(
-    axes: Axes, rows: Sequence[Row], quantity: Quantity, cost: Callable[[Row], float | None]
+    axes: Axes,
+    rows: Sequence[Row],
+    quantity: Quantity,
+    cost: Callable[[Row], float | None],
+    colours: Mapping[str, str],
 ) -> None:
     name = quantity["name"]
     for index, series in enumerate(dict.fromkeys(row["series"] for row in rows)):
@@ -67,7 +90,7 @@ def _draw(
                 x,
                 y,
                 errors,
-                color=LINE_COLOURS[index % len(LINE_COLOURS)],
+                color=colours.get(series, LINE_COLOURS[index % len(LINE_COLOURS)]),
                 marker=MARKERS[index // len(LINE_COLOURS) % len(MARKERS)],
                 markersize=3.5,
                 linewidth=1.2,

@@ -1,7 +1,7 @@
 """Settings of sampling of trained runs, judged one by one: what the sweep and the frontier share.
 
-A row is kept in OUT/rows as soon as it is found, and read again for the same parameters, settings,
-clips and metrics.
+A row is kept in OUT/rows, of validation clips in OUT/rows_validation, as soon as it is found, and
+read again for the same parameters, settings, clips and metrics.
 """
 
 from __future__ import annotations
@@ -105,7 +105,8 @@ class SettingEvaluator:
         setup = load_setup(config, local_mesh())
         self.warnings = setup.warnings()
         self.evaluator = Evaluator(config, expand(setup, settings), metrics)
-        self._folder = pathlib.Path(config.out) / ROWS_FOLDER
+        folder = ROWS_FOLDER if config.split == "test" else f"{ROWS_FOLDER}_{config.split}"
+        self._folder = pathlib.Path(config.out) / folder
         self._folder.mkdir(parents=True, exist_ok=True)
         self.hashes = {name: run.origin()["sha256"] for name, run in setup.trained.items()}
         self._energies: dict[tuple[str, int | None], Any] = {}

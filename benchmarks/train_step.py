@@ -81,11 +81,13 @@ def synthetic_batch(run: RunConfig, text: TextEncoder, mesh: Mesh) -> Batch:
     """Gaussian tokens and the text encoder's stand-in arrays, split over the mesh."""
     size, model = run.data.batch_size, run.model
     rng = np.random.default_rng(0)
-    batch = {
+    batch: dict[str, Any] = {
         "tokens": rng.standard_normal((size, model.num_tokens, model.token_dim), np.float32),
         "weight": np.ones(size, np.float32),
         "text": text.tokenize(["a caption"] * size),
     }
+    if build_objective(run).wants_pairs:
+        batch[training_step.NOISE_SEEDS] = np.arange(size, dtype=np.uint32)
     return jax.device_put(batch, batch_sharding(mesh))
 
 

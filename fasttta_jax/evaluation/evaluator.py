@@ -178,7 +178,7 @@ class Evaluator:
         """The test clips whose captions are the prompts."""
         config = self.config
         clips = read_test_clips(
-            Records(config.audio_data, "test"),
+            Records(config.audio_data, config.split),
             num_clips=config.num_clips,
             num_scenes=config.num_scenes,
             num_samples=self.setup.num_samples,

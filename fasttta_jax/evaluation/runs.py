@@ -72,11 +72,11 @@ class Runs:
         setup, trained = self.setup, self.setup.trained[name]
         if not isinstance(trained.model, Conditional):
             return None
-        number = min(self.config.num_energy_clips, len(self.encoded.split("test")))
+        number = min(self.config.num_energy_clips, len(self.encoded.split(self.config.split)))
         batches = evaluation_batches(
             self.encoded,
             trained.model.text,
-            "test",
+            self.config.split,
             batch_size=self.config.batch_size,
             num_tokens=trained.config.model.num_tokens,
             mesh=setup.mesh,

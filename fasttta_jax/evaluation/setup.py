@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from jax.sharding import Mesh
 
@@ -52,6 +52,7 @@ class EvaluationConfig:
       gates: name of the bounds to check; None for none.
       generated: folder of another project's sounds by the name of its row; see `read_sounds`.
       judging: networks and protocol of further figures, on the same clips; None for none.
+      split: whose clips stand where these lines say test clips; "validation" chooses settings.
     """
 
     runs: Mapping[str, str]
@@ -68,6 +69,7 @@ class EvaluationConfig:
     gates: str | None = None
     generated: Mapping[str, str] = dataclasses.field(default_factory=dict)
     judging: JudgingConfig | None = None
+    split: Literal["test", "validation"] = "test"
 
     def __post_init__(self) -> None:
         if not self.runs and not self.generated:
@@ -176,9 +178,9 @@ def load_setup(config: EvaluationConfig, mesh: Mesh) -> EvaluationSetup:
       ConfigError: a setting for decoding is out of range, or the batch cannot be split.
     """
     check_batch_size(config.batch_size, mesh)
-    audio = Records(config.audio_data, "test")
+    audio = Records(config.audio_data, config.split)
     if not len(audio):
-        raise DatasetError(f"the test split of {config.audio_data} is empty")
+        raise DatasetError(f"the {config.split} split of {config.audio_data} is empty")
     sample_rate = audio.metadata.get("sample_rate")
     if not isinstance(sample_rate, int):
         raise DatasetError(f"{config.audio_data} does not say its sample rate: it holds no audio")
@@ -206,9 +208,9 @@ def _decoding(run: RunConfig, changes: Mapping[str, Any]) -> DecodeConfig:
 
 
 def _check_same_data(config: EvaluationConfig, encoded: EncodedDataset, sample_rate: int) -> None:
-    tokens = encoded.split("test")
+    tokens = encoded.split(config.split)
     if not len(tokens):
-        raise DatasetError(f"the test split of {config.encoded_data} is empty")
+        raise DatasetError(f"the {config.split} split of {config.encoded_data} is empty")
     if sample_rate != encoded.codec.sample_rate:
         raise DatasetError(
             f"{config.audio_data} has a sample rate of {sample_rate} Hz; allowed: the codec's "
