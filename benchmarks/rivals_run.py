@@ -99,10 +99,11 @@ class Report:
 
     def _trained(self, run: Run, cost: Mapping[str, Any]) -> dict[str, Any]:
         row = rivals_training.training_row(run, cost, rivals_training.training_seconds(run))
-        of_run = [one.setting.name for one in self._chosen.rows if one.run == run]
         trained = self._evaluator.evaluator.setup.trained
-        params = trained[of_run[0]].params if of_run else {}
-        return row | {"parameters": sum(leaf.size for leaf in jax.tree.leaves(params))}
+        models = (trained[one.setting.name] for one in self._chosen.rows if one.run == run)
+        params = next((model.params for model in models), None)
+        number = None if params is None else sum(leaf.size for leaf in jax.tree.leaves(params))
+        return row | {"parameters": number}
 
     def _times_file(self, row: Row) -> pathlib.Path:
         return self._options.out / TIMES_FOLDER / f"{row.setting.name}.json"

@@ -71,7 +71,9 @@ def verdict(results: Mapping[str, Any]) -> str:
         for name, one in row["differences"].items():
             num_compared += 1
             if one["verdict"] == "better":
-                who = f"{SYSTEMS[row['system']]} ({HEADINGS[row['setting']].lower()})"
+                who = SYSTEMS[row["system"]]
+                if row["setting"] != TEACHERS:
+                    who += f" ({HEADINGS[row['setting']].lower()})"
                 found.setdefault(who, {}).setdefault(titles[name], []).append(str(row["passes"]))
     if not num_compared:
         return "No rival has been judged beside ours yet."
@@ -144,10 +146,10 @@ def _introduction(results: Mapping[str, Any]) -> str:
 
 
 def _about_differences(setting: str) -> str:
-    ours = "at most of its passes" if setting == TEACHERS else "at as many passes"
+    impact = ", of IMPACT at most of ours" if setting == TEACHERS else ""
     return (
-        f"Difference to ours, {ours}, clip by clip; in **bold** where it is better by its "
-        "interval, in _italics_ where worse.\n"
+        f"Difference to ours at as many passes{impact}, clip by clip; in **bold** where it is "
+        "better by its interval, in _italics_ where worse.\n"
     )
 
 

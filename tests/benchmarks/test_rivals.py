@@ -10,8 +10,15 @@ import numpy as np
 import pytest
 from absl import flags
 
-from benchmarks import rivals, rivals_judging, rivals_plan, rivals_run, rivals_training
-from benchmarks.rivals_judging import Kept, Shares, candidates, difference, estimate_of, lowest
+from benchmarks import (
+    frontier_grid,
+    rivals,
+    rivals_judging,
+    rivals_plan,
+    rivals_run,
+    rivals_training,
+)
+from benchmarks.rivals_judging import Kept, Shares, difference, estimate_of, lowest
 from benchmarks.rivals_plan import (
     OURS,
     RIVALS,
@@ -20,6 +27,7 @@ from benchmarks.rivals_plan import (
     TEACHER,
     Options,
     RivalsError,
+    candidates,
 )
 from benchmarks.rivals_plot import rivals_png
 from benchmarks.rivals_table import DEVIATIONS, LETTERS, SYSTEMS, page_part, to_markdown, verdict
@@ -482,6 +490,8 @@ RIVAL = demo_rivals.rival
 @pytest.mark.long
 def test_a_comparison_trains_tunes_judges_and_does_nothing_twice(world, tmp_path, monkeypatch):
     monkeypatch.setattr(demo_rivals, "rival", tiny_rival)
+    monkeypatch.setattr(frontier_grid, "ITERATIONS", (4,))
+    monkeypatch.setattr(frontier_grid, "STEPS", (4, 2))
     for name, config in configs_in(world).items():
         write_run(world / name, config, step=config.num_steps)
     options = tiny(
