@@ -26,6 +26,7 @@ from benchmarks import measure
 from benchmarks.baselines import full_length
 from fasttta_jax import cli
 from fasttta_jax.config import RunConfig
+from fasttta_jax.input_pipeline.pairs import NOISE_SEEDS
 from fasttta_jax.objectives import build_objective, training_masks
 from fasttta_jax.parallel.compile import (
     Compiled,
@@ -87,7 +88,7 @@ def synthetic_batch(run: RunConfig, text: TextEncoder, mesh: Mesh) -> Batch:
         "text": text.tokenize(["a caption"] * size),
     }
     if build_objective(run).wants_pairs:
-        batch[training_step.NOISE_SEEDS] = np.arange(size, dtype=np.uint32)
+        batch[NOISE_SEEDS] = np.arange(size, dtype=np.uint32)
     return jax.device_put(batch, batch_sharding(mesh))
 
 

@@ -497,15 +497,17 @@ def test_a_comparison_trains_tunes_judges_and_does_nothing_twice(world, tmp_path
     options = tiny(
         world,
         tmp_path / "out",
-        rivals=("meanflow", "shortcut_head"),
+        rivals=("reflow", "shortcut_head"),
         settings=(SAME_STEPS, SAME_SECONDS),
-        given_steps={OURS: 4, "meanflow": 5, "shortcut_head": 3},
+        given_steps={OURS: 4, "reflow": 5, "shortcut_head": 3},
         passes=(1, 2),
+        num_pairs=16,
+        pair_steps=2,
     )
     found = rivals_run.compare(options)
     rows = {(row["setting"], row["system"], row["passes"]): row for row in found["rows"]}
     for setting in (SAME_STEPS, SAME_SECONDS):
-        for system in (OURS, "meanflow", "shortcut_head"):
+        for system in (OURS, "reflow", "shortcut_head"):
             for number in (1, 2):
                 one = rows[setting, system, number]
                 assert one["figures"]["event_accuracy"] is not None
@@ -515,10 +517,10 @@ def test_a_comparison_trains_tunes_judges_and_does_nothing_twice(world, tmp_path
         ("teachers", TEACHER): 6,
         ("teachers", "flow"): 6,
         (SAME_STEPS, OURS): 6,
-        (SAME_STEPS, "meanflow"): 6,
+        (SAME_STEPS, "reflow"): 6,
         (SAME_STEPS, "shortcut_head"): 6,
         (SAME_SECONDS, OURS): 4,
-        (SAME_SECONDS, "meanflow"): 5,
+        (SAME_SECONDS, "reflow"): 5,
         (SAME_SECONDS, "shortcut_head"): 3,
     }
     out = options.out
