@@ -123,9 +123,10 @@ class Objective(Protocol):
     def wants_pairs(self) -> bool:
         return False
 
-    def is_kind(self, other: Objective) -> bool:
-        """Whether the other one trains for the same thing; as `taught_by` asks of a teacher."""
-        return type(other) is type(self)
+    @property
+    def name(self) -> str:
+        """That of its kind, as `RunConfig.objective` has it."""
+        return type(self).__name__.lower()
 
     @property
     def meaning(self) -> Mapping[str, Any]:

@@ -282,17 +282,17 @@ def _open_teacher(config: RunConfig, workdir: Workdir, mesh: Mesh, model: System
 
 def _check_teacher(config: RunConfig, teacher: TrainedModel, model: System) -> None:
     theirs = teacher.config.model
-    for field in ("num_tokens", "token_dim"):
+    for field in ("network", "num_tokens", "token_dim"):
         if getattr(config.model, field) != getattr(theirs, field):
             raise ConfigError(
-                f"model.{field} is {getattr(config.model, field)}; the teacher in "
-                f"{config.init_from} has {getattr(theirs, field)}"
+                f"model.{field} is {getattr(config.model, field)!r}; the teacher in "
+                f"{config.init_from} has {getattr(theirs, field)!r}"
             )
     kind = model.objective.taught_by
-    if kind is not None and type(teacher.model.objective) is not type(kind):
+    if kind is not None and teacher.model.objective.name != kind.name:
         raise ConfigError(
             f"init_from is {config.init_from!r}, a run of objective {teacher.config.objective!r}; "
-            f"allowed: one of {type(kind).__name__.lower()!r}, where objective is "
+            f"allowed: one of {kind.name!r}, where objective is "
             f"{config.objective!r}"
         )
     rates = ("token_dropout", "drop_rate")
