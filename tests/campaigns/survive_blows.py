@@ -36,6 +36,8 @@ AT_REST = ("lose a part", "lose an input")
 LATEST = 1.1
 """Of an undisturbed life, when a blow falls."""
 LIMIT = 180.0
+STARTING = "still waits for its job"
+"""What a process says a minute after it began, and every minute, while others have not come."""
 """Seconds after which a job hangs."""
 POLL = 0.005
 SIGNALS = {"kill": signal.SIGKILL, "terminate": signal.SIGTERM}
@@ -203,12 +205,15 @@ class Running:
         Raises:
           Fault: some still run after `LIMIT` seconds; all are killed.
         """
-        if self.pause(self.begun + LIMIT):
-            self.kill()
-            raise Fault(f"still runs after {LIMIT:.0f} s")
+        while self.pause(time.monotonic() + 1.0):
+            if time.monotonic() > self.begun + LIMIT:
+                self.kill()
+                raise Fault(f"still runs after {LIMIT:.0f} s")
+            if any((process.exitcode or 0) < 0 for process in self.processes):
+                self._launcher_ends_the_start()
         for process in self.processes:
             process.join()
-        read = [self.logs / f"stderr_{index}" for index in range(len(self.processes))]
+        read = [self._errors(index) for index in range(len(self.processes))]
         said = [self._touches(index) for index in range(len(self.processes))]
         return End(
             tuple(process.exitcode or 0 for process in self.processes),
@@ -217,6 +222,15 @@ class Running:
             tuple(count for count, _ in said),
             any(fell for _, fell in said),
         )
+
+    def _launcher_ends_the_start(self) -> None:
+        """What a launcher does that has lost a process: the others would wait for ten minutes."""
+        for index, process in enumerate(self.processes):
+            if process.exitcode is None and STARTING in self._errors(index).read_text():
+                os.kill(process.pid or 0, signal.SIGKILL)
+
+    def _errors(self, index: int) -> pathlib.Path:
+        return self.logs / f"stderr_{index}"
 
     def _touches(self, index: int) -> tuple[int, bool]:
         path = self._count(index)
@@ -286,6 +300,8 @@ def check_end(job: Job, end: End, kind: Kind | None, victim: int | None) -> None
                 allowed = (*allowed, *BY_OTHERS)
         else:
             allowed = BY_OTHERS if job.layouts else (0,)
+            if job.layouts and STARTING in text:
+                allowed = (*allowed, -signal.SIGKILL)
         if code not in allowed:
             shown = ", ".join(map(str, sorted(allowed)))
             raise Fault(f"{name} ended with {code} after {kind}; allowed: {shown}")

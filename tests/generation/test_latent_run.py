@@ -119,7 +119,7 @@ def test_it_is_heard_from_a_workdir_and_exported(
     ("changes", "message"),
     [
         ({"init_from": ""}, "init_from is ''; allowed: the workdir of a teacher, which"),
-        ({"init_from": "student"}, "a run of objective 'energy'; allowed: one of 'flow'"),
+        ({"init_from": "student"}, r"model\.network is 'latent'; the teacher in .* has 'masked'"),
         (
             {"init_from": "consistency"},
             "a run of objective 'consistency'; allowed: one of 'flow', where objective is",
