@@ -66,7 +66,9 @@ def test_unknown_ablation_is_refused() -> None:
 
 @pytest.mark.parametrize("name", [*demo_rivals.FLOWS, *(f"rivals {n}" for n in rivals.FLOWS)])
 def test_rivals_are_as_large_as_what_they_are_held_against(name: str) -> None:
-    """To half a percent: the strength of guidance that some are told has a layer of its own."""
+    """To half a percent, and in the demo to a tenth: times, which the student's head has none of,
+    and the strength of guidance have layers of their own.
+    """
     paper = name.startswith("rivals ")
     module, name = (rivals, name.split()[1]) if paper else (demo_rivals, name)
     ours = impact_base if paper else demo_student if name.endswith("_head") else demo_teacher
@@ -74,12 +76,9 @@ def test_rivals_are_as_large_as_what_they_are_held_against(name: str) -> None:
     for config in (from_config_dict(module.get_config(name)), from_config_dict(ours.get_config())):
         model = build_model(config, abstract_text_encoder(config.model.text))
         shapes = jax.eval_shape(model.init, jax.random.key(0))
-        sizes.append(
-            sum(
-                leaf.size for part in ("backbone", "head") for leaf in jax.tree.leaves(shapes[part])
-            )
-        )
-    assert abs(sizes[0] / sizes[1] - 1) < (0.005 if paper else 0.04)
+        trained = [shapes[part] for part in ("backbone", "head")]
+        sizes.append(sum(leaf.size for leaf in jax.tree.leaves(trained)))
+    assert abs(sizes[0] / sizes[1] - 1) < (0.005 if paper else 0.1)
 
 
 def backbone_formula(width: int, depth: int, text: int, num_tokens: int, token_dim: int) -> int:
