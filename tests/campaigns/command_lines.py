@@ -29,6 +29,7 @@ from data import (
     encode_latents,
     esc10,
     manifest,
+    pairs,
     spectrogram_codec,
     vae_codec,
     wavcaps,
@@ -51,6 +52,7 @@ from tests.campaigns.damage import link_tree
 from tests.campaigns.families import converted, state_dicts
 from tests.campaigns.fuzz_world import World
 from tests.support import helpers
+from tests.support.latent_runs import latent_config, save_flow
 from tests.support.sound_files import sounds
 
 Line = dict[str, str]
@@ -248,6 +250,18 @@ def _embed(world: World, folder: pathlib.Path) -> Line:
 
 
 @functools.cache
+def _flow(world: World) -> str:
+    """A workdir of it, beside what all inputs share."""
+    config = latent_config(world.encoded)
+    return save_flow(world.path.parent / "flow", config, world.encoded)
+
+
+def _pairs(world: World, folder: pathlib.Path) -> Line:
+    line = {"workdir": _flow(world), "data": str(world.encoded), "out": str(folder / "out")}
+    return {**line, "number": "4"}
+
+
+@functools.cache
 def _captions(encoded: pathlib.Path) -> list[str]:
     return list(embed_text.all_captions(EncodedDataset(encoded)))
 
@@ -289,6 +303,7 @@ COMMANDS = {
     ),
     "data.vae_codec": Command(vae_codec.define_flags, vae_codec.main, _vae_codec),
     "data.encode_latents": Command(encode_latents.define_flags, encode_latents.main, _encode),
+    "data.pairs": Command(pairs.define_flags, pairs.main, _pairs),
     "data.embed_text": Command(embed_text.define_flags, embed_text.main, _embed),
     "data.embed_text, file": Command(embed_text.define_flags, embed_text.main, _embed_file),
     "data.embed_text, networks": Command(embed_text.define_flags, embed_text.main, _embed_network),

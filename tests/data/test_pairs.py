@@ -24,15 +24,15 @@ from fasttta_jax.input_pipeline.records import (
 )
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.parallel.mesh import make_mesh
-from fasttta_jax.systems import FullLatent, Others, build_model
+from fasttta_jax.systems import FullLatent, Others
 from fasttta_jax.training.loop import Trainer
 from fasttta_jax.training.opening import open_run
 from fasttta_jax.training.step import draw_clips
 from fasttta_jax.typing import unconditional
-from fasttta_jax.workdir.checkpoint import Checkpoints
 from fasttta_jax.workdir.folder import Workdir, WorkdirError, same_files
 from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
+from tests.support.latent_runs import latent_config, save_flow
 from tests.support.tolerance import assert_one_step_of_float16
 
 NUMBER = 30  # more than the 24 clips, so that some come twice
@@ -44,26 +44,6 @@ ASKED = {
     "batch_size": 8,
     "pairs_per_shard": 10,
 }
-
-
-def latent_config(path, **changes):
-    config = helpers.tiny_teacher_config(path, objective="flow")
-    backbone = dataclasses.replace(config.model.backbone, encoder_depth=0, decoder_depth=1)
-    model = dataclasses.replace(config.model, network="latent", backbone=backbone)
-    decode = DecodeConfig(num_iterations=2, guidance_schedule="constant", guidance_scale=2.0)
-    return dataclasses.replace(config, **({"model": model, "decode": decode} | changes))
-
-
-def save_flow(folder, config, data):
-    """A workdir of random parameters."""
-    workdir = Workdir(folder)
-    workdir.prepare(config, EncodedDataset(data))
-    model = build_model(config, workdir.text())
-    params = helpers.random_params(jax.eval_shape(model.init, jax.random.key(0)), scale=0.15)
-    checkpoints = Checkpoints(folder)
-    checkpoints.save(1, {"ema": params}, None)
-    checkpoints.close()
-    return str(folder)
 
 
 @pytest.fixture(scope="module")
