@@ -27,6 +27,7 @@ from fasttta_jax.tools.aot_cases import COMPILED, PROGRAMS, Case, report
 from fasttta_jax.tools.aot_report import describe, earlier_reports, group_warnings
 from fasttta_jax.training.state import TrainState
 from tests.support import commands, helpers
+from tests.systems.test_latent import run_of
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HAS_LIBTPU = topologies.find_libtpu() is not None
@@ -50,9 +51,16 @@ def text_of(config: RunConfig):
 # ------------------------------------------------------------------------------- without libtpu
 
 
-@pytest.mark.parametrize("program", PROGRAMS)
-def test_without_a_compiler_shardings_and_sizes_are_known(program):
-    one = case(program)
+@pytest.mark.parametrize(
+    ("program", "kind"),
+    [*((program, "") for program in PROGRAMS), ("train", "reflow"), ("sampler", "consistency")],
+)
+def test_without_a_compiler_shardings_and_sizes_are_known(program, kind):
+    """Of a student, and of networks that move all tokens together."""
+    config = student(data=-1, fsdp=2)
+    if kind:
+        config = run_of(kind, mesh=config.mesh, data=config.data)
+    one = case(program, config)
     found = report(one, text_of(one.config), one.abstract_mesh())
     assert all(found[name] is None for name in COMPILED)
     assert found["mesh"] == {"data": 4, "fsdp": 2, "tensor": 1}
