@@ -234,7 +234,8 @@ class Running:
 
     def _touches(self, index: int) -> tuple[int, bool]:
         path = self._count(index)
-        count, fell = path.read_text().split() if path.exists() else ("0", "0")
+        # It is empty where the process was killed while it wrote it.
+        count, fell = (path.read_text().split() if path.exists() else ()) or ("0", "0")
         return int(count), fell == "1"
 
     def kill(self) -> None:
