@@ -113,6 +113,8 @@ class Sequences:
         found = cls(trained, sampler, edits, seconds, known)
         columns = found.num_columns(seconds)
         line = windows.line(columns, found.length)
+        if not trained.model.takes_known:
+            found.check_whole(known)
         if edits.loop:
             found.check_circle(columns)
         if edits.audio is not None:
@@ -154,6 +156,22 @@ class Sequences:
         """Whether clips are what the model makes at once, and a caller's known tokens of them."""
         columns = self.num_columns(self.seconds)
         return columns <= self.length and not self.edits.loop and self.edits.vary is None
+
+    def check_whole(self, known: Known | None) -> None:
+        """Raises EditError where clips are not made at once, of a model that makes none otherwise.
+
+        Args:
+          known: tokens that are given.
+        """
+        names = [*self.edits.given(), *(["known"] if known is not None else [])]
+        if not self.is_one_window:
+            longest = self.length * self.trained.codec.samples_per_column
+            names.append(f"seconds above {longest / self.trained.codec.sample_rate:g}")
+        if names:
+            raise EditError(
+                f"this model cannot have {' and '.join(names)}: its network moves all tokens of a "
+                "clip together, and knows none of them before (model.network is 'latent')"
+            )
 
     def check_circle(self, columns: int) -> None:
         """Raises ValueError where a loop of so many columns is too short."""

@@ -164,6 +164,11 @@ class System(abc.ABC):
         """The parameters that the objective's target network has."""
 
     @property
+    def takes_known(self) -> bool:
+        """Whether tokens may be given, and a clip may have several texts."""
+        return True
+
+    @property
     def takes_negatives(self) -> bool:
         """Whether guidance may lead away from a text."""
         return True

@@ -161,6 +161,11 @@ class FullLatent(System):
         return params
 
     @property
+    def takes_known(self) -> bool:
+        """No: all tokens move together."""
+        return False
+
+    @property
     def takes_negatives(self) -> bool:
         """Where two passes guide."""
         return not self.guides_itself

@@ -11,6 +11,8 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import ConfigError, DistillationConfig, FlowConfig, MeshConfig, RunConfig
+from fasttta_jax.decoding.loop import Known
+from fasttta_jax.generation.edits import EditError
 from fasttta_jax.generation.pipeline import Pipeline
 from fasttta_jax.input_pipeline.records import EncodedDataset
 from fasttta_jax.parallel.mesh import make_mesh
@@ -111,8 +113,15 @@ def test_it_is_heard_from_a_workdir_and_exported(
         pipeline.generate(PROMPTS, guidance_scale=7.0)
     with pytest.raises(ConfigError, match=r"decode\.num_iterations is 9; allowed: from 1 to flow"):
         list(pipeline.generate(PROMPTS, num_iterations=9))
-    with pytest.raises(ValueError, match="this network moves all tokens of a clip together"):
-        list(pipeline.generate(PROMPTS, seconds=3.0))
+    for asked, named in (
+        ({"seconds": 3.0}, r"seconds above 0\.64"),
+        ({"loop": True, "seconds": 3.0}, r"loop and seconds above"),
+        ({"timeline": "0-0.3 a tone; 0.3-0.6 noise"}, "timeline"),
+        ({"known": Known(np.zeros((1, 8, 8), np.float32), np.zeros((1, 8), bool))}, "known"),
+    ):
+        with pytest.raises(EditError, match=rf"this model cannot have {named}.*: its network"):
+            pipeline.generate(PROMPTS, **asked)
+    assert all(len(clip.audio) for clip in pipeline.generate(PROMPTS, seconds=0.3))
 
 
 @pytest.mark.parametrize(
