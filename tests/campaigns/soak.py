@@ -10,17 +10,17 @@ descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on wher
 it watches is one process.
 
 The limits. The first part of the time is for compiling and caches, and no less than the jobs of all
-settings. After it no descriptor and no thread may be more than there were. Memory is what is held:
-before it is read, unreachable objects are collected, and the allocator gives back what was freed
-(glibc; elsewhere it keeps some). It has noise, so its trend is taken, the median of all slopes
-between two samples (Theil and Sen), and per clip: whatever keeps clips keeps at least their prompt,
-as text, which has `sys.getsizeof` of it bytes.
+settings. After it no descriptor and no thread may be more than there were. Memory is what is
+allocated and not freed, by glibc and by Python, after unreachable objects are collected: resident
+memory, which is noted for people, also has what allocators keep for later, and wanders by tens of
+megabytes. Trends are medians of all slopes between two samples (Theil and Sen), per clip: whatever
+keeps clips keeps at least the prompt of each, as text, which is one object of `sys.getsizeof`
+bytes.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
 import csv
 import ctypes
 import dataclasses
@@ -78,6 +78,29 @@ EVERY_SETTING = tuple(
 )
 
 
+MALLOC_INFO = (
+    *("arena", "ordblks", "smblks", "hblks", "hblkhd"),
+    *("usmblks", "fsmblks", "uordblks", "fordblks", "keepcost"),
+)
+
+
+class _MallocInfo(ctypes.Structure):
+    """glibc's struct mallinfo2, over all its arenas."""
+
+    _fields_ = tuple((name, ctypes.c_size_t) for name in MALLOC_INFO)
+
+
+def allocated_by_glibc() -> int:
+    """Bytes that are allocated, in arenas and mapped; 0 without a glibc of 2021 or later."""
+    try:
+        function = ctypes.CDLL(None).mallinfo2
+    except AttributeError:
+        return 0
+    function.restype = _MallocInfo
+    found = function()
+    return found.uordblks + found.hblkhd
+
+
 @dataclasses.dataclass(frozen=True)
 class Sample:
     """What the process holds after a job.
@@ -85,13 +108,17 @@ class Sample:
     Attributes:
       seconds: since the first job began.
       clips: made so far.
-      resident: bytes of memory, without what is unreachable or was freed.
+      allocated: bytes that glibc has given and not got back; of resident memory elsewhere.
+      blocks: that Python's own allocator has given and not got back.
+      resident: bytes of memory.
       descriptors: open files, sockets and pipes.
       threads: of the operating system.
     """
 
     seconds: float
     clips: int
+    allocated: int
+    blocks: int
     resident: int
     descriptors: int
     threads: int
@@ -99,11 +126,12 @@ class Sample:
     @classmethod
     def take(cls, seconds: float, clips: int) -> Sample:
         gc.collect()
-        with contextlib.suppress(AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)
         resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE
         descriptors = len(os.listdir("/proc/self/fd")) - 1  # that of the listing
-        return cls(seconds, clips, resident, descriptors, len(os.listdir("/proc/self/task")))
+        threads = len(os.listdir("/proc/self/task"))
+        allocated = allocated_by_glibc() or resident
+        blocks = sys.getallocatedblocks()
+        return cls(seconds, clips, allocated, blocks, resident, descriptors, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,8 +141,9 @@ class Verdict:
     Attributes:
       first: sample after the warm-up.
       last: sample.
-      growth: bytes a clip, between them.
+      growth: allocated bytes a clip, between them.
       allowed: the same, at which something is kept.
+      blocks: Python's blocks a clip; one is what a kept clip has at least.
       faults: what grew, in words.
     """
 
@@ -122,6 +151,7 @@ class Verdict:
     last: Sample
     growth: float
     allowed: float
+    blocks: float
     faults: tuple[str, ...]
 
 
@@ -178,14 +208,10 @@ def judge(samples: Sequence[Sample], least_kept: float, num_settings: int = 1) -
     warm = max(WARM_UP * samples[-1].seconds, samples[num_settings - 1].seconds)
     settled = [one for one in samples if one.seconds >= warm]
     first, last = settled[0], settled[-1]
-    few = settled[:: max(1, len(settled) // 500)]
-    slopes = [
-        (b.resident - a.resident) / (b.clips - a.clips)
-        for a, b in itertools.combinations(few, 2)
-        if b.clips > a.clips
-    ]
-    growth = statistics.median(slopes) if slopes else 0.0
+    growth, blocks = (_slope(settled, name) for name in ("allocated", "blocks"))
     faults = []
+    if blocks >= 1:
+        faults.append(f"Python's objects grow by {blocks:.1f} blocks a clip")
     if growth >= least_kept:
         faults.append(
             f"memory grows by {growth:.0f} bytes a clip; a kept prompt is {least_kept:.0f}"
@@ -197,7 +223,18 @@ def judge(samples: Sequence[Sample], least_kept: float, num_settings: int = 1) -
         after = min(getattr(one, name) for one in settled[-tenth:])
         if after > before:
             faults.append(f"{name} grow from {before} to {after}")
-    return Verdict(first, last, growth, least_kept, tuple(faults))
+    return Verdict(first, last, growth, least_kept, blocks, tuple(faults))
+
+
+def _slope(samples: Sequence[Sample], name: str) -> float:
+    """The median of all slopes of a figure by clips."""
+    few = samples[:: max(1, len(samples) // 500)]
+    slopes = [
+        (getattr(b, name) - getattr(a, name)) / (b.clips - a.clips)
+        for a, b in itertools.combinations(few, 2)
+        if b.clips > a.clips
+    ]
+    return statistics.median(slopes) if slopes else 0.0
 
 
 def soak(
@@ -228,7 +265,7 @@ def soak(
             file.write(json.dumps(dataclasses.asdict(samples[-1])) + "\n")
             file.flush()
             bar.update(min(round(seconds), round(samples[-1].seconds)) - bar.n)
-            bar.set_postfix(clips=clips, resident=f"{samples[-1].resident / 2**20:.1f} MiB")
+            bar.set_postfix(clips=clips, allocated=f"{samples[-1].allocated / 2**20:.1f} MiB")
     shutil.rmtree(out / "job")
     return judge(samples, sys.getsizeof(prompt(rng)), len(settings))
 
@@ -236,12 +273,14 @@ def soak(
 def describe(verdict: Verdict) -> str:
     """First and last figures, and what grew."""
     lines = ["             first      last"]
-    for name, scale in (("resident", 2**20), ("descriptors", 1), ("threads", 1), ("clips", 1)):
-        unit = " MiB" if scale > 1 else ""
+    names = ("allocated", "resident", "blocks", "descriptors", "threads", "clips")
+    for name in names:
+        scale, unit = (2**20, " MiB") if name in ("allocated", "resident") else (1, "")
         first, last = (getattr(one, name) / scale for one in (verdict.first, verdict.last))
-        lines.append(f"{name:<12} {first:<10.5g} {last:.5g}{unit}")
+        lines.append(f"{name:<12} {first:<10.6g} {last:.6g}{unit}")
     lines.append(
-        f"memory: {verdict.growth:+.1f} bytes a clip; allowed: below {verdict.allowed:.0f}"
+        f"allocated: {verdict.growth:+.1f} bytes a clip; allowed: below {verdict.allowed:.0f}; "
+        f"objects: {verdict.blocks:+.2f} blocks a clip; allowed: below 1"
     )
     return "\n".join([*lines, *(f"FAULT: {fault}" for fault in verdict.faults)])
 

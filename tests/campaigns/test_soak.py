@@ -13,6 +13,7 @@ from tests.campaigns.soak import (
     SECONDS,
     Sample,
     Setting,
+    allocated_by_glibc,
     judge,
     soak,
 )
@@ -21,15 +22,24 @@ KEPT = 90.0
 RNG = np.random.default_rng(5)
 
 
-def samples(bytes_a_clip: float = 0.0, descriptors: float = 0.0, threads: float = 0.0):
-    """A thousand jobs of 30 clips: memory with 4 MiB of noise, and 300 MiB of warming up."""
+def samples(
+    bytes_a_clip: float = 0.0,
+    descriptors: float = 0.0,
+    threads: float = 0.0,
+    blocks_a_clip: float = 0.0,
+):
+    """A thousand jobs of 30 clips: memory with 4 MiB of noise, and 300 MiB of warming up; resident
+    memory says nothing.
+    """
     return [
         Sample(
             seconds=2.0 * n,
             clips=30 * n,
-            resident=round(
+            allocated=round(
                 700e6 + min(n, 200) * 1.5e6 + RNG.normal(0, 4e6) + bytes_a_clip * 30 * n
             ),
+            blocks=round(1e6 + min(n, 200) * 1e3 + RNG.normal(0, 1e3) + blocks_a_clip * 30 * n),
+            resident=10**9 * n,
             descriptors=8 + int(descriptors * n),
             threads=16 + int(threads * n) + n % 2,
         )
@@ -43,6 +53,15 @@ def test_what_stays_level_is_no_fault() -> None:
     assert abs(verdict.growth) < KEPT / 2
 
 
+@pytest.mark.skipif(not allocated_by_glibc(), reason="no glibc")
+def test_what_is_allocated_counts_until_it_is_freed() -> None:
+    before = allocated_by_glibc()
+    array = np.ones(2**24, np.uint8)
+    assert 2**24 <= allocated_by_glibc() - before < 2**24 + 2**20
+    del array
+    assert abs(allocated_by_glibc() - before) < 2**20
+
+
 def test_what_all_settings_have_taken_is_no_growth() -> None:
     """They may take longer than the share of the time that is for warming up."""
     rising = samples()[:200]
@@ -54,6 +73,7 @@ def test_what_all_settings_have_taken_is_no_growth() -> None:
     ("grows", "fault"),
     [
         ({"bytes_a_clip": 3 * KEPT}, "memory grows"),
+        ({"blocks_a_clip": 2.0}, "objects grow"),
         ({"descriptors": 0.01}, "descriptors grow"),
         ({"threads": 0.01}, "threads grow"),
     ],
