@@ -93,7 +93,8 @@ lint: setup
 test: setup
 	$(MAKE) --no-print-directory --jobs=2 lint suite
 
-PYTEST := $(RUN) -m pytest -n 2 --dist loadfile --no-loadscope-reorder
+# Three workers for two cores: tests of several processes wait much.
+PYTEST := $(RUN) -m pytest -n 3 --dist loadfile --no-loadscope-reorder
 
 suite: setup
 	$(PYTEST) -m 'not long'

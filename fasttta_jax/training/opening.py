@@ -21,7 +21,6 @@ from fasttta_jax.input_pipeline.mixture import open_dataset
 from fasttta_jax.input_pipeline.pairs import check_pairs
 from fasttta_jax.input_pipeline.records import DatasetError, EncodedDataset
 from fasttta_jax.multihost import distributed
-from fasttta_jax.objectives import build_objective
 from fasttta_jax.parallel.compile import (
     Program,
     abstract_state,
@@ -125,8 +124,6 @@ def open_run(
     for split in ("train", "validation"):
         if not len(dataset.split(split)):
             raise DatasetError(f"data.path is {config.data.path!r}, whose {split} split is empty")
-    if build_objective(config).wants_pairs:
-        check_pairs(dataset, config.data, config.model.num_tokens)
     mesh = make_mesh(config.mesh, devices)
     check_batch_size(config.data.batch_size, mesh, parts=config.optimizer.accumulation_steps)
     distributed.check_agreement(
@@ -150,6 +147,8 @@ def _open(
     config: RunConfig, folder: Workdir, dataset: EncodedDataset, mesh: Mesh, *, is_new: bool
 ) -> Run:
     model = build_model(config, folder.text(dataset))
+    if model.objective.wants_pairs:
+        check_pairs(dataset, config.data, config.model.num_tokens)
     # A run that goes on from a checkpoint reads no source but its teacher.
     needs_source = is_new or uses_teacher(config, model)
     source = open_init_from(config, folder, mesh, model) if needs_source else None

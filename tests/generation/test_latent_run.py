@@ -160,7 +160,7 @@ def test_teachers_that_do_not_fit_are_refused(
         open_init_from(config, folder, one_device, build_model(config, folder.text()))
 
 
-@pytest.mark.parametrize("kind", ["meanflow", "shortcut"])
+@pytest.mark.parametrize("kind", ["meanflow", pytest.param("shortcut", marks=pytest.mark.long)])
 def test_a_head_of_jumps_learns_on_the_teachers_backbone(
     kind: str, runs: dict[str, pathlib.Path], encoded_dataset: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -99,7 +99,9 @@ def trained_on(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("layout", [*LAYOUTS[:2], pytest.param(LAYOUTS[2], marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "layout", [LAYOUTS[0], *(pytest.param(one, marks=pytest.mark.long) for one in LAYOUTS[1:])]
+)
 def test_eight_devices_train_the_same(
     layout: tuple[int, int, int],
     runs: dict[str, pathlib.Path],
