@@ -13,9 +13,10 @@ The limits. The first part of the time is for compiling and caches, and no less 
 settings. After it no descriptor and no thread may be more than there were. Memory is what is
 allocated and not freed, by glibc and by Python, after unreachable objects are collected: resident
 memory, which is noted for people, also has what allocators keep for later, and wanders by tens of
-megabytes. Trends are medians of all slopes between two samples (Theil and Sen), per clip: whatever
-keeps clips keeps at least the prompt of each, as text, which is one object of `sys.getsizeof`
-bytes.
+megabytes. What a process holds depends on the job before, too; so every fifth one is the same job,
+and memory is compared behind those alone. Trends are medians of all slopes between two samples
+(Theil and Sen), per clip: whatever keeps clips keeps at least the prompt of each, as text, which is
+one object of `sys.getsizeof` bytes.
 """
 
 from __future__ import annotations
@@ -51,6 +52,8 @@ WARM_UP = 1 / 4
 STORES: tuple[Store, ...] = ("files", "tar", "array_record")
 FORMATS: tuple[AudioFormat, ...] = ("wav", "flac", "ogg")
 BATCH_SIZES = (1, 3, 8)
+SAME_EVERY = 5
+"""Jobs, of which one is the same each time."""
 SECONDS = ("", "0.3", "0.64", "1.5", "2.7")
 GUIDANCE = ("", "1", "2.5")
 NEGATIVE = ("", "noise")
@@ -106,6 +109,7 @@ class Sample:
     """What the process holds after a job.
 
     Attributes:
+      same: whether the job is the one that comes again and again.
       seconds: since the first job began.
       clips: made so far.
       allocated: bytes that glibc has given and not got back; of resident memory elsewhere.
@@ -115,6 +119,7 @@ class Sample:
       threads: of the operating system.
     """
 
+    same: bool
     seconds: float
     clips: int
     allocated: int
@@ -124,14 +129,14 @@ class Sample:
     threads: int
 
     @classmethod
-    def take(cls, seconds: float, clips: int) -> Sample:
+    def take(cls, same: bool, seconds: float, clips: int) -> Sample:
         gc.collect()
         resident = int(pathlib.Path("/proc/self/statm").read_text().split()[1]) * PAGE
         descriptors = len(os.listdir("/proc/self/fd")) - 1  # that of the listing
         threads = len(os.listdir("/proc/self/task"))
         allocated = allocated_by_glibc() or resident
         blocks = sys.getallocatedblocks()
-        return cls(seconds, clips, allocated, blocks, resident, descriptors, threads)
+        return cls(same, seconds, clips, allocated, blocks, resident, descriptors, threads)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -208,7 +213,8 @@ def judge(samples: Sequence[Sample], least_kept: float, num_settings: int = 1) -
     warm = max(WARM_UP * samples[-1].seconds, samples[num_settings - 1].seconds)
     settled = [one for one in samples if one.seconds >= warm]
     first, last = settled[0], settled[-1]
-    growth, blocks = (_slope(settled, name) for name in ("allocated", "blocks"))
+    same = [one for one in settled if one.same]
+    growth, blocks = (_slope(same, name) for name in ("allocated", "blocks"))
     faults = []
     if blocks >= 1:
         faults.append(f"Python's objects grow by {blocks:.1f} blocks a clip")
@@ -248,25 +254,29 @@ def soak(
     """Generates for so long, in this process; see the module."""
     out.mkdir(parents=True, exist_ok=True)
     pipeline, rng = Pipeline.open(model), random.Random(seed)
-    samples: list[Sample] = []
-    start, clips = time.monotonic(), 0
-    with (
-        open(out / "samples.jsonl", "w") as file,
-        tqdm(total=round(seconds), unit="s", desc="soak") as bar,
-    ):
-        while len(samples) < len(settings) or samples[-1].seconds < seconds:
+    path, start, clips, number = out / "samples.jsonl", time.monotonic(), 0, 0
+    passed = 0.0
+    with open(path, "w") as file, tqdm(total=round(seconds), unit="s", desc="soak") as bar:
+        while number < len(settings) or passed < seconds:
             shutil.rmtree(out / "job", ignore_errors=True)
-            every = len(samples) < len(settings)
-            setting = settings[len(samples)] if every else rng.choice(settings)
-            result = job(pipeline, out / "job", rng, setting, every=every).run()
+            every = number < len(settings)
+            same = not every and number % SAME_EVERY == 0
+            setting = settings[number] if every else rng.choice(settings)
+            if same:
+                made = job(pipeline, out / "job", random.Random(seed), settings[0], every=True)
+            else:
+                made = job(pipeline, out / "job", rng, setting, every=every)
+            result = made.run()
             assert result.complete, result
-            clips += result.made
-            samples.append(Sample.take(time.monotonic() - start, clips))
-            file.write(json.dumps(dataclasses.asdict(samples[-1])) + "\n")
+            clips, number, passed = clips + result.made, number + 1, time.monotonic() - start
+            sample = Sample.take(same, passed, clips)
+            # Kept in the file alone: a list of them would grow.
+            file.write(json.dumps(dataclasses.asdict(sample)) + "\n")
             file.flush()
-            bar.update(min(round(seconds), round(samples[-1].seconds)) - bar.n)
-            bar.set_postfix(clips=clips, allocated=f"{samples[-1].allocated / 2**20:.1f} MiB")
+            bar.update(min(round(seconds), round(passed)) - bar.n)
+            bar.set_postfix(clips=clips, allocated=f"{sample.allocated / 2**20:.1f} MiB")
     shutil.rmtree(out / "job")
+    samples = [Sample(**json.loads(line)) for line in path.read_text().splitlines()]
     return judge(samples, sys.getsizeof(prompt(rng)), len(settings))
 
 
