@@ -230,6 +230,7 @@ def test_sampler_writes_what_it_prints(sampling, tmp_path, capsys):
 # ------------------------------------------------------------------------------------- training
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_train_step_runs_the_real_step_over_the_mesh(tmp_path, capsys):
     """The student's, which holds a teacher's forward pass as well."""

@@ -45,6 +45,7 @@ def test_weak_scaling_keeps_the_clips_of_a_device_and_strong_those_of_the_batch(
     assert [kind for kind, _ in scaling.study_cases(run, 1).values()] == ["strong"]
 
 
+@pytest.mark.long
 def test_the_study_times_steps_and_counts_their_collectives(monkeypatch):
     monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
     monkeypatch.setattr(scaling, "layouts", lambda num_devices: ((1, num_devices, 1),))

@@ -134,6 +134,7 @@ def test_a_workdir_is_all_that_generation_needs(world, tmp_path):
         np.testing.assert_allclose(first.astype(int), second.astype(int), rtol=0, atol=step)
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_both_runs_are_evaluated(world):
     out = world / "report"

@@ -113,9 +113,8 @@ def test_eight_devices_train_the_same(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    "layout", [(2, 2, 2), *(pytest.param(one, marks=pytest.mark.long) for one in LAYOUTS[:2])]
-)
+@pytest.mark.long
+@pytest.mark.parametrize("layout", LAYOUTS)
 def test_eight_devices_learn_the_same_guidance(
     layout: tuple[int, int, int],
     guided_run: pathlib.Path,
