@@ -4,8 +4,9 @@
 
 Jobs as `generate.py` runs them follow each other on one tiny model: new prompts, words that it
 never saw among them, in files, tar shards and ArrayRecord, of several formats, batch sizes and
-lengths, with guidance, negative prompts and pictures. The first jobs go through all settings once;
-those behind them draw theirs. After each job its folder is removed, and resident memory, open
+lengths, with guidance, negative prompts and pictures. The first jobs go through all settings once,
+and make batches of each length and guidance alone, so that every program is compiled; those behind
+them draw theirs. After each job its folder is removed, and resident memory, open
 descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on where it stopped: what
 it watches is one process.
 
@@ -167,11 +168,18 @@ def prompt(rng: random.Random) -> str:
     return f"a {rng.choice(list(helpers.LEVELS))} {kind} {others} {rng.getrandbits(40):x}"
 
 
-def write_table(path: pathlib.Path, rng: random.Random, *, every: bool) -> None:
-    """Prompts of one job; one in three has lengths and guidance of their own, or all of them."""
+def write_table(path: pathlib.Path, rng: random.Random, every: int = 0) -> None:
+    """Prompts of one job: in one of three jobs with lengths and guidance of their own.
+
+    Args:
+      path: to write.
+      rng: draws words and, where `every` is 0, rows.
+      every: how often each length with each guidance, and each negative prompt, comes in a row.
+    """
     own = list(itertools.product(SECONDS, GUIDANCE))
     if every:
-        rows = [(*each, "") for each in own] + [("", "", each) for each in NEGATIVE]
+        kinds = [(*each, "") for each in own] + [("", "", each) for each in NEGATIVE]
+        rows = [kind for kind in kinds for _ in range(every)]
     elif rng.random() < 1 / 3:
         rows = [(*rng.choice(own), "") for _ in range(rng.randint(8, 40))]
     else:
@@ -183,11 +191,15 @@ def write_table(path: pathlib.Path, rng: random.Random, *, every: bool) -> None:
 
 
 def job(
-    pipeline: Pipeline, folder: pathlib.Path, rng: random.Random, setting: Setting, *, every: bool
+    pipeline: Pipeline,
+    folder: pathlib.Path,
+    rng: random.Random,
+    setting: Setting,
+    every: int = 0,
 ) -> Job:
-    """One job, of a table in its folder."""
+    """One job, of a table in its folder; `every` as of `write_table`."""
     folder.mkdir()
-    write_table(folder / "prompts.csv", rng, every=every)
+    write_table(folder / "prompts.csv", rng, every)
     output = OutputConfig(
         str(folder / "sounds"),
         setting.store,
@@ -259,13 +271,14 @@ def soak(
     with open(path, "w") as file, tqdm(total=round(seconds), unit="s", desc="soak") as bar:
         while number < len(settings) or passed < seconds:
             shutil.rmtree(out / "job", ignore_errors=True)
-            every = number < len(settings)
-            same = not every and number % SAME_EVERY == 0
-            setting = settings[number] if every else rng.choice(settings)
+            same = number >= len(settings) and number % SAME_EVERY == 0
             if same:
-                made = job(pipeline, out / "job", random.Random(seed), settings[0], every=True)
+                made = job(pipeline, out / "job", random.Random(seed), settings[0], 1)
+            elif number < len(settings):
+                setting = settings[number]
+                made = job(pipeline, out / "job", rng, setting, setting.batch_size)
             else:
-                made = job(pipeline, out / "job", rng, setting, every=every)
+                made = job(pipeline, out / "job", rng, rng.choice(settings))
             result = made.run()
             assert result.complete, result
             clips, number, passed = clips + result.made, number + 1, time.monotonic() - start

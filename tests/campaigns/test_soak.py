@@ -88,7 +88,7 @@ def test_what_grows_is_a_fault(grows: dict[str, float], fault: str) -> None:
 
 
 def test_a_job_of_it(runs: dict[str, pathlib.Path], tmp_path: pathlib.Path) -> None:
-    setting = Setting("files", "wav", False, None, 8, None)
+    setting = Setting("files", "wav", False, None, 1, None)
     verdict = soak(runs["student"], tmp_path, seconds=0.01, seed=0, settings=[setting])
     assert verdict.last.clips == len(SECONDS) * len(GUIDANCE) + len(NEGATIVE)
     assert (tmp_path / "samples.jsonl").read_text().count("\n") == 1
