@@ -72,7 +72,7 @@ ablations: demo
 	$(RUN) -m benchmarks.sweep --teacher=$(RUNS)/teacher --audio_data=$(RUNS)/data --encoded_data=$(RUNS)/encoded --out=$(RUNS)/ablations
 	@echo "Open $(RUNS)/ablations/sweep.md"
 
-# The demo's data, codec, teacher and student, then its rivals: about ninety minutes on two cores.
+# The demo's data, codec, teacher and student, then its rivals (docs/rivals.md).
 # Goes on where it stopped.
 rivals: setup
 	$(RUN) -m data.soundscapes --out $(RUNS)/data --workers 2

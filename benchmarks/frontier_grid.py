@@ -144,8 +144,11 @@ def at_paper_size(run: RunConfig, full: RunConfig) -> RunConfig | None:
 
 
 def num_passes(run: RunConfig) -> int:
-    """Passes of the backbone for a clip: two where guidance needs a second one."""
+    """Passes of the network for a clip: two where guidance needs a second one."""
     guides_itself = build_objective(run).max_strength is not None
+    if run.model.network == "latent":
+        twice = run.decode.guidance_scale != 1 and not guides_itself
+        return run.decode.num_iterations * (2 if twice else 1)
     segments = plan_segments(run.decode, run.model.num_tokens)
     return sum(
         len(segment.counts) * (1 if guides_itself else segment.branches) for segment in segments

@@ -13,7 +13,6 @@ import dataclasses
 import pathlib
 from collections.abc import Mapping, Sequence
 
-from benchmarks import frontier_grid
 from benchmarks.settings import Setting
 from benchmarks.sweep_plan import shortened
 from configs import demo_rivals
@@ -251,15 +250,6 @@ def record(options: Options) -> dict[str, object]:
 
 
 # ------------------------------------------------------------------------------------- sampling
-
-
-def num_passes(run: RunConfig) -> int:
-    """Passes of the network for a clip."""
-    if run.model.network != "latent":
-        return frontier_grid.num_passes(run)
-    guides_itself = build_objective(run).max_strength is not None
-    guided = run.decode.guidance_scale != 1 and not guides_itself
-    return run.decode.num_iterations * (2 if guided else 1)
 
 
 def candidates(

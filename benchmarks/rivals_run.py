@@ -13,10 +13,11 @@ from typing import Any
 import jax
 import tqdm
 
-from benchmarks import measure, rivals_judging, rivals_plan, rivals_training
+from benchmarks import measure, rivals_figures, rivals_judging, rivals_plan, rivals_training
 from benchmarks.frontier_run import BUSY
 from benchmarks.frontier_times import Limits
-from benchmarks.rivals_judging import RivalEvaluator, Row
+from benchmarks.rivals_figures import RivalEvaluator
+from benchmarks.rivals_judging import Row
 from benchmarks.rivals_plan import OURS, TEACHER, TEACHERS, Options, Run
 from benchmarks.rivals_plot import rivals_png
 from benchmarks.rivals_table import PLOTS, to_markdown
@@ -131,7 +132,7 @@ class Report:
     def _differences(self, row: Row, ours: Row) -> dict[str, Any]:
         one, other = (self._evaluator.known(side.setting) for side in (row, ours))
         found = {
-            quantity.name: rivals_judging.difference(one or {}, other or {}, quantity)
+            quantity.name: rivals_figures.difference(one or {}, other or {}, quantity)
             for quantity in self._quantities
         }
         return {name: one for name, one in found.items() if one is not None}

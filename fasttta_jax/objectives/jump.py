@@ -38,7 +38,7 @@ from fasttta_jax.objectives.base import (
     residual_flops,
 )
 from fasttta_jax.objectives.regression import regress
-from fasttta_jax.objectives.targets import TARGETS, Networks
+from fasttta_jax.objectives.targets import TARGETS, Networks, Source
 from fasttta_jax.randomness import normal_per_clip
 from fasttta_jax.typing import Hidden, Key, Params, PerToken, Tokens
 
@@ -159,28 +159,15 @@ class Jump(Objective):
             check(ours == theirs, f"model.head.{field}", ours, allowed)
         return jax.tree.map(jnp.copy, head)
 
-    def losses(
-        self,
-        key: Key,
-        tokens: Tokens,
-        online: Velocity,
-        networks: Networks,
-        *,
-        time_shape: tuple[int, ...],
-        noise: Float[Array, "B N C"] | None = None,
-    ) -> dict[str, PerToken]:
+    def losses(self, source: Source, online: Velocity, networks: Networks) -> dict[str, PerToken]:
         """The terms and the diagnostic of any network.
 
         Args:
-          key: of every draw.
-          tokens: the clean tokens.
+          source: clean tokens, and the key of every draw.
           online: the network that trains.
           networks: what targets are made with.
-          time_shape: of the times that a network is given.
-          noise: that tokens belong to, where they are pairs.
         """
-        target = TARGETS[self.kind]
-        regressions = target(key, tokens, networks, self.config, time_shape=time_shape, noise=noise)
+        regressions = TARGETS[self.kind](source, networks, self.config)
         found = [regress(online, regression, self.config) for regression in regressions]
         terms = zip(self.terms, (losses for losses, _ in found), strict=True)
         return {**dict(terms), VELOCITY_ERROR: found[0][1]}
@@ -209,9 +196,8 @@ class Jump(Objective):
         context = for_head(hidden[None])
         held = jax.lax.stop_gradient(head) if target is None else target
         networks = Networks(self._velocity(held, jax.lax.stop_gradient(context)))
-        time_shape = (self.config.num_draws, *tokens.shape[:2])
-        online = self._velocity(head, context)
-        return self.losses(key, tokens, online, networks, time_shape=time_shape)
+        source = Source(key, tokens, (self.config.num_draws, *tokens.shape[:2]))
+        return self.losses(source, self._velocity(head, context), networks)
 
     def sample(
         self,

@@ -47,41 +47,44 @@ class Networks(NamedTuple):
     has_text: Bool[Array, " B"] | None = None
 
 
+class Source(NamedTuple):
+    """What noisy tokens are drawn from.
+
+    Attributes:
+      key: of every draw.
+      x: clean tokens.
+      time_shape: of the times.
+      noise: where it belongs to the tokens, as in stored pairs.
+    """
+
+    key: Key
+    x: Tokens
+    time_shape: tuple[int, ...]
+    noise: Float[Array, "B N C"] | None = None
+
+    def draw(self) -> tuple[Float[Array, "... N C"], Float[Array, "... N C"]]:
+        """Clean tokens and noise, one draw for each of the leading axes of times of tokens."""
+        shape, noise = self.time_shape[:-2] + self.x.shape, self.noise
+        if noise is None:
+            noise = jax.random.normal(stream(self.key, "noise"), shape, jnp.float32)
+        return jnp.broadcast_to(self.x, shape), jnp.broadcast_to(noise, shape)
+
+
 @runtime_checkable
 class Target(Protocol):
     """Draws times and noise, and makes what is regressed on of them."""
 
     def __call__(
-        self,
-        key: Key,
-        x: Tokens,
-        networks: Networks,
-        config: FlowConfig,
-        *,
-        time_shape: tuple[int, ...],
-        noise: Float[Array, "B N C"] | None = None,
+        self, source: Source, networks: Networks, config: FlowConfig, /
     ) -> tuple[Regression, ...]:
         """Regressions whose losses are added.
 
         Args:
-          key: of every draw.
-          x: clean tokens.
+          source: clean tokens and the key of every draw.
           networks: what the target is made with.
           config: the run's section `flow`.
-          time_shape: of the times.
-          noise: where it belongs to the tokens, as in stored pairs.
         """
         ...
-
-
-def _draw(
-    key: Key, x: Tokens, time_shape: tuple[int, ...], noise: Float[Array, "B N C"] | None
-) -> tuple[Float[Array, "... N C"], Float[Array, "... N C"]]:
-    """Clean tokens and noise, one draw for each of the leading axes of times of single tokens."""
-    shape = time_shape[:-2] + x.shape
-    if noise is None:
-        noise = jax.random.normal(stream(key, "noise"), shape, jnp.float32)
-    return jnp.broadcast_to(x, shape), jnp.broadcast_to(noise, shape)
 
 
 def _where_text(
@@ -94,69 +97,40 @@ def _where_text(
     return jnp.where(has_text, guided, plain)
 
 
-def _velocity_regression(
-    key: Key,
-    x: Float[Array, "... N C"],
-    noise: Float[Array, "... N C"],
-    config: FlowConfig,
-    time_shape: tuple[int, ...],
-) -> Regression:
-    t = draw_times(stream(key, "time"), time_shape, config)
+def _velocity_regression(source: Source, config: FlowConfig) -> Regression:
+    x, noise = source.draw()
+    t = draw_times(stream(source.key, "time"), source.time_shape, config)
     ones = jnp.ones_like(t)
     return Regression(interpolate(x, noise, t), t, t, noise - x, ones, ones)
 
 
-def flow(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def flow(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """The velocity of single times: e - x."""
     del networks
-    x, noise = _draw(key, x, time_shape, noise)
-    return (frozen(_velocity_regression(key, x, noise, config, time_shape)),)
+    return (frozen(_velocity_regression(source, config)),)
 
 
-def reflow(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def reflow(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """The velocity between noise and what a teacher made of it, as stored in pairs.
 
     Distance "huber" counts at the clean tokens, as Rectified Diffusion does: t (e - x).
     """
-    assert noise is not None, "reflow regresses on stored pairs"
-    (found,) = flow(key, x, networks, config, time_shape=time_shape, noise=noise)
+    assert source.noise is not None, "reflow regresses on stored pairs"
+    (found,) = flow(source, networks, config)
     if config.distance == "huber":
         target = over(found.t, found.z) * found.target
         found = found._replace(target=target, scale=found.t)
-    return (frozen(found),)
+    return (found,)
 
 
-def consistency(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def consistency(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """The jump to time 0 agrees with the one from the grid's next point.
 
     The teacher's solver leads there; without a teacher the same noise does (consistency training),
     whose solution is biased on any grid.
     """
-    x, noise = _draw(key, x, time_shape, noise)
+    x, noise = source.draw()
+    key, time_shape = source.key, source.time_shape
     points = grid(config.grid, config.grid_steps)
     times = jnp.asarray(points, jnp.float32)
     index = jax.random.randint(stream(key, "time"), time_shape, 0, config.grid_steps)
@@ -178,22 +152,15 @@ def consistency(
     return (frozen(Regression(z, end, t, z - arrives, t, weight)),)
 
 
-def trajectory(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def trajectory(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """The jump from t to s agrees with h steps of the teacher's solver and the jump from there.
 
     All clips have one h, so that the teacher works no longer than that. The denoising loss beside
     it has EDM's weight for data of unit variance, (sigma^2 + 1) / sigma^2 of a clean token.
     """
     assert networks.teacher is not None, "trajectory has a teacher"
-    clean, noise = _draw(key, x, time_shape, noise)
+    clean, noise = source.draw()
+    key, time_shape = source.key, source.time_shape
     points = grid(config.grid, config.grid_steps)
     times = jnp.asarray(points, jnp.float32)
     skips = jnp.arange(1, config.max_skip + 1)
@@ -208,9 +175,8 @@ def trajectory(
     found = Regression(z, s, t, z - arrives, t - s, jnp.ones_like(t))
     if config.denoising_weight == 0:
         return (frozen(found),)
-    key = stream(key, "denoising")
-    clean, noise = _draw(key, x, time_shape, None)
-    denoising = _velocity_regression(key, clean, noise, config, time_shape)
+    source = source._replace(key=stream(key, "denoising"), noise=None)
+    denoising = _velocity_regression(source, config)
     weight = config.denoising_weight * (denoising.t**2 + (1.0 - denoising.t) ** 2)
     return frozen(found), frozen(denoising._replace(weight=weight))
 
@@ -227,21 +193,14 @@ def total_derivative(
     return jax.jvp(velocity, (z, r, t), tangents)[1]
 
 
-def meanflow(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def meanflow(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """The average velocity by its differential identity: u = v - (t - r) du/dt.
 
     Guided, v is omega (e - x) + kappa v_c + (1 - omega - kappa) v_u, of the network's own
     velocities with and without text; clips without a caption keep e - x.
     """
-    x, noise = _draw(key, x, time_shape, noise)
+    x, noise = source.draw()
+    key, time_shape = source.key, source.time_shape
     r, t = draw_pairs(stream(key, "time"), time_shape, config)
     z = interpolate(x, noise, t)
     velocity = noise - x
@@ -260,21 +219,14 @@ def meanflow(
     return (frozen(Regression(z, r, t, target, ones, ones)),)
 
 
-def shortcut(
-    key: Key,
-    x: Tokens,
-    networks: Networks,
-    config: FlowConfig,
-    *,
-    time_shape: tuple[int, ...],
-    noise: Float[Array, "B N C"] | None = None,
-) -> tuple[Regression, ...]:
+def shortcut(source: Source, networks: Networks, config: FlowConfig) -> tuple[Regression, ...]:
     """A jump is two jumps of half its length; the shortest, one interval, is the velocity.
 
     Each clip draws for itself whether it bootstraps, and a level: 2, 4, ..., K intervals. Where the
     halves are single intervals they are guided by the network without text, as published.
     """
-    x, noise = _draw(key, x, time_shape, noise)
+    x, noise = source.draw()
+    key, time_shape = source.key, source.time_shape
     num_steps = config.grid_steps
     bootstraps = jax.random.bernoulli(stream(key, "kind"), config.bootstrap_share, time_shape)
     level = jax.random.randint(stream(key, "level"), time_shape, 1, num_steps.bit_length())

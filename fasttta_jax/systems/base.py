@@ -136,7 +136,7 @@ class System(abc.ABC):
         """Text streams of a tokenized batch."""
         return self.text.embed(params["text"], batch, hidden_tokens=hidden_tokens)
 
-    def kept(self, params: Params, clips: Clips) -> Conditioning:
+    def condition_clips(self, params: Params, clips: Clips) -> Conditioning:
         """Text streams of the clips of a step, empty where the caption is dropped."""
         streams = self.condition(params, clips.text, hidden_tokens=clips.hidden_tokens)
         return {

@@ -27,7 +27,7 @@ from fasttta_jax.flow.jump import sample_deterministic, sample_renoising
 from fasttta_jax.flow.path import Velocity
 from fasttta_jax.models.mar import MAR
 from fasttta_jax.objectives.jump import Jump
-from fasttta_jax.objectives.targets import Networks
+from fasttta_jax.objectives.targets import Networks, Source
 from fasttta_jax.randomness import fold_in_each, normal_per_clip, stream
 from fasttta_jax.systems.base import Clips, Others, System, Terms
 from fasttta_jax.typing import Conditioning, Key, Params, TextStream, unconditional
@@ -120,7 +120,7 @@ class FullLatent(System):
         del freeze, train
         strength = self.objective.strengths(stream(key, "strength"), clips.keep_text)
         held = jax.lax.stop_gradient(params if others.target is None else others.target)
-        text = self.kept(held, clips)
+        text = self.condition_clips(held, clips)
         without = None
         if self.objective.config.guides_targets:
             without = self.velocity(held, unconditional(text))
@@ -134,15 +134,9 @@ class FullLatent(System):
         if self.objective.wants_pairs:
             assert clips.noise_seeds is not None, "data that is no pairs is refused before"
             noise = noise_of(clips.noise_seeds, clips.tokens.shape[1:])
-        values = self.objective.losses(
-            stream(key, "objective"),
-            clips.tokens,
-            self.velocity(params, self.kept(params, clips), strength),
-            networks,
-            time_shape=clips.tokens.shape[:1],
-            noise=noise,
-        )
-        return Terms(values)
+        source = Source(stream(key, "objective"), clips.tokens, clips.tokens.shape[:1], noise)
+        online = self.velocity(params, self.condition_clips(params, clips), strength)
+        return Terms(self.objective.losses(source, online, networks))
 
     def _teacher(
         self, clips: Clips, others: Others, strength: Float[Array, " B"] | None
@@ -151,7 +145,7 @@ class FullLatent(System):
         if system is None:
             return None
         assert isinstance(system, FullLatent), "teachers of other networks are refused before"
-        text = system.kept(frozen, clips)
+        text = system.condition_clips(frozen, clips)
         if strength is None:
             return system.velocity(frozen, text)
         return system.guided(frozen, text, unconditional(text), strength)

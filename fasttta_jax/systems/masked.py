@@ -90,7 +90,7 @@ class TextToAudio(System):
             params,
             clips.tokens,
             clips.masked,
-            self.kept(params, clips),
+            self.condition_clips(params, clips),
             num_visible=clips.num_visible,
             strength=strength,
             dropout_key=stream(key, "dropout") if train else None,
@@ -117,7 +117,7 @@ class TextToAudio(System):
         if system is None:
             return None
         assert isinstance(system, TextToAudio), "teachers of other networks are refused before"
-        conditioning = system.kept(frozen, clips)
+        conditioning = system.condition_clips(frozen, clips)
         run = functools.partial(system.hidden, frozen, num_visible=clips.num_visible)
         if strength is None:
             hidden = run(clips.tokens, clips.masked, conditioning)

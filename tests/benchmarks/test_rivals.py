@@ -13,12 +13,14 @@ from absl import flags
 from benchmarks import (
     frontier_grid,
     rivals,
+    rivals_figures,
     rivals_judging,
     rivals_plan,
     rivals_run,
     rivals_training,
 )
-from benchmarks.rivals_judging import Kept, Shares, difference, estimate_of, lowest
+from benchmarks.rivals_figures import Kept, Shares, difference, estimate_of
+from benchmarks.rivals_judging import lowest
 from benchmarks.rivals_plan import (
     OURS,
     RIVALS,
@@ -106,7 +108,7 @@ def test_settings_take_just_the_passes_and_the_guidance_that_is_allowed(options)
             assert len(found) + len(reasons) == len(options.scales)
             for setting in found:
                 assert rivals_judging.passes_of(run, setting) == number
-            if rivals_plan.num_passes(run.config) and run.config.flow.tells_guidance:
+            if frontier_grid.num_passes(run.config) and run.config.flow.tells_guidance:
                 low, high = run.config.flow.guidance_low, run.config.flow.guidance_high
                 assert all(low <= one.decode.guidance_scale <= high for one in found)
             elif number == 1:
@@ -251,7 +253,7 @@ def test_differences_know_which_way_is_better():
 
     def figures(shift, spread):
         one = Estimate.of_mean(shift + noise + spread * rng.normal(size=64))
-        return {"estimates": {q.name: rivals_judging._to_json(one) for q in QUANTITIES}}
+        return {"estimates": {q.name: rivals_figures.to_json(one) for q in QUANTITIES}}
 
     ours, higher, near = figures(0, 0), figures(0.5, 0.1), figures(0.0, 0.3)
     found = {one.name: difference(higher, ours, one) for one in QUANTITIES}

@@ -252,7 +252,7 @@ def _embed(world: World, folder: pathlib.Path) -> Line:
 @functools.cache
 def _flow(world: World) -> str:
     """A workdir of it, beside what all inputs share."""
-    config = latent_config(world.encoded)
+    config = latent_config("flow", world.encoded)
     return save_flow(world.path.parent / "flow", config, world.encoded)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from data import pairs
-from fasttta_jax.config import ConfigError, DataConfig, DecodeConfig, MeshConfig
+from fasttta_jax.config import ConfigError, DataConfig, DecodeConfig, FlowConfig, MeshConfig
 from fasttta_jax.input_pipeline import batches as batches_lib
 from fasttta_jax.input_pipeline.batches import TrainBatches, evaluation_batches
 from fasttta_jax.input_pipeline.mixture import open_dataset
@@ -49,7 +49,7 @@ ASKED = {
 @pytest.fixture(scope="module")
 def flow(encoded_dataset, tmp_path_factory):
     folder = tmp_path_factory.mktemp("flow") / "flow"
-    return save_flow(folder, latent_config(encoded_dataset), encoded_dataset)
+    return save_flow(folder, latent_config("flow", encoded_dataset), encoded_dataset)
 
 
 @pytest.fixture(scope="module")
@@ -223,10 +223,10 @@ def test_what_cannot_be_made_is_refused_first(flow, encoded_dataset, tmp_path):
     with pytest.raises(ValueError, match=r"objective 'diffusion' and model\.network 'masked'; al"):
         pairs.make(str(tmp_path / "masked"), encoded_dataset, out)
 
-    text = dataclasses.replace(latent_config("").model.text, drop_rate=0.0)
-    model = dataclasses.replace(latent_config("").model, text=text)
+    text = dataclasses.replace(latent_config("flow").model.text, drop_rate=0.0)
+    model = dataclasses.replace(latent_config("flow").model, text=text)
     decode = DecodeConfig(num_iterations=2, guidance_schedule="constant", guidance_scale=1.0)
-    config = latent_config(encoded_dataset, model=model, decode=decode)
+    config = latent_config("flow", encoded_dataset, model=model, decode=decode)
     Workdir(tmp_path / "without").prepare(config, EncodedDataset(encoded_dataset))
     with pytest.raises(ValueError, match="guidance is 3; allowed: 1, as the network of"):
         pairs.make(str(tmp_path / "without"), encoded_dataset, out)
@@ -302,7 +302,7 @@ def test_pairs_of_validation_hold_theirs(made, with_noise):
 
 def reflow_config(path, **changes):
     data = DataConfig(path=str(path), batch_size=8, num_threads=1)
-    return latent_config(path, objective="reflow", data=data, **changes)
+    return latent_config("reflow", path, flow=FlowConfig(), data=data, **changes)
 
 
 def test_a_run_on_pairs_learns_the_line_from_noise_to_tokens(made, tmp_path, monkeypatch):

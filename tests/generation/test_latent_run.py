@@ -23,7 +23,7 @@ from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
-from tests.systems.test_latent import run_of
+from tests.support.latent_runs import latent_config
 
 STEPS, SAVED = 12, 8
 PROMPTS = ["a loud tone", "a quiet noise"]
@@ -31,7 +31,7 @@ STARTS = DistillationConfig(backbone_from_teacher=True, head_from_teacher=True)
 
 
 def config_of(kind: str, encoded: pathlib.Path, teacher: pathlib.Path | None) -> RunConfig:
-    run = run_of(kind)
+    run = latent_config(kind)
     return dataclasses.replace(
         run,
         num_steps=STEPS,

@@ -19,7 +19,7 @@ from fasttta_jax.config import FlowConfig
 from fasttta_jax.flow.path import over
 from fasttta_jax.objectives import targets
 from fasttta_jax.objectives.regression import regress
-from fasttta_jax.objectives.targets import TARGETS, Networks
+from fasttta_jax.objectives.targets import TARGETS, Networks, Source
 from tests.support.gaussian_flow import GaussianFlow, euler_tower
 from tests.support.tolerance import unit_roundoff
 
@@ -70,7 +70,7 @@ def pulls(name: str, config: FlowConfig, solution, networks: Networks, noise=Non
 
         own = networks._replace(target=online) if networks.target is solution else networks
         found = TARGETS[name](
-            jax.random.key(1), jnp.asarray(x), own, config, time_shape=(NUM_DRAWS,), noise=noise
+            Source(jax.random.key(1), jnp.asarray(x), (NUM_DRAWS,), noise), own, config
         )
         return sum(regress(online, each, config)[0][:, 0] for each in found)
 
@@ -222,9 +222,7 @@ def some_losses(name: str, time_shape: tuple[int, ...], factors, x):
     networks = Networks(target, without, teacher, has_text)
     noise = jnp.ones_like(x) if name == "reflow" else None
     config = CONFIGS[name]
-    found = TARGETS[name](
-        jax.random.key(5), x, networks, config, time_shape=time_shape, noise=noise
-    )
+    found = TARGETS[name](Source(jax.random.key(5), x, time_shape, noise), networks, config)
     both = [regress(online, each, config) for each in found]
     return sum(losses for losses, _ in both), both[0][1], found
 
@@ -237,7 +235,7 @@ def regressed(name: str, seed: int, x, networks: Networks, config: FlowConfig, n
 
     def function(x, noise):
         key, shape = jax.random.key(seed), x.shape[:1]
-        return TARGETS[name](key, x, networks, config, time_shape=shape, noise=noise)[0]
+        return TARGETS[name](Source(key, x, shape, noise), networks, config)[0]
 
     return jax.jit(function)(jnp.asarray(x), noise)
 

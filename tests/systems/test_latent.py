@@ -17,7 +17,6 @@ from fasttta_jax.config import (
     DistillationConfig,
     FlowConfig,
     MeshConfig,
-    RunConfig,
 )
 from fasttta_jax.decoding.loop import Guidance, Known
 from fasttta_jax.generation.sampler import Sampler
@@ -26,73 +25,21 @@ from fasttta_jax.objectives import build_objective
 from fasttta_jax.objectives.targets import TARGETS
 from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.performance import compilations
-from fasttta_jax.systems import FullLatent, build_model
 from fasttta_jax.systems.latent import noise_of
 from fasttta_jax.training import programs
 from fasttta_jax.training.step import StepContext, step
 from fasttta_jax.training.step import loss as loss_of
 from fasttta_jax.typing import unconditional
 from tests.support import helpers
+from tests.support.latent_runs import (
+    BATCH_SIZE,
+    batch,
+    latent_config,
+    params_of,
+    system,
+    with_flow,
+)
 from tests.support.tolerance import ELEMENTARY, assert_close
-
-BATCH_SIZE = 8
-FLOWS = {
-    "flow": FlowConfig(),
-    "reflow": FlowConfig(distance="huber"),
-    "consistency": FlowConfig(
-        guidance_low=1.0, guidance_high=6.0, target_decay=0.95, sampler="renoise"
-    ),
-    "trajectory": FlowConfig(guidance_low=2.0, guidance_high=5.0, target_decay=0.99),
-    "meanflow": FlowConfig(endpoint_share=0.2, target_guidance=1.5, kappa=0.5),
-    "shortcut": FlowConfig(target_guidance=1.5, bootstrap_share=0.5),
-}
-SCALES = {"flow": 3.0, "reflow": 1.5, "consistency": 3.0, "trajectory": 3.0}
-
-
-def run_of(kind: str, **changes: Any) -> RunConfig:
-    run = helpers.tiny_teacher_config("unused")
-    backbone = dataclasses.replace(run.model.backbone, encoder_depth=0, decoder_depth=2)
-    taught = kind in ("consistency", "trajectory")
-    decode = DecodeConfig(
-        num_iterations=2, guidance_schedule="constant", guidance_scale=SCALES.get(kind, 1.0)
-    )
-    run = dataclasses.replace(
-        run,
-        objective=kind,
-        init_from="unused" if taught else "",
-        model=dataclasses.replace(run.model, network="latent", backbone=backbone),
-        flow=FLOWS[kind],
-        decode=decode,
-    )
-    return dataclasses.replace(run, **changes)
-
-
-def with_flow(kind: str, **changes: Any) -> RunConfig:
-    return run_of(kind, flow=dataclasses.replace(FLOWS[kind], **changes))
-
-
-def system(kind: str) -> FullLatent:
-    model = build_model(run_of(kind), helpers.tiny_text_encoder())
-    assert isinstance(model, FullLatent)
-    return model
-
-
-@functools.cache
-def params_of(kind: str, seed: int = 0) -> Any:
-    """Random ones, zero-initialised layers included."""
-    shapes = jax.eval_shape(system(kind).init, jax.random.key(0))
-    return helpers.random_params(shapes, seed=seed, scale=0.2)
-
-
-def batch() -> dict[str, Any]:
-    shape = (BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM)
-    captions = [f"a loud tone and {row} clicks" for row in range(BATCH_SIZE)]
-    return {
-        "tokens": jax.random.normal(jax.random.key(2), shape),
-        "weight": jnp.ones(BATCH_SIZE),
-        "text": dict(helpers.tiny_text_encoder().tokenize(captions)),
-        NOISE_SEEDS: jnp.arange(BATCH_SIZE, dtype=jnp.uint32),
-    }
 
 
 def arguments() -> tuple[jax.Array, jax.Array, jax.Array]:
@@ -150,7 +97,7 @@ def test_guidance_mixes_two_velocities():
 
 
 def context_of(kind: str) -> StepContext:
-    return programs.default_context(run_of(kind), helpers.tiny_text_encoder())
+    return programs.default_context(latent_config(kind), helpers.tiny_text_encoder())
 
 
 @pytest.mark.parametrize("kind", TARGETS)
@@ -214,7 +161,7 @@ def test_reflow_regresses_on_the_noise_of_the_seeds():
 
 @functools.cache
 def sampler(kind: str, **changes: Any) -> Sampler:
-    decode = dataclasses.replace(run_of(kind).decode, **changes)
+    decode = dataclasses.replace(latent_config(kind).decode, **changes)
     return Sampler(system(kind), decode, make_mesh(MeshConfig(), jax.devices()[:1]), 4)
 
 
@@ -270,7 +217,7 @@ def test_guidance_leads_away_from_a_text_where_two_passes_guide():
 
 def test_what_reveals_tokens_is_refused():
     model, mesh = system("flow"), make_mesh(MeshConfig(), jax.devices()[:1])
-    decode = run_of("flow").decode
+    decode = latent_config("flow").decode
     for more, message in (
         ({"num_known": 2}, "known tokens is 2; allowed: none, as this network moves all tokens"),
         ({"num_texts": 2}, "texts of a clip is 2; allowed: 1, as this network moves all tokens"),
@@ -304,11 +251,11 @@ def test_what_reveals_tokens_is_refused():
             r"model\.network is 'masked'; allowed: 'latent' where objective is 'flow', which moves",
         ),
         (
-            lambda: dataclasses.replace(run_of("flow"), objective="energy"),
+            lambda: dataclasses.replace(latent_config("flow"), objective="energy"),
             r"model\.network is 'latent'; allowed: 'masked' where objective is 'energy', of heads",
         ),
         (
-            lambda: run_of("flow", distillation=DistillationConfig(weight=1.0)),
+            lambda: latent_config("flow", distillation=DistillationConfig(weight=1.0)),
             r"distillation\.weight is 1\.0; allowed: 0 where model\.network is 'latent'",
         ),
         (
@@ -320,20 +267,20 @@ def test_what_reveals_tokens_is_refused():
             r"flow\.grid_steps is 6; allowed: a power of two where objective is 'shortcut'",
         ),
         (
-            lambda: run_of(
+            lambda: latent_config(
                 "shortcut", decode=DecodeConfig(3, guidance_schedule="constant", guidance_scale=1.0)
             ),
             r"decode\.num_iterations is 3; allowed: a divisor of flow\.grid_steps = 8",
         ),
         (
-            lambda: run_of(
+            lambda: latent_config(
                 "consistency",
                 decode=DecodeConfig(2, guidance_schedule="constant", guidance_scale=7.0),
             ),
             r"decode\.guidance_scale is 7\.0; allowed: from flow\.guidance_low = 1 to",
         ),
         (
-            lambda: run_of("flow", best_metric="align"),
+            lambda: latent_config("flow", best_metric="align"),
             r"best_metric is 'align'; allowed: one of \('loss', 'flow', 'velocity_error'\)",
         ),
     ],
@@ -351,7 +298,7 @@ def test_an_encoder_is_refused():
 
 
 def test_what_was_never_without_text_cannot_be_guided_by_that():
-    run = run_of("flow")
+    run = latent_config("flow")
     text = dataclasses.replace(run.model.text, drop_rate=0.0)
     with pytest.raises(ConfigError, match=r"model\.text\.drop_rate is 0\.0; allowed: above 0"):
         build_objective(dataclasses.replace(run, model=dataclasses.replace(run.model, text=text)))

@@ -15,8 +15,8 @@ from fasttta_jax.parallel.mesh import make_mesh
 from fasttta_jax.parallel.sharding import batch_sharding
 from fasttta_jax.training import programs
 from tests.support import helpers
+from tests.support.latent_runs import batch, latent_config, params_of
 from tests.support.tolerance import model_terms, rounding
-from tests.systems.test_latent import batch, params_of, run_of
 
 STEPS = 2
 
@@ -24,7 +24,7 @@ STEPS = 2
 @functools.cache
 def metrics_on(kind: str, sizes: tuple[int, int, int]) -> list[dict[str, float]]:
     """Those of the first steps, whose second sees what the first has changed."""
-    run = run_of(kind)
+    run = latent_config(kind)
     context = programs.default_context(run, helpers.tiny_text_encoder())
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[: math.prod(sizes)])
     abstract = abstract_state(programs.fresh_state(context), mesh)
@@ -66,8 +66,10 @@ def test_a_step_is_the_same_on_every_layout(
     """Sums in another order: an error in each pass, of which a target and a loss have several."""
     monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
     expected, found = metrics_on(kind, (1, 1, 1)), metrics_on(kind, sizes)
-    passes = sum(programs.build_model(run_of(kind), helpers.tiny_text_encoder()).objective.passes())
-    bound = math.ceil(passes) * rounding(model_terms(run_of(kind).model))
+    passes = sum(
+        programs.build_model(latent_config(kind), helpers.tiny_text_encoder()).objective.passes()
+    )
+    bound = math.ceil(passes) * rounding(model_terms(latent_config(kind).model))
     assert bound < 1e-3
     for ours, theirs in zip(found, expected, strict=True):
         assert ours.keys() == theirs.keys()

@@ -27,7 +27,7 @@ from fasttta_jax.tools.aot_cases import COMPILED, PROGRAMS, Case, report
 from fasttta_jax.tools.aot_report import describe, earlier_reports, group_warnings
 from fasttta_jax.training.state import TrainState
 from tests.support import commands, helpers
-from tests.systems.test_latent import run_of
+from tests.support.latent_runs import latent_config
 
 REPOSITORY = pathlib.Path(__file__).parents[2]
 HAS_LIBTPU = topologies.find_libtpu() is not None
@@ -59,7 +59,7 @@ def test_without_a_compiler_shardings_and_sizes_are_known(program, kind):
     """Of a student, and of networks that move all tokens together."""
     config = student(data=-1, fsdp=2)
     if kind:
-        config = run_of(kind, mesh=config.mesh, data=config.data)
+        config = latent_config(kind, mesh=config.mesh, data=config.data)
     one = case(program, config)
     found = report(one, text_of(one.config), one.abstract_mesh())
     assert all(found[name] is None for name in COMPILED)

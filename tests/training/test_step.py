@@ -212,7 +212,7 @@ def test_the_loss_is_the_energy_score_of_the_configs_draws(energy):
     # every token of the batch, then the mean over those that the step masks
 
     clips = draw_clips(context, batch(), key, train=False)
-    streams = context.model.kept(params, clips)
+    streams = context.model.condition_clips(params, clips)
     hidden = context.model.hidden(params, batch()["tokens"], clips.masked, streams)
     scores = energy_score(
         context.model.objective.draw(params["head"], noise, hidden),
@@ -241,7 +241,7 @@ def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
     schedule = training_schedule(config.diffusion.num_steps)
     time = jax.random.randint(stream(own, "time"), shape[:-1], 0, schedule.num_steps)
     clips = draw_clips(context, batch(), key, train=False)
-    streams = context.model.kept(params, clips)
+    streams = context.model.condition_clips(params, clips)
     hidden = context.model.hidden(params, tokens, clips.masked, streams)
     clean = jnp.broadcast_to(tokens, shape)
     noisy = corrupt(clean, time, noise, schedule)
@@ -284,7 +284,7 @@ def test_alignment_is_one_addition_to_any_objective(objective, positions):
 
     clips = draw_clips(context, batch(), key, train=False)
     states = [
-        one.hidden(values, batch()["tokens"], clips.masked, one.kept(values, clips))
+        one.hidden(values, batch()["tokens"], clips.masked, one.condition_clips(values, clips))
         for one, values in ((model, params), (teacher, frozen))
     ]
     distance = np.mean((np.asarray(states[0]) - np.asarray(states[1])) ** 2, axis=-1)
