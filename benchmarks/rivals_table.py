@@ -97,7 +97,8 @@ def to_markdown(results: Mapping[str, Any]) -> str:
     """The page of rivals.json; its first line says whether a rival is better."""
     parts = [verdict(results) + "\n", _introduction(results)]
     for setting, plot in results["plots"].items():
-        parts.append(f"![quality against passes and operations, {HEADINGS[setting]}]({plot})\n")
+        shown = f"quality against passes and operations, {HEADINGS[setting].lower()}"
+        parts.append(f"![{shown}]({plot})\n")
     parts.append(body(results))
     return "\n".join(parts).rstrip() + "\n"
 

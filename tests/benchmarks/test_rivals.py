@@ -359,7 +359,7 @@ def test_the_page_has_every_row_and_says_what_was_left_out():
     assert any("| as many steps | 1,700,000 | flow | 500 | 250 |" in line for line in lines)
     assert f"* c: {DEVIATIONS['c']}." in lines
     assert page_part(found) in page.replace(
-        "![quality against passes and operations, As many steps](plot.png)\n\n", ""
+        "![quality against passes and operations, as many steps](plot.png)\n\n", ""
     )
     assert rivals_png(found, SAME_STEPS, "frechet").startswith(b"\x89PNG")
 
