@@ -330,9 +330,11 @@ class Pipeline:
             check_strength=self.trained.model.check_strength,
         )
         each = isinstance(seconds, Iterable)
+        batch_size = pipeline.filled(config.batch_size)
         sequences = Sequences.plan(
             pipeline.trained,
             functools.partial(pipeline._window_sampler, config),
+            batch_size,
             edits,
             seconds=None if each else cast(float | None, seconds),
             each=each,
@@ -340,7 +342,7 @@ class Pipeline:
         )
         if sequences.is_one_window:
             pipeline.sampler(config, sequences.num_known)
-        clips = pipeline._clips(sequences, pipeline.sampler(config).batch_size, requests)
+        clips = pipeline._clips(sequences, batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 
     def _window_sampler(

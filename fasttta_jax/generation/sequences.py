@@ -60,6 +60,7 @@ class Sequences:
       trained: network, parameters, codec.
       sampler: the sampler of the call's settings for a scale of guidance, a number of known tokens
         and a number of texts.
+      batch_size: windows that are computed together.
       edits: of all clips.
       seconds: their length, where a clip's own is None; None is the model's.
       known: tokens of the first columns, [1, N, C] or one a clip; where edits vary a sound, all of
@@ -68,6 +69,7 @@ class Sequences:
 
     trained: TrainedModel
     sampler: Callable[[float, int, int], Sampler]
+    batch_size: int
     edits: Edits
     seconds: float | None
     known: Known | None
@@ -77,6 +79,7 @@ class Sequences:
         cls,
         trained: TrainedModel,
         sampler: Callable[[float, int, int], Sampler],
+        batch_size: int,
         edits: Edits,
         *,
         seconds: float | None,
@@ -86,8 +89,9 @@ class Sequences:
         """Reads the sound file, if there is one, and checks that all fits.
 
         Args:
-          trained: see the class, also for `sampler` and `edits`.
+          trained: see the class, also for `sampler`, `batch_size` and `edits`.
           sampler: makes samplers.
+          batch_size: of them.
           edits: of all clips.
           seconds: that are asked for.
           each: whether clips have lengths of their own.
@@ -110,7 +114,7 @@ class Sequences:
             sound = read_sound(edits.vary, codec)
             seconds = len(sound) / codec.sample_rate
             check_seconds(f"the length of {edits.vary}", seconds)
-        found = cls(trained, sampler, edits, seconds, known)
+        found = cls(trained, sampler, batch_size, edits, seconds, known)
         columns = found.num_columns(seconds)
         line = windows.line(columns, found.length)
         if not trained.model.takes_known:
@@ -325,10 +329,9 @@ class Sequences:
     ) -> list[Float[np.ndarray, " S"]]:
         """The sound of each clip's columns: fewer clips at once, the longer they are."""
         sounds: list[np.ndarray] = [np.zeros(0, np.float32)] * len(tokens)
-        most = self.sampler(1.0, 0, 1).batch_size
         for size in sorted(set(sizes)):
             rows = [row for row, each in enumerate(sizes) if each == size]
-            together = max(1, most // math.ceil(size / self.length))
+            together = max(1, self.batch_size // math.ceil(size / self.length))
             for begin in range(0, len(rows), together):
                 some = rows[begin : begin + together]
                 part = tokens[some, :size].reshape(len(some), -1, tokens.shape[-1])

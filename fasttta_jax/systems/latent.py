@@ -169,15 +169,18 @@ class FullLatent(System):
     ) -> None:
         """Raises ValueError where the path has no such jumps, tokens are known or texts several."""
         del tokens_per_column
+        self._check_jumps(config, num_known, num_texts)
+        self.check_strength("guidance_scale", config.guidance_scale)
+        if not self.guides_itself and self.config.text.drop_rate == 0:
+            allowed = "1, as this network has learned nothing without text"
+            check(config.guidance_scale == 1, "guidance_scale", config.guidance_scale, allowed)
+
+    def _check_jumps(self, config: DecodeConfig, num_known: int, num_texts: int) -> None:
         together = "as this network moves all tokens of a clip together"
         check(num_known == 0, "known tokens", num_known, f"none, {together}")
         check(num_texts == 1, "texts of a clip", num_texts, f"1, {together}")
         config.check_jumps()
         self.objective.points(config.num_iterations)
-        self.check_strength("guidance_scale", config.guidance_scale)
-        if not self.guides_itself and self.config.text.drop_rate == 0:
-            allowed = "1, as this network has learned nothing without text"
-            check(config.guidance_scale == 1, "guidance_scale", config.guidance_scale, allowed)
 
     def guidance_scales(self, config: DecodeConfig, num_known: int) -> tuple[float, ...]:
         """The same in every jump."""
@@ -204,7 +207,10 @@ class FullLatent(System):
           ConfigError: tokens are known, texts several, or the path has no such jumps.
         """
         num_texts = 1 if weights is None else weights.shape[2]
-        self.check_decoding(config, tokens_per_column, num_known, num_texts)
+        if guidance is None:
+            self.check_decoding(config, tokens_per_column, num_known, num_texts)
+        else:  # whose scales stand for the config's
+            self._check_jumps(config, num_known, num_texts)
         if known is not None:
             raise ConfigError("known is given; allowed: None")
         velocity = self._sampling_velocity(params, conditioning, key, config, guidance)

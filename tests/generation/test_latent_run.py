@@ -23,7 +23,7 @@ from fasttta_jax.training.loop import Trainer
 from fasttta_jax.workdir.folder import Workdir
 from fasttta_jax.workdir.restore import load_trained
 from tests.support import helpers
-from tests.support.latent_runs import latent_config
+from tests.support.latent_runs import latent_config, save_flow, with_flow
 
 STEPS, SAVED = 12, 8
 PROMPTS = ["a loud tone", "a quiet noise"]
@@ -122,6 +122,27 @@ def test_it_is_heard_from_a_workdir_and_exported(
         with pytest.raises(EditError, match=rf"this model cannot have {named}.*: its network"):
             pipeline.generate(PROMPTS, **asked)
     assert all(len(clip.audio) for clip in pipeline.generate(PROMPTS, seconds=0.3))
+
+
+def test_a_model_may_not_have_learned_to_go_without_guidance(
+    encoded_dataset: pathlib.Path, tmp_path: pathlib.Path, one_device: jax.sharding.Mesh
+) -> None:
+    """Every clip by its own scale within the range, which holds neither 1 nor 2."""
+    flow = with_flow("consistency", guidance_low=3.0).flow
+    config = latent_config("consistency", encoded_dataset, flow=flow)
+    folder = save_flow(tmp_path / "run", config, encoded_dataset)
+    pipeline = Pipeline.open(folder, mesh=one_device)
+
+    def tokens(seeds: list[int], scale: float | list[float]) -> np.ndarray:
+        prompts = PROMPTS[: len(seeds)]
+        clips = pipeline.generate(prompts, seeds=seeds, guidance_scale=scale, batch_size=2)
+        return np.stack([clip.tokens for clip in clips])
+
+    weak, strong = tokens([4, 5], 3.0), tokens([4, 5], 6.0)
+    assert not np.allclose(weak, strong)
+    np.testing.assert_array_equal(tokens([4, 5], [6.0, 3.0]), [strong[0], weak[1]])
+    with pytest.raises(ConfigError, match=r"guidance_scale is 1\.0; allowed: from 3 to 6, what"):
+        tokens([4], 1.0)
 
 
 @pytest.mark.parametrize(
