@@ -3,12 +3,16 @@
 This is today's pjit: `jax.jit` with in_shardings and out_shardings under `jax.set_mesh`. Knows
 trees and functions, not models. One function on one mesh with the same shardings is one program:
 whoever asks again gets what is compiled already. Functions that are equal by value count as one.
+What has been compiled is forgotten, and compiled again where it is still asked for, before a
+process runs out of areas of memory (`parallel.areas`), as one would that trains many runs.
 """
 
 from __future__ import annotations
 
 import contextlib
 import functools
+import gc
+import logging
 import time
 from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractContextManager
@@ -17,13 +21,18 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 from jax.sharding import Mesh
 
+from fasttta_jax.parallel.areas import share_of_areas
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import Rule, batch_sharding, infer_shardings, replicated
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
 MAX_PROGRAMS = 64
 """Programs that a process keeps, the most recently used ones."""
+FULL = 1 / 2
+"""Share of the areas of memory at which it keeps none."""
 
 
 class CompileReport(NamedTuple):
@@ -68,6 +77,7 @@ class Compiled(Generic[T]):
     """
 
     def __init__(self, program: Program[T], arguments: Sequence[Any]) -> None:
+        make_room()
         start = time.perf_counter()
         self._program = program
         self._compiled = program.lower(*arguments).compile()
@@ -186,9 +196,23 @@ def _program(
     outputs: _Frozen,
     donated: tuple[int, ...] = (),
 ) -> Program[T]:
+    make_room()
     shardings = {} if inputs is None else {"in_shardings": inputs.tree()}
     jitted = jax.jit(function, out_shardings=outputs.tree(), donate_argnums=donated, **shardings)
     return Program(jitted, mesh)
+
+
+def make_room() -> None:
+    """Forgets all programs but those that somebody holds compiled, if another could be too many."""
+    if (share := share_of_areas()) < FULL:
+        return
+    logger.info(
+        "compiled programs take %.0f %% of the memory areas of a process; forgetting them",
+        100 * share,
+    )
+    _program.cache_clear()
+    jax.clear_caches()
+    gc.collect()
 
 
 def compile_init(init: Callable[..., T], abstract: T, mesh: AnyMesh) -> Program[T]:
