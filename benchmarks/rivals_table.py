@@ -1,4 +1,4 @@
-"""The comparison of rivals as Markdown: what came out in one line, figures, differences, training.
+"""The comparison of rivals as Markdown: what came out, figures, differences, training.
 
 Rows are as rivals.json has them.
 """
@@ -61,7 +61,9 @@ LETTERS = {
 
 
 def verdict(results: Mapping[str, Any]) -> str:
-    """Whether a rival is better than ours by the interval of the paired difference, in one line."""
+    """Whether a rival is better than ours by the interval of the paired difference: a line, and a
+    list of who and where.
+    """
     found: dict[str, dict[str, list[str]]] = {}
     num_compared = 0
     titles = {one["name"]: one["title"] for one in results["quantities"]}
@@ -85,11 +87,11 @@ def verdict(results: Mapping[str, Any]) -> str:
     parts = []
     for who, figures in found.items():
         where = ", ".join(f"{title} at {' and '.join(passes)}" for title, passes in figures.items())
-        parts.append(f"{who}: {where}")
+        parts.append(f"* {who}: {where}")
     number = sum(len(passes) for figures in found.values() for passes in figures.values())
     return (
-        f"**Better than ours** by the 95 % interval of the paired difference, at so many passes "
-        f"({number} of {num_compared} differences): {'; '.join(parts)}."
+        "**Better than ours** by the 95 % interval of the paired difference, at so many passes "
+        f"({number} of {num_compared} differences):\n\n" + "\n".join(parts)
     )
 
 
