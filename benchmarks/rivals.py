@@ -19,12 +19,14 @@ that do not divide its grid, is left out, and the table says why.
 Writes OUT/rivals.json, rivals.md and a plot for each setting, after every row. Started again, it
 goes on where it stopped: a finished run is not trained again, an unfinished one goes on, rows and
 times are read from OUT/rows, OUT/rows_validation and OUT/times. Times want a machine on which
-nothing else runs; --notimes leaves them out. --docs=docs/rivals.md also writes the tables there.
+nothing else runs; --notimes leaves them out. --docs=docs/rivals.md also writes the tables there,
+and plots into docs/images.
 """
 
 from __future__ import annotations
 
 import pathlib
+import shutil
 from collections.abc import Sequence
 
 from absl import flags
@@ -82,7 +84,7 @@ def _define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     text("audio_data", "runs/demo/data", "Folder of the audio dataset.")
     text("encoded_data", "runs/demo/encoded", "Folder that data.encode_latents made of it.")
     text("out", "runs/rivals", "Folder for runs, rows, tables and plots.")
-    text("docs", "", "Page whose tables are written anew, such as docs/rivals.md.")
+    text("docs", "", "Page whose tables are written anew, with images/ beside it; docs/rivals.md.")
     some("systems", RIVALS, "Rivals; ours and the teachers always are there.")
     some("settings", SETTINGS, "Of training.")
     whole("num_steps", Options.num_steps, "Steps of every system in same_steps.", 2)
@@ -155,7 +157,10 @@ def main() -> None:
     results = compare(options)
     print(to_markdown(results))
     if values.docs:
-        write_page(pathlib.Path(values.docs), {PART: page_part(results)})
+        page = pathlib.Path(values.docs)
+        write_page(page, {PART: page_part(results)})
+        for plot in results["plots"].values():
+            shutil.copyfile(options.out / plot, page.parent / "images" / plot)
         print(f"Written into {values.docs}")
     print(f"{options.out / TABLE_FILE} has these tables, {options.out / RESULT_FILE} all figures.")
 

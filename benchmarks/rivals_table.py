@@ -5,6 +5,7 @@ Rows are as rivals.json has them.
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -138,22 +139,27 @@ def body(results: Mapping[str, Any]) -> str:
 
 def _introduction(results: Mapping[str, Any]) -> str:
     clips = results["clips"]
-    return (
+    return _wrapped(
         f"Figures are of {clips['single']} test clips with one event and {clips['scenes']} with "
         f"several, [] is a 95 % interval over clips, seed {clips['seed']}; guidance was chosen on "
         f"{clips['tuning']} validation clips. Training seconds include compiling and validation; "
         "of a run that was interrupted, what its last part comes to. "
         f"Machine: {describe_machine(results['machine'])}; load before the start "
-        f"{results['load']:.1f}.\n"
+        f"{results['load']:.1f}."
     )
 
 
 def _about_differences(setting: str) -> str:
     impact = ", of IMPACT at most of ours" if setting == TEACHERS else ""
-    return (
+    return _wrapped(
         f"Difference to ours at as many passes{impact}, clip by clip; in **bold** where it is "
-        "better by its interval, in _italics_ where worse.\n"
+        "better by its interval, in _italics_ where worse."
     )
+
+
+def _wrapped(text: str) -> str:
+    """A paragraph in lines of the docs' width."""
+    return textwrap.fill(text, 120, break_on_hyphens=False) + "\n"
 
 
 def _name(row: Row) -> str:

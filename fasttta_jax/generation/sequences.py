@@ -91,7 +91,6 @@ class Sequences:
         Args:
           trained: see the class, also for `sampler`, `batch_size` and `edits`.
           sampler: makes samplers.
-          batch_size: of them.
           edits: of all clips.
           seconds: that are asked for.
           each: whether clips have lengths of their own.

@@ -4,7 +4,7 @@ This is today's pjit: `jax.jit` with in_shardings and out_shardings under `jax.s
 trees and functions, not models. One function on one mesh with the same shardings is one program:
 whoever asks again gets what is compiled already. Functions that are equal by value count as one.
 What has been compiled is forgotten, and compiled again where it is still asked for, before a
-process runs out of areas of memory (`parallel.areas`), as one would that trains many runs.
+process runs out of memory mappings (`parallel.mappings`), as one would that trains many runs.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from typing import Any, Generic, NamedTuple, TypeVar
 import jax
 from jax.sharding import Mesh
 
-from fasttta_jax.parallel.areas import share_of_areas
+from fasttta_jax.parallel.mappings import share_of_mappings
 from fasttta_jax.parallel.mesh import AnyMesh
 from fasttta_jax.parallel.sharding import Rule, batch_sharding, infer_shardings, replicated
 
@@ -32,7 +32,7 @@ T = TypeVar("T")
 MAX_PROGRAMS = 64
 """Programs that a process keeps, the most recently used ones."""
 FULL = 1 / 2
-"""Share of the areas of memory at which it keeps none."""
+"""Share of its memory mappings at which a process keeps none."""
 
 
 class CompileReport(NamedTuple):
@@ -204,10 +204,10 @@ def _program(
 
 def make_room() -> None:
     """Forgets all programs but those that somebody holds compiled, if another could be too many."""
-    if (share := share_of_areas()) < FULL:
+    if (share := share_of_mappings()) < FULL:
         return
     logger.info(
-        "compiled programs take %.0f %% of the memory areas of a process; forgetting them",
+        "%.0f %% of this process's memory mappings are taken; forgetting compiled programs",
         100 * share,
     )
     _program.cache_clear()

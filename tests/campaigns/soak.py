@@ -6,9 +6,8 @@ Jobs as `generate.py` runs them follow each other on one tiny model: new prompts
 never saw among them, in files, tar shards and ArrayRecord, of several formats, batch sizes and
 lengths, with guidance, negative prompts and pictures. The first jobs go through all settings once,
 and make batches of each length and guidance alone, so that every program is compiled; those behind
-them draw theirs. After each job its folder is removed, and resident memory, open
-descriptors and threads are noted in OUT/samples.jsonl. A soak cannot go on where it stopped: what
-it watches is one process.
+them draw theirs. After each job its folder is removed, and memory, open descriptors and threads are
+noted in OUT/samples.jsonl. A soak cannot go on where it stopped: what it watches is one process.
 
 The limits. The first part of the time is for compiling and caches, and no less than the jobs of all
 settings. After it no descriptor and no thread may be more than there were. Memory is what is

@@ -37,13 +37,7 @@ def context_of(config: RunConfig) -> StepContext:
 
 
 def batch() -> dict[str, Any]:
-    shape = (BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM)
-    captions = [f"a loud tone and {row} clicks" for row in range(BATCH_SIZE)]
-    return {
-        "tokens": jax.random.normal(jax.random.key(2), shape),
-        "weight": jnp.ones(BATCH_SIZE),
-        "text": dict(helpers.tiny_text_encoder().tokenize(captions)),
-    }
+    return helpers.training_batch(BATCH_SIZE)
 
 
 @functools.cache

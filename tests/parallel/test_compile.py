@@ -1,4 +1,4 @@
-"""Compiled programs do not fill the memory areas that a process may map."""
+"""Compiled programs do not take all memory mappings of a process."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from fasttta_jax.parallel import areas, compile
+from fasttta_jax.parallel import compile, mappings
 from fasttta_jax.parallel.local import local_mesh
 
 
@@ -22,14 +22,14 @@ def triple(x: jax.Array) -> jax.Array:
     return 3 * x
 
 
-@pytest.mark.skipif(not areas.MAPPED.exists(), reason="only Linux counts areas")
-def test_the_share_of_areas_is_that_of_the_system() -> None:
-    before = areas.share_of_areas()
-    allowed = int(areas.ALLOWED.read_text())
-    # Neighbours of different rights are areas of their own.
+@pytest.mark.skipif(not mappings.MAPPED.exists(), reason="only Linux counts them")
+def test_the_share_of_mappings_is_that_of_the_system() -> None:
+    before = mappings.share_of_mappings()
+    allowed = int(mappings.ALLOWED.read_text())
+    # Neighbours of different rights are mappings of their own.
     rights = (mmap.PROT_READ, mmap.PROT_READ | mmap.PROT_WRITE)
     held = [mmap.mmap(-1, mmap.PAGESIZE, prot=rights[number % 2]) for number in range(400)]
-    grown = (areas.share_of_areas() - before) * allowed
+    grown = (mappings.share_of_mappings() - before) * allowed
     assert 0 < before < 1
     assert 300 < grown < 500
     assert len(held) == 400
@@ -38,8 +38,8 @@ def test_the_share_of_areas_is_that_of_the_system() -> None:
 def test_a_system_that_does_not_say_has_room(
     monkeypatch: pytest.MonkeyPatch, tmp_path: pathlib.Path
 ) -> None:
-    monkeypatch.setattr(areas, "MAPPED", tmp_path / "missing")
-    assert areas.share_of_areas() == 0
+    monkeypatch.setattr(mappings, "MAPPED", tmp_path / "missing")
+    assert mappings.share_of_mappings() == 0
 
 
 def test_programs_are_forgotten_before_there_is_no_room(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,7 +54,7 @@ def test_programs_are_forgotten_before_there_is_no_room(monkeypatch: pytest.Monk
     compile.compile_evaluate(triple, mesh)
     assert program.jitted._cache_size() == 1, "there was room"
 
-    monkeypatch.setattr(compile, "share_of_areas", lambda: compile.FULL)
+    monkeypatch.setattr(compile, "share_of_mappings", lambda: compile.FULL)
     compile.compile_evaluate(lambda y: 4 * y, mesh)
     assert program.jitted._cache_size() == 0
     assert compile.compile_evaluate(double, mesh) is not program

@@ -113,6 +113,16 @@ def tiny_text_encoder() -> LearnedTextEncoder:
     return LearnedTextEncoder.fit(captions, 300, tiny_model_config().text)
 
 
+def training_batch(num_clips: int) -> dict[str, Any]:
+    """Random tokens with captions."""
+    captions = [f"a loud tone and {row} clicks" for row in range(num_clips)]
+    return {
+        "tokens": jax.random.normal(jax.random.key(2), (num_clips, NUM_TOKENS, TOKEN_DIM)),
+        "weight": jnp.ones(num_clips),
+        "text": dict(tiny_text_encoder().tokenize(captions)),
+    }
+
+
 def random_params(shapes: Any, seed: int = 0, scale: float = 0.3) -> Any:
     """Normal values in place of every leaf: biases, norms and zero-initialised layers count too."""
     leaves, structure = jax.tree.flatten(shapes)

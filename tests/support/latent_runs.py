@@ -72,14 +72,8 @@ def params_of(kind: str, seed: int = 0) -> Any:
 
 def batch() -> dict[str, Any]:
     """Clips with captions and seeds of noise."""
-    shape = (BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM)
-    captions = [f"a loud tone and {row} clicks" for row in range(BATCH_SIZE)]
-    return {
-        "tokens": jax.random.normal(jax.random.key(2), shape),
-        "weight": jnp.ones(BATCH_SIZE),
-        "text": dict(helpers.tiny_text_encoder().tokenize(captions)),
-        NOISE_SEEDS: jnp.arange(BATCH_SIZE, dtype=jnp.uint32),
-    }
+    seeds = jnp.arange(BATCH_SIZE, dtype=jnp.uint32)
+    return helpers.training_batch(BATCH_SIZE) | {NOISE_SEEDS: seeds}
 
 
 def save_flow(folder: str | pathlib.Path, config: RunConfig, data: str | pathlib.Path) -> str:

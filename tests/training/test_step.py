@@ -54,12 +54,7 @@ BATCH_SIZE = 8
 def batch() -> dict[str, Any]:
     rng = np.random.default_rng(0)
     tokens = rng.normal(size=(BATCH_SIZE, helpers.NUM_TOKENS, helpers.TOKEN_DIM))
-    captions = [f"a loud tone and {row} clicks" for row in range(BATCH_SIZE)]
-    return {
-        "tokens": jnp.asarray(tokens, jnp.float32),
-        "weight": jnp.ones((BATCH_SIZE,)),
-        "text": dict(helpers.tiny_text_encoder().tokenize(captions)),
-    }
+    return helpers.training_batch(BATCH_SIZE) | {"tokens": jnp.asarray(tokens, jnp.float32)}
 
 
 def context_of(config: RunConfig) -> StepContext:
