@@ -3,6 +3,10 @@
     python train.py --config=configs/soundscapes_teacher.py --workdir=runs/soundscapes/teacher
 
 `make model` builds its 20,000 soundscapes and its codec, whose patches overlap, before that.
+
+Its masks hide any share of the tokens. Of 32 tokens MAR's, from .7 on, leave nine at most to be
+seen, from which no siren's course and no clock's beat can be read, and decoding knows more than
+that for most of its tokens.
 """
 
 import dataclasses
@@ -10,10 +14,12 @@ import dataclasses
 import ml_collections
 
 from configs import demo_teacher
-from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
+from fasttta_jax.config import MaskingConfig, OptimizerConfig, from_config_dict, to_config_dict
 
 NUM_STEPS = 12_000
 WIDTH = 160
+MASKING = MaskingConfig(minimum=0.03, mean=0.5, std=1.0)
+"""All but uniform."""
 
 
 def get_config() -> ml_collections.ConfigDict:
@@ -31,6 +37,7 @@ def get_config() -> ml_collections.ConfigDict:
                 backbone=dataclasses.replace(demo.model.backbone, width=WIDTH),
                 text=dataclasses.replace(demo.model.text, width=WIDTH),
             ),
+            masking=MASKING,
             optimizer=OptimizerConfig(
                 learning_rate=1e-3,
                 warmup_steps=200,
