@@ -29,6 +29,9 @@ class BackboneConfig:
       encoder_depth: blocks over text and visible tokens. 0 is EAR's single stack: the decoder reads
         the visible tokens themselves, and every pass is over all positions.
       decoder_depth: blocks over text and all tokens.
+      neighbours: tokens on either side that every position of the decoder reads before its blocks,
+        by a convolution, and which of them are masked. 0 is MAR's, whose attention has to find out
+        which tokens are near: small data and short training do not get there.
       num_heads: attention heads; must divide the width.
       mlp_ratio: hidden width of a block's MLP, in units of the width.
       attention_dropout: rate on attention probabilities.
@@ -44,6 +47,7 @@ class BackboneConfig:
     width: int = 768
     encoder_depth: int = 12
     decoder_depth: int = 12
+    neighbours: int = 0
     num_heads: int = 12
     mlp_ratio: int = 4
     attention_dropout: float = 0.1
@@ -52,7 +56,7 @@ class BackboneConfig:
     remat: Remat = "none"
 
     def __post_init__(self) -> None:
-        check_fields(self, "backbone.", NOT_NEGATIVE, "encoder_depth")
+        check_fields(self, "backbone.", NOT_NEGATIVE, "encoder_depth", "neighbours")
         check_fields(
             self, "backbone.", POSITIVE, "width", "decoder_depth", "num_heads", "mlp_ratio"
         )

@@ -59,17 +59,22 @@ class DiffusionConfig:
         steps well conditioned, which short training needs, and lets the head of a student start
         from it.
       batch_multiplier: independent (time, noise) draws per token and step.
+      regression: weight of a second loss, the squared error of a linear guess of the token from its
+        context. It tells the backbone what the context says of the token without the noise of the
+        denoising loss, which short training cannot average out. 0 is MAR's.
       sampling_steps: reverse steps when generating.
     """
 
     num_steps: int = 1000
     prediction: Prediction = "epsilon"
     batch_multiplier: int = 4
+    regression: float = 0.0
     sampling_steps: int = 100
 
     def __post_init__(self) -> None:
         check_choice("diffusion.prediction", self.prediction, Prediction)
         check_fields(self, "diffusion.", POSITIVE, "num_steps", "batch_multiplier")
+        check_fields(self, "diffusion.", NOT_NEGATIVE, "regression")
         check(
             2 <= self.sampling_steps <= self.num_steps,
             "diffusion.sampling_steps",

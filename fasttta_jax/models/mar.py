@@ -4,7 +4,8 @@ Source: MAR (Li et al., 2024), with L text positions in place of the class slots
 tokens are dropped from the encoder: the visible ones are gathered into a padded block and the
 padding is masked as attention keys, which equals dropping and keeps shapes static. Without encoder
 blocks it is EAR's single stack, whose decoder reads the visible tokens themselves. A backbone may
-be told a strength of guidance, embedded as a time is (GFT) and added to every text position.
+be told a strength of guidance, embedded as a time is (GFT) and added to every text position, and
+its decoder may read the tokens around each position by a convolution.
 Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded),
 Q positions asked for.
 """
@@ -35,6 +36,29 @@ def visible_positions(
     """
     order = jnp.argsort(masked, axis=-1, stable=True)[:, :num_visible]
     return order, ~jnp.take_along_axis(masked, order, axis=-1)
+
+
+def neighbourhoods(tokens: Tokens, masked: Masked, reach: int) -> Float[Array, "B N V"]:
+    """Around every position the visible tokens and, as 1, what is masked or outside of the clip.
+
+    Args:
+      tokens: latents.
+      masked: True where the token is unknown; what stands there is ignored.
+      reach: tokens on either side.
+
+    Returns:
+      (2 reach + 1) (C + 1) numbers a position, from the leftmost token on.
+    """
+    seen = jnp.concatenate(
+        [jnp.where(masked[..., None], 0.0, tokens), masked[..., None].astype(tokens.dtype)], axis=-1
+    )
+    outside = jnp.zeros_like(seen[:, :1]).at[..., -1].set(1.0)
+    ends = jnp.repeat(outside, reach, axis=1)
+    padded = jnp.concatenate([ends, seen, ends], axis=1)
+    length = tokens.shape[1]
+    return jnp.concatenate(
+        [padded[:, start : start + length] for start in range(2 * reach + 1)], axis=-1
+    )
 
 
 class MAR(nn.Module):
@@ -88,6 +112,8 @@ class MAR(nn.Module):
             self.head_positions = self.param(
                 "head_positions", embedding_init, (self.num_tokens, width)
             )
+        if config.neighbours:
+            self.neighbour_projection = linear(width, dtype=self.dtype, name="neighbour_projection")
         last = config.decoder_depth - 1
         self.decoder_blocks = make_blocks(config, "decoder", last, self.dtype)
         self.last_block = make_block(config, f"decoder_{last}", self.dtype)
@@ -211,6 +237,10 @@ class MAR(nn.Module):
             )
         else:
             x = self.embed(tokens, masked, text)
+        if self.config.neighbours:
+            around = neighbourhoods(tokens, masked, self.config.neighbours)
+            around = self.neighbour_projection(around).astype(jnp.float32)
+            x = jnp.concatenate([x[:, : self.num_text], x[:, self.num_text :] + around], axis=1)
         x = x + self.decoder_positions[None]
         x = run_blocks(
             self.decoder_blocks,

@@ -1,7 +1,8 @@
 """Diffusion of single tokens given their context: MAR's and IMPACT's objective.
 
-Trained by the squared error of the prediction and a bound on the learned variance; sampled by an
-ancestral chain whose predictions are guided.
+Trained by the squared error of the prediction and a bound on the learned variance, and where a
+config asks for it that of a linear guess from the context; sampled by an ancestral chain whose
+predictions are guided.
 Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width, R draws of (time, noise).
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,6 +39,8 @@ from fasttta_jax.objectives.base import (
 from fasttta_jax.randomness import stream
 from fasttta_jax.typing import Hidden, Key, Params, PerToken, Tokens
 
+REGRESSION = "regression"
+
 
 @dataclasses.dataclass(frozen=True)
 class Diffusion(Objective):
@@ -46,10 +49,15 @@ class Diffusion(Objective):
     model: ModelConfig
     config: DiffusionConfig
 
-    terms: ClassVar[Mapping[str, str]] = {
-        "mse": "squared error of the prediction",
-        "vb": "variational bound of the variance",
-    }
+    @property
+    def terms(self) -> Mapping[str, str]:  # type: ignore[override]
+        found = {
+            "mse": "squared error of the prediction",
+            "vb": "variational bound of the variance",
+        }
+        if self.config.regression:
+            found[REGRESSION] = "squared error of a linear guess from the context, weighted"
+        return found
 
     @property
     def meaning(self) -> Mapping[str, Any]:
@@ -59,7 +67,12 @@ class Diffusion(Objective):
 
     @property
     def head(self) -> DiffusionHead:
-        return DiffusionHead(self.model.head, self.model.token_dim, jnp.dtype(self.model.dtype))
+        return DiffusionHead(
+            self.model.head,
+            self.model.token_dim,
+            jnp.dtype(self.model.dtype),
+            regresses=self.config.regression > 0,
+        )
 
     @property
     def sampling_schedule(self) -> Schedule:
@@ -101,7 +114,12 @@ class Diffusion(Objective):
             schedule=schedule,
             prediction=self.config.prediction,
         )
-        return {name: jnp.mean(term, axis=0) for name, term in terms.items()}
+        found = {name: jnp.mean(term, axis=0) for name, term in terms.items()}
+        if self.config.regression:
+            guess = self.head.apply({"params": head}, hidden, method="guess")
+            error = jnp.mean(jnp.square(guess - tokens), axis=-1)  # type: ignore[operator]
+            found[REGRESSION] = self.config.regression * error
+        return found
 
     def guided_denoiser(
         self,
@@ -151,9 +169,12 @@ class Diffusion(Objective):
         time = product_flops(1, NUM_SINUSOIDS, width) + product_flops(1, width, width)
         ends = product_flops(1, channels, width) + product_flops(1, width, 2 * channels)
         draw = time + ends + modulation_flops(width, depth) + residual_flops(width, depth)
+        guess = 0.0
+        if self.config.regression:
+            guess = product_flops(1, self.model.backbone.width, channels)
         sampling = self.config.sampling_steps * (context + draw)
         return HeadFlops(
-            training=context + self.config.batch_multiplier * draw,
+            training=context + guess + self.config.batch_multiplier * draw,
             sampling=sampling,
             guided_sampling=2 * sampling,
         )

@@ -91,6 +91,9 @@ def backbone_flops(
         encoded = length + num_read
         flops += backbone.encoder_depth * block_flops(backbone, encoded)
         flops += product_flops(encoded, backbone.width, backbone.width)  # decoder_embedding
+    if backbone.neighbours:
+        seen = (2 * backbone.neighbours + 1) * (config.token_dim + 1)
+        flops += product_flops(config.num_tokens, seen, backbone.width)
     grid = length + config.num_tokens
     flops += (backbone.decoder_depth - 1) * block_flops(backbone, grid)
     return flops + block_flops(backbone, grid, num_asked)
