@@ -167,4 +167,10 @@ class ModelConfig:
             depth = self.backbone.encoder_depth
             allowed = "0 where model.network is 'latent': every token is read, none is dropped"
             check(depth == 0, "model.backbone.encoder_depth", depth, allowed)
+        check(
+            self.backbone.neighbours < self.num_tokens,
+            "model.backbone.neighbours",
+            self.backbone.neighbours,
+            f"below model.num_tokens = {self.num_tokens}: there are no more to either side",
+        )
         check_choice("model.dtype", self.dtype, ComputeDtype)

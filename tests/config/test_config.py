@@ -66,6 +66,7 @@ def test_whole_numbers_are_floats_too():
 REJECTED = [
     (BackboneConfig, {"width": 0}, r"backbone\.width is 0; allowed: above 0"),
     (BackboneConfig, {"encoder_depth": -1}, r"backbone\.encoder_depth is -1; allowed: 0 or more"),
+    (BackboneConfig, {"neighbours": -1}, r"backbone\.neighbours is -1; allowed: 0 or more"),
     (BackboneConfig, {"decoder_depth": -1}, r"backbone\.decoder_depth is -1; allowed: above 0"),
     (BackboneConfig, {"num_heads": 0}, r"backbone\.num_heads is 0; allowed: above 0"),
     (BackboneConfig, {"num_heads": 7}, r"backbone\.num_heads is 7; allowed: a divisor .* = 768"),
@@ -107,6 +108,11 @@ REJECTED = [
     (TextConfig, {"drop_rate": 1.5}, r"text\.drop_rate is 1\.5; allowed: from 0"),
     (ModelConfig, {"num_tokens": 0}, r"model\.num_tokens is 0; allowed: above 0"),
     (ModelConfig, {"token_dim": 0}, r"model\.token_dim is 0; allowed: above 0"),
+    (
+        ModelConfig,
+        {"num_tokens": 8, "backbone": BackboneConfig(neighbours=8)},
+        r"model\.backbone\.neighbours is 8; allowed: below model\.num_tokens = 8",
+    ),
     (ModelConfig, {"dtype": "float16"}, r"model\.dtype is 'float16'; allowed: .*'bfloat16'"),
     (MaskingConfig, {"minimum": 0.0}, r"masking\.minimum is 0\.0; allowed: above 0, at most 1"),
     (MaskingConfig, {"minimum": 1.1}, r"masking\.minimum is 1\.1; allowed: above 0, at most 1"),
@@ -115,6 +121,7 @@ REJECTED = [
     (MaskingConfig, {"mean": float("nan")}, r"masking\.mean is nan; allowed: from -0\.3 to 2"),
     (DiffusionConfig, {"prediction": "x"}, r"diffusion\.prediction is 'x'; allowed: .*'epsilon'"),
     (DiffusionConfig, {"num_steps": 0}, r"diffusion\.num_steps is 0; allowed: above 0"),
+    (DiffusionConfig, {"regression": -1.0}, r"diffusion\.regression is -1\.0; allowed: 0 or more"),
     (DiffusionConfig, {"batch_multiplier": 0}, r"diffusion\.batch_multiplier is 0; allowed"),
     (DiffusionConfig, {"sampling_steps": 1}, r"diffusion\.sampling_steps is 1; .* from 2 .* 1000"),
     (DiffusionConfig, {"sampling_steps": 1001}, r"diffusion\.sampling_steps is 1001; allowed"),

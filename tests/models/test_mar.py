@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from fasttta_jax.config import BackboneConfig
-from fasttta_jax.models.mar import MAR, visible_positions
+from fasttta_jax.models.mar import MAR, neighbourhoods, visible_positions
 from fasttta_jax.typing import TextStream, unconditional
 from tests.support.helpers import random_params
 from tests.support.layers_float64 import (
@@ -54,6 +54,18 @@ def rows(tree, chosen):
     return jax.tree.map(lambda leaf: leaf[chosen], tree)
 
 
+def reference_neighbourhoods(tokens: np.ndarray, masked: np.ndarray, reach: int) -> np.ndarray:
+    """Token by token: what is seen there, and whether nothing is."""
+    rows = []
+    for position in range(NUM_TOKENS):
+        row: list[float] = []
+        for place in range(position - reach, position + reach + 1):
+            unseen = not 0 <= place < NUM_TOKENS or bool(masked[place])
+            row += [*(np.zeros(TOKEN_DIM) if unseen else tokens[place]), float(unseen)]
+        rows.append(row)
+    return np.asarray(rows)
+
+
 def reference_backbone(
     params: dict, tokens: np.ndarray, masked: np.ndarray, words: np.ndarray, has_word: np.ndarray
 ) -> np.ndarray:
@@ -68,6 +80,10 @@ def reference_backbone(
     x = dense(affine(x, params["encoder_norm"]), params["decoder_embedding"])
     grid = np.repeat(params["mask_token"], NUM_TOKENS, axis=0)
     grid[~masked] = x[TEXT:]
+    if "neighbour_projection" in params:
+        reach = (len(params["neighbour_projection"]["kernel"]) // (TOKEN_DIM + 1) - 1) // 2
+        around = reference_neighbourhoods(tokens, masked, reach)
+        grid = grid + dense(around, params["neighbour_projection"])
     x = np.concatenate([x[:TEXT], grid]) + params["decoder_positions"]
     for index in range(CONFIG.decoder_depth):
         x = reference_block(x, params[f"decoder_{index}"])
@@ -84,6 +100,64 @@ def test_backbone_equals_the_float64_reading():
         clip = (array[row] for array in arrays)
         expected = reference_backbone(in_float64(params()), *clip)
         assert_close(found[row], expected, backbone_rounding())
+
+
+NEAR_CONFIG = dataclasses.replace(CONFIG, neighbours=3)
+NEAR = MAR(NEAR_CONFIG, NUM_TOKENS, (("words", TEXT),))
+
+
+def near_params() -> dict:
+    shapes = jax.eval_shape(NEAR.init, jax.random.key(0), *inputs())["params"]
+    return random_params(shapes, scale=0.15)
+
+
+@jax.jit
+def near(params, tokens, masked, text):
+    return NEAR.apply({"params": params}, tokens, masked, text)
+
+
+def test_a_backbone_with_neighbours_equals_the_float64_reading():
+    tokens, masked, text = inputs()
+    found = near(near_params(), tokens, masked, text)
+    words = text["words"]
+    for row in range(5):
+        expected = reference_backbone(
+            in_float64(near_params()),
+            np.float64(tokens[row]),
+            np.asarray(masked[row]),
+            np.float64(words.embeddings[row]),
+            np.asarray(words.mask[row]),
+        )
+        assert_close(found[row], expected, backbone_rounding())
+
+
+def test_what_is_masked_does_not_matter_to_neighbours():
+    tokens, masked, text = inputs()
+    other = jnp.where(masked[..., None], 1e3, tokens)
+    found = near(near_params(), other, masked, text)
+    np.testing.assert_array_equal(found, near(near_params(), tokens, masked, text))
+
+
+def test_a_backbone_whose_neighbours_say_nothing_is_the_one_without():
+    silent = {
+        **params(),
+        "neighbour_projection": jax.tree.map(jnp.zeros_like, near_params()["neighbour_projection"]),
+    }
+    assert_close(near(silent, *inputs()), apply(*inputs()), backbone_rounding())
+    assert set(near_params()) - set(params()) == {"neighbour_projection"}
+
+
+def test_neighbours_reach_as_far_as_they_are_told():
+    tokens = jnp.arange(1.0, 6.0)[None, :, None]
+    masked = jnp.asarray([[False, True, False, False, True]])
+    found = neighbourhoods(tokens, masked, 1)
+    assert found[0].tolist() == [
+        [0, 1, 1, 0, 0, 1],
+        [1, 0, 0, 1, 3, 0],
+        [0, 1, 3, 0, 4, 0],
+        [3, 0, 4, 0, 0, 1],
+        [4, 0, 0, 1, 0, 1],
+    ]
 
 
 def test_padded_visible_tokens_equal_dropping():

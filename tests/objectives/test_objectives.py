@@ -156,6 +156,15 @@ def test_a_head_from_a_teacher_is_minus_its_velocity_near_the_last_step():
     np.testing.assert_allclose(samples, -velocity[:, : helpers.TOKEN_DIM], rtol=1e-4, atol=1e-4)
 
 
+def test_a_head_from_a_teacher_leaves_its_regression_behind():
+    config = dataclasses.replace(V_TEACHER.config, regression=1.0)
+    regressing = dataclasses.replace(V_TEACHER, config=config)
+    head = helpers.random_params(regressing.init(jax.random.key(0)))
+    ours = Energy(RUN.model, ENERGY)
+    expected = jax.tree.structure(ours.init(jax.random.key(0)))
+    assert jax.tree.structure(ours.head_from(regressing, head)) == expected
+
+
 @pytest.mark.parametrize(
     ("energy", "message"),
     [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -222,8 +223,11 @@ def backbone_program(config: ModelConfig, num_visible: int, num_asked: int | Non
 
 @pytest.mark.parametrize("encoder_depth", [0, 2])
 @pytest.mark.parametrize("num_asked", [None, 5])
-def test_backbone_counts_every_product_of_the_program(encoder_depth, num_asked):
-    backbone = dataclasses.replace(MODEL.backbone, encoder_depth=encoder_depth)
+@pytest.mark.parametrize("neighbours", [0, 3])
+def test_backbone_counts_every_product_of_the_program(encoder_depth, num_asked, neighbours):
+    backbone = dataclasses.replace(
+        MODEL.backbone, encoder_depth=encoder_depth, neighbours=neighbours
+    )
     config = dataclasses.replace(MODEL, backbone=backbone)
     forward, arguments = backbone_program(config, 16, num_asked)
     assert flops.backbone_flops(config, 16, num_asked) == traced(forward, *arguments)
@@ -263,6 +267,17 @@ def test_diffusion_head_shares_the_projection_of_the_context(num_draws):
     counted = traced(module.apply, params, noisy, time, hidden)
     config = DiffusionConfig(batch_multiplier=num_draws)
     assert counted == 7 * Diffusion(MODEL, config).flops().training
+
+
+def test_a_regression_is_one_product_of_training_alone():
+    without, beside = (Diffusion(MODEL, DiffusionConfig(regression=one)).flops() for one in (0, 2))
+    module = DiffusionHead(MODEL.head, MODEL.token_dim, regresses=True)
+    hidden = jnp.zeros((1, 7, MODEL.backbone.width))
+    arguments = jnp.zeros((1, 7, MODEL.token_dim)), jnp.zeros((1, 7), int), hidden
+    params = jax.eval_shape(lambda: module.init(jax.random.key(0), *arguments))
+    counted = traced(functools.partial(module.apply, method="guess"), params, hidden)
+    assert 7 * (beside.training - without.training) == counted
+    assert beside.sampling == without.sampling
 
 
 FOLLOWS = DistillationConfig(weight=1000.0, backbone_from_teacher=True)

@@ -39,6 +39,7 @@ from fasttta_jax.training.step import (
 )
 from fasttta_jax.training.step import loss as loss_of
 from tests.support import helpers
+from tests.support.layers_float64 import dense, in_float64
 from tests.support.tolerance import (
     ELEMENTARY,
     assert_close,
@@ -221,8 +222,11 @@ def test_the_loss_is_the_energy_score_of_the_configs_draws(energy):
     np.testing.assert_allclose(metrics["energy"], expected, rtol=bound)
 
 
-def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
+@pytest.mark.parametrize("regression", [0.0, 3.0])
+def test_the_loss_is_the_diffusion_loss_of_the_configs_draws(regression):
     config = helpers.tiny_teacher_config("unused")
+    diffusion = dataclasses.replace(config.diffusion, regression=regression)
+    config = dataclasses.replace(config, diffusion=diffusion)
     context = context_of(config)
     objective = context.model.objective
     shapes = jax.eval_shape(context.model.init, jax.random.key(0))
@@ -251,6 +255,11 @@ def test_the_loss_is_the_diffusion_loss_of_the_configs_draws():
     )
     masked = np.asarray(clips.masked)
     expected = {name: np.asarray(term)[:, masked].mean() for name, term in terms.items()}
+    if regression:
+        guess = dense(np.float64(hidden), in_float64(params["head"]["regression"]))
+        errors = np.square(guess - np.float64(tokens)).mean(axis=-1)
+        expected["regression"] = regression * errors[masked].mean()
+    assert set(metrics) == {"loss", *expected}
     bound = loss_rounding(config)
     for name, value in expected.items():
         np.testing.assert_allclose(metrics[name], value, rtol=bound, err_msg=name)
