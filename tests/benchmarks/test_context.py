@@ -74,7 +74,7 @@ def test_questions_hide_what_they_ask_for() -> None:
 @pytest.mark.parametrize("noise", [0.0, 1.0])
 def test_a_reader_explains_what_it_sees_and_noise_of_few_draws_is_taken_off(noise: float) -> None:
     """Where noise is the only error, the share is off by a mean over 40 clips, 2 tokens and 3
-    channels of chi-square(1) / 16 without its mean, and a little for the variance that is taken off.
+    channels of chi-square(1) / 16 without its mean, and a little for the variance taken off.
     """
     tokens = steady_clips()
     asked = context.questions(CLIPS, COLUMNS * BANDS, BANDS, seed=1)
