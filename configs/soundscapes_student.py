@@ -32,7 +32,7 @@ def get_config() -> ml_collections.ConfigDict:
             # In one program, not four, it compiles in a third of the time and runs about as fast.
             decode=dataclasses.replace(demo.decode, max_segments=1),
             optimizer=OptimizerConfig(
-                learning_rate=7e-4,
+                learning_rate=1e-3,
                 warmup_steps=100,
                 decay_steps=NUM_STEPS // 2,
                 ema_decay=0.998,
