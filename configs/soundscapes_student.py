@@ -12,11 +12,11 @@ import ml_collections
 from configs import demo_student, soundscapes_teacher
 from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
-NUM_STEPS = 3_500
+NUM_STEPS = 2_500
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """3,500 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
+    """2,500 steps of 32 clips, from the teacher in runs/soundscapes/teacher."""
     demo = from_config_dict(demo_student.get_config())
     teacher = from_config_dict(soundscapes_teacher.get_config())
     return to_config_dict(
@@ -24,7 +24,7 @@ def get_config() -> ml_collections.ConfigDict:
             demo,
             num_steps=NUM_STEPS,
             log_every=100,
-            evaluate_every=1750,
+            evaluate_every=1250,
             init_from="runs/soundscapes/teacher",
             data=teacher.data,
             model=teacher.model,
