@@ -82,7 +82,16 @@ def bisection_stages(num_columns: int, tokens_per_column: int) -> Int[np.ndarray
     return np.asarray([0, 2, 1, 2])[diagonals % 4]
 
 
-ORDERS: Mapping[str, Stages | None] = {"random": None, "bisection": bisection_stages}
+def forward_stages(num_columns: int, tokens_per_column: int) -> Int[np.ndarray, "P G"]:
+    """Column after column, as time goes: what unfolds goes on from what is there."""
+    return np.tile(np.arange(num_columns)[:, None], (1, tokens_per_column))
+
+
+ORDERS: Mapping[str, Stages | None] = {
+    "random": None,
+    "bisection": bisection_stages,
+    "forward": forward_stages,
+}
 """By the names that `decode.order` may have; None is one stage, of all positions."""
 
 

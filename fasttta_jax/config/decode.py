@@ -43,9 +43,9 @@ class DecodeConfig:
         begins with few (MAR), "exponential" with fewer (eMIGM), "linear" reveals as many in each,
         "bisection" goes with the order of that name; or T numbers whose sum is N. Where tokens are
         known, the others are revealed in the same proportions.
-      order: which tokens come first, a name in `schedules.ORDERS`: "random" (MAR), or "bisection"
-        of the grid of times and bands (GtR); or every position once, some of them in tuples, whose
-        positions come in random order. Known tokens are left out.
+      order: which tokens come first, a name in `schedules.ORDERS`: "random" (MAR), "bisection" of
+        the grid of times and bands (GtR), or "forward" in time; or every position once, some of
+        them in tuples, whose positions come in random order. Known tokens are left out.
       guidance_scale: strength of classifier-free guidance; 1 is none.
       guidance_schedule: a name in `schedules.GUIDANCE_SCHEDULES`: "linear" rises with the share of
         revealed tokens (MAR); "constant" stays; "cosine_up" and "cosine_down" rise and fall with

@@ -31,8 +31,8 @@ def define(values: flags.FlagValues) -> None:
     )
     text(
         "order",
-        "Which tokens come first: random, bisection, or all positions, such as 3,(0,2),1 with "
-        "those in brackets at random.",
+        "Which tokens come first: random, bisection, forward, or all positions, such as 3,(0,2),1 "
+        "with those in brackets at random.",
     )
     text(
         "guided",

@@ -170,7 +170,11 @@ REJECTED = [
         r"decode\.counts is \(1, 0\); .* above",
     ),
     (DecodeConfig, {"counts": [1, 2], "num_iterations": 2}, r"decode\.counts is \[1, 2\]; allowed"),
-    (DecodeConfig, {"order": "raster"}, r"decode\.order is 'raster'; .* 'random', 'bisection'"),
+    (
+        DecodeConfig,
+        {"order": "raster"},
+        r"decode\.order is 'raster'; .* 'random', 'bisection', 'forward'",
+    ),
     (DecodeConfig, {"order": (0, 2)}, r"decode\.order is \(0, 2\); allowed: a permutation"),
     (DecodeConfig, {"order": (0, (1, 1))}, r"decode\.order is \(0, \(1, 1\)\); .* a permutation"),
     (DecodeConfig, {"order": ()}, r"decode\.order is \(\); allowed: a permutation"),
