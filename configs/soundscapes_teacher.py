@@ -4,11 +4,11 @@
 
 `make model` builds its 20,000 soundscapes and its codec, whose patches overlap, before that.
 
-What it has beyond the demo's is there for what unfolds in time, the course of a siren and the beat
-of a clock, of which attention and the denoising loss alone learn nothing in so short a time: its
-decoder reads the four tokens on either side of every position, a regression tells its backbone
-what the context says, and masks hide any share of the tokens. Of 32 tokens MAR's masks, from .7
-on, leave nine at most to be seen, and decoding knows more than that for most of them.
+`:context` reads its neighbours. The course of a siren and the beat of a clock unfold in time, and
+attention and the denoising loss alone learn nothing of them in so few steps. There the decoder
+reads the four tokens on either side of every position, a regression tells the backbone what the
+context says, and masks hide any share of the tokens. Of 32 tokens MAR's masks, from .7 on, leave
+nine at most to be seen, and decoding knows more than that for most of them.
 """
 
 import dataclasses
@@ -16,36 +16,44 @@ import dataclasses
 import ml_collections
 
 from configs import demo_teacher
-from fasttta_jax.config import MaskingConfig, OptimizerConfig, from_config_dict, to_config_dict
+from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
-NUM_STEPS = 7_000
+NUM_STEPS = 12_000
 WIDTH = 160
 NEIGHBOURS = 4
-MASKING = MaskingConfig(minimum=0.03, mean=0.5, std=1.0)
-"""All but uniform."""
+VARIANTS = {
+    "": {},
+    "context": {
+        "model.backbone.neighbours": NEIGHBOURS,
+        "diffusion.regression": 1.0,
+        "masking.minimum": 0.03,
+        "masking.mean": 0.5,
+        "masking.std": 1.0,
+        "optimizer.learning_rate": 2e-3,
+    },
+}
+"""Fields that each changes."""
 
 
-def get_config() -> ml_collections.ConfigDict:
-    """7,000 steps of 32 clips."""
+def get_config(variant: str = "") -> ml_collections.ConfigDict:
+    """12,000 steps of 32 clips."""
+    if variant not in VARIANTS:
+        raise ValueError(f"variant is {variant!r}; allowed: {sorted(VARIANTS)}")
     demo = from_config_dict(demo_teacher.get_config())
-    return to_config_dict(
+    config = to_config_dict(
         dataclasses.replace(
             demo,
             num_steps=NUM_STEPS,
             log_every=100,
-            evaluate_every=1750,
+            evaluate_every=2000,
             data=dataclasses.replace(demo.data, path="runs/soundscapes/encoded"),
             model=dataclasses.replace(
                 demo.model,
-                backbone=dataclasses.replace(
-                    demo.model.backbone, width=WIDTH, neighbours=NEIGHBOURS
-                ),
+                backbone=dataclasses.replace(demo.model.backbone, width=WIDTH),
                 text=dataclasses.replace(demo.model.text, width=WIDTH),
             ),
-            diffusion=dataclasses.replace(demo.diffusion, regression=1.0),
-            masking=MASKING,
             optimizer=OptimizerConfig(
-                learning_rate=2e-3,
+                learning_rate=1e-3,
                 warmup_steps=200,
                 decay_steps=NUM_STEPS // 2,
                 ema_decay=0.998,
@@ -53,3 +61,5 @@ def get_config() -> ml_collections.ConfigDict:
             ),
         )
     )
+    config.update_from_flattened_dict(VARIANTS[variant])
+    return config

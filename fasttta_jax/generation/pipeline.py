@@ -340,7 +340,9 @@ class Pipeline:
             each=each,
             known=known,
         )
-        if sequences.is_one_window:
+        asked = num_iterations is not None or isinstance(counts, tuple)
+        is_whole = sequences.num_known >= pipeline.trained.config.model.num_tokens
+        if sequences.is_one_window and (asked or is_whole):  # the run's own number may be cut
             pipeline.sampler(config, sequences.num_known)
         clips = pipeline._clips(sequences, batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)

@@ -10,6 +10,7 @@ import pytest
 import soundfile
 from absl import flags
 
+import fasttta_jax
 import generate
 from fasttta_jax.audio.loudness import Level
 from fasttta_jax.generation.edits import Edits
@@ -173,6 +174,20 @@ def test_a_command_continues_and_pictures_a_sound(
         stem = row["file"].removesuffix(".wav")
         for picture in (f"{stem}.png", f"{stem}_decoding.png"):
             assert (out / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_runs_own_iterations_are_no_more_than_what_is_left(
+    runs: dict[str, pathlib.Path], tmp_path: pathlib.Path
+) -> None:
+    """Three of the four columns of two tokens are kept: two are left for the run's three."""
+    sound = tmp_path / "sound.wav"
+    soundfile.write(sound, synthetic_audio("tone", 0.5, np.random.default_rng(0)), SAMPLE_RATE)
+    pipeline = fasttta_jax.load(runs["student"])
+    assert pipeline.trained.config.decode.num_iterations == 3
+    (clip,) = pipeline.generate(["x"], audio=sound, keep="0-0.48")
+    assert clip.known.tolist() == [True] * 6 + [False] * 2
+    with pytest.raises(ValueError, match="num_iterations is 3; allowed: 1 to 2"):
+        pipeline.generate(["x"], audio=sound, keep="0-0.48", num_iterations=3)
 
 
 def test_a_command_that_cannot_start_says_why(
