@@ -132,21 +132,22 @@ def explained(
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command line."""
+
+    def folder(name: str, help: str) -> None:
+        flags.DEFINE_string(name, None, help, required=True, flag_values=values)
+
+    def integer(name: str, default: int, least: int, help: str) -> None:
+        flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=values)
+
     flags.DEFINE_multi_string(
         "run", None, "NAME=WORKDIR of a trained run; several.", required=True, flag_values=values
     )
-    for name, help in (
-        ("audio_data", "The audio dataset, with event labels."),
-        ("encoded_data", "What data.encode_latents made of it."),
-        ("out", "Folder for context.json and context.md."),
-    ):
-        flags.DEFINE_string(name, None, help, required=True, flag_values=values)
-    for name, default, least, help in (
-        ("num_clips", 420, 1, "Test clips with one event."),
-        ("num_draws", 8, 2, "Draws of every token."),
-        ("seed", 0, 0, "Of what is hidden and of draws."),
-    ):
-        flags.DEFINE_integer(name, default, help, lower_bound=least, flag_values=values)
+    folder("audio_data", "The audio dataset, with event labels.")
+    folder("encoded_data", "What data.encode_latents made of it.")
+    folder("out", "Folder for context.json and context.md.")
+    integer("num_clips", 420, 1, "Test clips with one event.")
+    integer("num_draws", 8, 2, "Draws of every token.")
+    integer("seed", 0, 0, "Of what is hidden and of draws.")
 
 
 def main() -> None:

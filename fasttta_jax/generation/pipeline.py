@@ -340,10 +340,12 @@ class Pipeline:
             each=each,
             known=known,
         )
-        asked = num_iterations is not None or isinstance(counts, tuple)
-        is_whole = sequences.num_known >= pipeline.trained.config.model.num_tokens
-        if sequences.is_one_window and (asked or is_whole):  # the run's own number may be cut
-            pipeline.sampler(config, sequences.num_known)
+        if sequences.is_one_window:
+            decode = config.decode_config(pipeline.trained.config.decode)
+            unknown = pipeline.trained.config.model.num_tokens - sequences.num_known
+            if num_iterations is None and not isinstance(counts, tuple) and unknown > 0:
+                decode = decode.at_most(unknown)  # the run's own number may be cut
+            pipeline._sampler(config, decode, sequences.num_known, 1)
         clips = pipeline._clips(sequences, batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 
