@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import pathlib
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -35,7 +35,7 @@ from fasttta_jax.evaluation.setup import EvaluationConfig, EvaluationError, load
 from fasttta_jax.evaluation.tagger import to_float
 from fasttta_jax.input_pipeline.records import Records
 from fasttta_jax.metrics.energy_score import Conditional
-from fasttta_jax.parallel.compile import compile_sampler
+from fasttta_jax.parallel.compile import Program, compile_sampler
 from fasttta_jax.parallel.local import local_mesh
 from fasttta_jax.report.text_table import format_table
 from fasttta_jax.storage.files import write_atomically, write_json
@@ -43,6 +43,7 @@ from fasttta_jax.text.base import TextBatch
 from fasttta_jax.typing import Key, Params
 
 BATCH = 8
+Moments = tuple[jax.Array, jax.Array]
 
 
 class Question(NamedTuple):
@@ -77,20 +78,20 @@ def questions(
     }
 
 
-def draws_of(
-    model: Conditional,
-    params: Params,
-    tokens: Float[np.ndarray, "n N C"],
-    hidden: Bool[np.ndarray, "n N"],
-    text: TextBatch,
-    *,
-    num_draws: int,
-    seed: int,
-) -> tuple[Float[np.ndarray, "n N C"], Float[np.ndarray, "n N C"]]:
-    """Mean and variance of a model's draws at every position, without guidance."""
+def moments_program(model: Conditional, num_draws: int) -> Program[Moments]:
+    """Compiled once for all questions: mean and variance of draws at every position, unguided.
 
-    def moments(params: Params, batch: Mapping[str, jax.Array], keys: Key) -> tuple[jax.Array, ...]:
-        streams = model.condition(params, {name: batch[name] for name in text})
+    Args:
+      model: of a run.
+      num_draws: M.
+
+    Returns:
+      A function of parameters, a batch of tokens [B, N, C], what is hidden [B, N] and text, and a
+      key a clip.
+    """
+
+    def moments(params: Params, batch: Mapping[str, Any], keys: Key) -> Moments:
+        streams = model.condition(params, batch["text"])
         states = model.hidden(params, batch["tokens"], batch["hidden"], streams)
 
         def draw(keys: Key) -> jax.Array:
@@ -101,12 +102,23 @@ def draws_of(
         drawn = jax.lax.map(draw, split)
         return jnp.mean(drawn, axis=0), jnp.var(drawn, axis=0, ddof=1)
 
-    program = compile_sampler(moments, local_mesh())
+    return compile_sampler(moments, local_mesh())
+
+
+def moments_of(
+    program: Program[Moments],
+    params: Params,
+    tokens: Float[np.ndarray, "n N C"],
+    hidden: Bool[np.ndarray, "n N"],
+    text: TextBatch,
+    seed: int,
+) -> tuple[Float[np.ndarray, "n N C"], Float[np.ndarray, "n N C"]]:
+    """Mean and variance of a model's draws for all clips."""
     found = []
     for start in tqdm.trange(0, len(tokens), BATCH, unit="batch"):
         rows = np.minimum(np.arange(start, start + BATCH), len(tokens) - 1)
-        batch = {"tokens": tokens[rows], "hidden": hidden[rows]}
-        batch |= {name: np.asarray(values)[rows] for name, values in text.items()}
+        words = {name: np.asarray(values)[rows] for name, values in text.items()}
+        batch = {"tokens": tokens[rows], "hidden": hidden[rows], "text": words}
         keys = jax.random.split(jax.random.fold_in(jax.random.key(seed), start), BATCH)
         kept = min(BATCH, len(tokens) - start)
         found.append([np.asarray(array)[:kept] for array in program(params, batch, keys)])
@@ -185,12 +197,11 @@ def main() -> None:
             raise EvaluationError(
                 f"{run} has a network of whole clips; allowed: one that makes tokens given others"
             )
+        program = moments_program(model, values.num_draws)
         text = model.text.tokenize(list(clips.prompts))
         results[run] = {}
         for kind, (hidden, wanted) in asked.items():
-            mean, variance = draws_of(
-                model, params, tokens, hidden, text, num_draws=values.num_draws, seed=values.seed
-            )
+            mean, variance = moments_of(program, params, tokens, hidden, text, values.seed)
             results[run][kind] = {
                 name: explained(
                     tokens[named == name],

@@ -4,11 +4,11 @@
 
 `make model` builds its 20,000 soundscapes and its codec, whose patches overlap, before that.
 
-`:context` reads its neighbours. The course of a siren and the beat of a clock unfold in time, and
-attention and the denoising loss alone learn nothing of them in so few steps. There the decoder
-reads the four tokens on either side of every position, a regression tells the backbone what the
-context says, and masks hide any share of the tokens. Of 32 tokens MAR's masks, from .7 on, leave
-nine at most to be seen, and decoding knows more than that for most of them.
+`:context` is for what unfolds in time, the course of a siren and the beat of a clock, which the
+other does not learn (docs/package_model.md). Its decoder reads the four tokens on either side of
+every position, a regression tells its backbone what the context says, and its masks hide any share
+of the tokens. MAR's, from .7 on, leave nine of 32 at most to be seen, and decoding sees more than
+that for most of them.
 """
 
 import dataclasses
@@ -20,11 +20,10 @@ from fasttta_jax.config import OptimizerConfig, from_config_dict, to_config_dict
 
 NUM_STEPS = 12_000
 WIDTH = 160
-NEIGHBOURS = 4
 VARIANTS = {
     "": {},
     "context": {
-        "model.backbone.neighbours": NEIGHBOURS,
+        "model.backbone.neighbours": 4,
         "diffusion.regression": 1.0,
         "masking.minimum": 0.03,
         "masking.mean": 0.5,

@@ -246,40 +246,6 @@ class DecodingMasks:
         return statistics.fmean(self.num_visible(num_tokens))
 
 
-@dataclasses.dataclass(frozen=True)
-class MixedMasks:
-    """Of every clip the masks of one distribution or, for a share of the clips, of another.
-
-    Attributes:
-      first: of the other clips.
-      second: of the share.
-      share: from 0 to 1.
-    """
-
-    first: MaskDistribution
-    second: MaskDistribution
-    share: float
-
-    def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
-        """See `MaskDistribution`."""
-        which, *keys = jax.random.split(key, 3)
-        second = jax.random.bernoulli(which, self.share, (batch_size, 1))
-        first, other = (
-            masks.sample(own, batch_size, num_tokens)
-            for masks, own in zip((self.first, self.second), keys, strict=True)
-        )
-        return jnp.where(second, other, first)
-
-    def max_visible(self, num_tokens: int) -> int:
-        """See `MaskDistribution`."""
-        return max(masks.max_visible(num_tokens) for masks in (self.first, self.second))
-
-    def mean_visible(self, num_tokens: int) -> float:
-        """See `MaskDistribution`."""
-        first, second = (masks.mean_visible(num_tokens) for masks in (self.first, self.second))
-        return (1 - self.share) * first + self.share * second
-
-
 def guidance_scales(
     config: DecodeConfig, counts: tuple[int, ...], *, num_known: int = 0
 ) -> tuple[float, ...]:

@@ -10,8 +10,7 @@ import pytest
 import scipy.stats
 
 from fasttta_jax import masking
-from fasttta_jax.config import DecodeConfig, MaskingConfig
-from fasttta_jax.masking import DecodingMasks, MixedMasks, RandomMasks
+from fasttta_jax.config import DecodeConfig
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 DISTRIBUTION = {"minimum": 0.7, "mean": 1.0, "std": 0.25}
@@ -188,25 +187,12 @@ def test_forward_goes_column_by_column(num_columns, tokens_per_column):
     assert stages is not None
     np.testing.assert_array_equal(stages, np.arange(num_tokens) // tokens_per_column)
     assert masking.reveal_counts(config, num_tokens) == (tokens_per_column,) * num_columns
-    masks = DecodingMasks(config, tokens_per_column).sample(jax.random.key(0), 64, num_tokens)
+    masks = masking.DecodingMasks(config, tokens_per_column).sample(
+        jax.random.key(0), 64, num_tokens
+    )
     # a mask is a beginning of whole columns, and the rest
     assert (np.diff(np.asarray(masks).astype(int), axis=1) >= 0).all()
     assert set(np.asarray(masks).sum(axis=1) % tokens_per_column) == {0}
-
-
-def test_mixed_masks_are_of_one_kind_or_the_other():
-    forward = DecodingMasks(DecodeConfig(order="forward", num_iterations=4, counts="linear"), 2)
-    ends = RandomMasks(MaskingConfig(minimum=1.0))
-    for share in (0.0, 0.25, 1.0):
-        mixed = MixedMasks(forward, ends, share)
-        masks = np.asarray(mixed.sample(jax.random.key(1), 2000, 8))
-        number = masks.sum(axis=1)
-        # of decoding's four masks one hides all, as the others always do
-        whole = share + (1 - share) / 4
-        assert abs(np.mean(number == 8) - whole) <= 3 * np.sqrt(whole * (1 - whole) / 2000)
-        assert set(number) <= {2, 4, 6, 8}
-        assert mixed.max_visible(8) == 6
-        assert mixed.mean_visible(8) == pytest.approx((1 - share) * 3.0)
 
 
 def test_stages_of_an_order_that_names_its_positions():

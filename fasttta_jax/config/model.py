@@ -31,7 +31,7 @@ class BackboneConfig:
       decoder_depth: blocks over text and all tokens.
       neighbours: tokens on either side that every position of the decoder reads before its blocks,
         by a convolution, and which of them are masked. 0 is MAR's, whose attention has to find out
-        which tokens are near: small data and short training do not get there.
+        which tokens are near.
       num_heads: attention heads; must divide the width.
       mlp_ratio: hidden width of a block's MLP, in units of the width.
       attention_dropout: rate on attention probabilities.

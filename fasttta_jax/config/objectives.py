@@ -59,9 +59,9 @@ class DiffusionConfig:
         steps well conditioned, which short training needs, and lets the head of a student start
         from it.
       batch_multiplier: independent (time, noise) draws per token and step.
-      regression: weight of a second loss, the squared error of a linear guess of the token from its
-        context. It tells the backbone what the context says of the token without the noise of the
-        denoising loss, which short training cannot average out. 0 is MAR's.
+      regression: weight of an auxiliary loss, the squared error of a linear guess of the token from
+        its context. It tells the backbone what the context says of the token without the noise of
+        the denoising loss. 0 is MAR's.
       sampling_steps: reverse steps when generating.
     """
 
@@ -125,9 +125,6 @@ class GuidedConfig:
       max_strength: the strongest guidance that it learns.
       unguided_share: of the clips, those that train at strength 1; the inverse of every other
         strength is uniform from 1 / max_strength to 1.
-      random_share: of the clips, those whose masks are drawn as section `masking` says. The others'
-        are those of the run's own decoding; edits find others than these where its order is not
-        random.
       energy: what the energy score counts beside the distance to the guided states: "none";
         "unguided", the clips of strength 1; "mixture", all clips, with the mixture of guided and
         unconditional states that stands for the unguided one (GFT) in place of the state.
@@ -136,13 +133,12 @@ class GuidedConfig:
 
     max_strength: float = 6.0
     unguided_share: float = 0.25
-    random_share: float = 0.0
     energy: ScoredStates = "none"
     train_head: bool = False
 
     def __post_init__(self) -> None:
         check(self.max_strength > 1, "guided.max_strength", self.max_strength, "above 1")
-        check_fields(self, "guided.", SHARE, "unguided_share", "random_share")
+        check_fields(self, "guided.", SHARE, "unguided_share")
         check_choice("guided.energy", self.energy, ScoredStates)
         if self.train_head:
             allowed = "'unguided' or 'mixture' where guided.train_head is true: nothing else does"

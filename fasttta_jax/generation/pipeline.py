@@ -199,10 +199,15 @@ class Pipeline:
     def sampler(self, config: GenerateConfig, num_known: int = 0, num_texts: int = 1) -> Sampler:
         """The token sampler of these settings, for so many known tokens and texts of every clip.
 
+        Where the settings do not say how many iterations there are, they are the run's, or as many
+        as there are tokens to generate.
+
         Raises:
           ValueError: more iterations than tokens to generate, or counts or an order of others.
         """
         decode = config.decode_config(self.trained.config.decode)
+        if config.num_iterations is None and not isinstance(config.counts, tuple):
+            decode = decode.at_most(max(1, self.trained.config.model.num_tokens - num_known))
         return self._sampler(config, decode, num_known, num_texts)
 
     def _sampler(
@@ -341,11 +346,7 @@ class Pipeline:
             known=known,
         )
         if sequences.is_one_window:
-            decode = config.decode_config(pipeline.trained.config.decode)
-            unknown = pipeline.trained.config.model.num_tokens - sequences.num_known
-            if num_iterations is None and not isinstance(counts, tuple) and unknown > 0:
-                decode = decode.at_most(unknown)  # the run's own number may be cut
-            pipeline._sampler(config, decode, sequences.num_known, 1)
+            pipeline.sampler(config, sequences.num_known)
         clips = pipeline._clips(sequences, batch_size, requests)
         return clips if with_not_finite else map(_finite, clips)
 

@@ -38,7 +38,6 @@ class DiffusionHead(nn.Module):
         self.mlp = ModulatedMLP(
             width, self.config.depth, 2 * self.token_dim, self.dtype, name="mlp"
         )
-
         if self.regresses:
             self.regression = linear(
                 self.token_dim, dtype=self.dtype, name="regression", kernel_init=zeros_init

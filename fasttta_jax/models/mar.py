@@ -49,13 +49,10 @@ def neighbourhoods(tokens: Tokens, masked: Masked, reach: int) -> Float[Array, "
     Returns:
       (2 reach + 1) (C + 1) numbers a position, from the leftmost token on.
     """
-    seen = jnp.concatenate(
-        [jnp.where(masked[..., None], 0.0, tokens), masked[..., None].astype(tokens.dtype)], axis=-1
-    )
-    outside = jnp.zeros_like(seen[:, :1]).at[..., -1].set(1.0)
-    ends = jnp.repeat(outside, reach, axis=1)
-    padded = jnp.concatenate([ends, seen, ends], axis=1)
-    length = tokens.shape[1]
+    ends, length = (reach, reach), tokens.shape[1]
+    seen = jnp.pad(jnp.where(masked[..., None], 0.0, tokens), ((0, 0), ends, (0, 0)))
+    unseen = jnp.pad(masked, ((0, 0), ends), constant_values=True)
+    padded = jnp.concatenate([seen, unseen[..., None].astype(seen.dtype)], axis=-1)
     return jnp.concatenate(
         [padded[:, start : start + length] for start in range(2 * reach + 1)], axis=-1
     )

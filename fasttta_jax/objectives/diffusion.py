@@ -25,6 +25,7 @@ from fasttta_jax.diffusion.schedule import (
     respaced_schedule,
     training_schedule,
 )
+from fasttta_jax.losses.align import feature_mse
 from fasttta_jax.models.diffusion_head import DiffusionHead
 from fasttta_jax.models.layers import NUM_SINUSOIDS
 from fasttta_jax.objectives.base import (
@@ -117,8 +118,7 @@ class Diffusion(Objective):
         found = {name: jnp.mean(term, axis=0) for name, term in terms.items()}
         if self.config.regression:
             guess = self.head.apply({"params": head}, hidden, method="guess")
-            error = jnp.mean(jnp.square(guess - tokens), axis=-1)  # type: ignore[operator]
-            found[REGRESSION] = self.config.regression * error
+            found[REGRESSION] = self.config.regression * feature_mse(guess, tokens)  # type: ignore[arg-type]
         return found
 
     def guided_denoiser(

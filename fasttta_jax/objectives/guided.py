@@ -3,8 +3,7 @@ the strength.
 
 Trained by the squared distance of its states to h_u + s (h_c - h_u) of the frozen student, with and
 without text, weighted by 1 / s^2 as in GFT: of the unguided state within, an error is 1 / s of that
-of the guided one. Tokens are masked as parallel decoding has them, or some as in training. The head
-is the student's.
+of the guided one. Tokens are masked as parallel decoding has them. The head is the student's.
 Sources: CALM (Kyutai), which guides states before a one-step head and distils them; GFT, for the
 distribution of strengths and for data under guidance.
 Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width.
@@ -20,16 +19,10 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Bool, Float
 
-from fasttta_jax.config import (
-    ConfigError,
-    DecodeConfig,
-    GuidedConfig,
-    MaskingConfig,
-    RunConfig,
-)
+from fasttta_jax.config import ConfigError, DecodeConfig, GuidedConfig, RunConfig
 from fasttta_jax.config.checks import check
 from fasttta_jax.losses.align import feature_mse
-from fasttta_jax.masking import DecodingMasks, MaskDistribution, MixedMasks, RandomMasks
+from fasttta_jax.masking import DecodingMasks
 from fasttta_jax.objectives.base import HeadFlops, Objective, Teacher
 from fasttta_jax.objectives.energy import Energy
 from fasttta_jax.randomness import stream
@@ -44,13 +37,11 @@ class Guided(Objective):
       student: what that one was trained by; its head samples.
       config: strengths, and whether data counts, too.
       decode: iterations, counts and order of the decoding whose masks it learns from.
-      masking: random masks that it may learn from as well.
     """
 
     student: Energy
     config: GuidedConfig
     decode: DecodeConfig
-    masking: MaskingConfig
 
     @classmethod
     def of(cls, run: RunConfig) -> Guided:
@@ -79,7 +70,7 @@ class Guided(Objective):
             counts=run.decode.counts,
             order=run.decode.order,
         )
-        return cls(Energy(run.model, run.energy), run.guided, decode, run.masking)
+        return cls(Energy(run.model, run.energy), run.guided, decode)
 
     @property
     def terms(self) -> Mapping[str, str]:  # type: ignore[override]
@@ -103,13 +94,9 @@ class Guided(Objective):
         """That of the student's head."""
         return self.student.meaning
 
-    def masks(self, tokens_per_column: int | None) -> MaskDistribution:
-        """Those that decoding finds, which ends where random masks have no clip; of a share of the
-        clips random ones.
-        """
-        decoding = DecodingMasks(self.decode, tokens_per_column)
-        share = self.config.random_share
-        return MixedMasks(decoding, RandomMasks(self.masking), share) if share else decoding
+    def masks(self, tokens_per_column: int | None) -> DecodingMasks:
+        """Those that decoding finds, which ends where random masks have no clip."""
+        return DecodingMasks(self.decode, tokens_per_column)
 
     def strengths(self, key: Key, has_text: Bool[Array, " B"]) -> Float[Array, " B"]:
         """1 for a share of the clips and where there is no text; otherwise 1 / s is uniform."""

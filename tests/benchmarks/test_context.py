@@ -78,12 +78,10 @@ def test_a_reader_explains_what_it_sees_and_noise_of_few_draws_is_taken_off(nois
     """
     tokens = steady_clips()
     asked = context.questions(CLIPS, COLUMNS * BANDS, BANDS, seed=1)
-    shares = {}
+    program, shares = context.moments_program(Reader(noise), num_draws=16), {}
     for kind in ("all", "column"):
         hidden, wanted = asked[kind]
-        mean, variance = context.draws_of(
-            Reader(noise), {}, tokens, hidden, TEXT, num_draws=16, seed=2
-        )
+        mean, variance = context.moments_of(program, {}, tokens, hidden, TEXT, seed=2)
         spread = noise**2 * np.sqrt(2 / 15 / variance.size)
         assert abs(variance.mean() - noise**2) <= 3 * spread + 1e-9
         shares[kind] = context.explained(tokens, mean, variance, wanted, 16)
@@ -95,7 +93,8 @@ def test_a_reader_explains_what_it_sees_and_noise_of_few_draws_is_taken_off(nois
 def test_draws_do_not_depend_on_clips_beside_them() -> None:
     tokens = steady_clips()
     hidden = context.questions(CLIPS, COLUMNS * BANDS, BANDS, seed=1)["half"].hidden
-    whole, _ = context.draws_of(Reader(1.0), {}, tokens, hidden, TEXT, num_draws=2, seed=0)
+    program = context.moments_program(Reader(1.0), num_draws=2)
+    whole, _ = context.moments_of(program, {}, tokens, hidden, TEXT, seed=0)
     few = {"ids": TEXT["ids"][:8]}
-    first, _ = context.draws_of(Reader(1.0), {}, tokens[:8], hidden[:8], few, num_draws=2, seed=0)
+    first, _ = context.moments_of(program, {}, tokens[:8], hidden[:8], few, seed=0)
     np.testing.assert_array_equal(whole[:8], first)

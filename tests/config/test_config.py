@@ -248,7 +248,6 @@ REJECTED = [
     (RunConfig, {"init_blocks": "first"}, r"init_blocks is 'first'; allowed: '', 'ends', 'spaced'"),
     (GuidedConfig, {"max_strength": 1.0}, r"guided\.max_strength is 1\.0; allowed: above 1"),
     (GuidedConfig, {"unguided_share": 1.0}, r"guided\.unguided_share is 1\.0; allowed: from 0 up"),
-    (GuidedConfig, {"random_share": -0.1}, r"guided\.random_share is -0\.1; allowed: from 0 up"),
     (GuidedConfig, {"energy": "all"}, r"guided\.energy is 'all'; allowed: one of 'none', 'ung"),
     (GuidedConfig, {"train_head": True}, r"guided\.energy is 'none'; allowed: 'unguided' or 'mi"),
     (RunConfig, {"checkpoints_to_keep": 0}, r"checkpoints_to_keep is 0; allowed: above 0"),

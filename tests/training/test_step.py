@@ -123,6 +123,13 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("fasttta_jax.parallel.sharding.MIN_FSDP_SIZE", 64)
     optimizer = OptimizerConfig(learning_rate=1e-3, warmup_steps=0, ema_decay=0.9)
     config = helpers.tiny_teacher_config("unused", num_steps=3, optimizer=optimizer)
+    # with what MAR has not, so that it is split, too
+    backbone = dataclasses.replace(config.model.backbone, neighbours=2)
+    config = dataclasses.replace(
+        config,
+        model=dataclasses.replace(config.model, backbone=backbone),
+        diffusion=dataclasses.replace(config.diffusion, regression=1.0),
+    )
     context = context_of(config)
     fresh = programs.fresh_state(context)
     start = jax.tree.map(np.asarray, jax.jit(fresh)(jax.random.key(0)))
