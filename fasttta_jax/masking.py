@@ -129,7 +129,9 @@ class RandomMasks:
 
     def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
         """See `MaskDistribution`."""
-        return sample_masks(key, batch_size, num_tokens, **dataclasses.asdict(self.config))
+        config = self.config
+        rates = {"minimum": config.minimum, "mean": config.mean, "std": config.std}
+        return sample_masks(key, batch_size, num_tokens, **rates)
 
     def max_visible(self, num_tokens: int) -> int:
         """See `MaskDistribution`."""

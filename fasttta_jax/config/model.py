@@ -30,10 +30,10 @@ class BackboneConfig:
         the visible tokens themselves, and every pass is over all positions.
       decoder_depth: blocks over text and all tokens.
       neighbours: tokens on either side that every position of the decoder reads before its blocks,
-        by a convolution, and which of them are masked. 0 is MAR's, whose attention has to find out
-        which tokens are near.
+        by an MLP of its own, and which of them are masked. 0 is MAR's, whose attention has to find
+        out which tokens are near.
       num_heads: attention heads; must divide the width.
-      mlp_ratio: hidden width of a block's MLP, in units of the width.
+      mlp_ratio: hidden width of a block's MLP, and of that for neighbours, in units of the width.
       attention_dropout: rate on attention probabilities.
       projection_dropout: rate after the attention projection and both MLP layers.
       scan_layers: keep the blocks of a stack as one tree of arrays with a leading axis and run them

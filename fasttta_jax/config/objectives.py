@@ -30,15 +30,20 @@ class MaskingConfig:
       minimum: smallest share of masked tokens (the paper's masking factor q).
       mean: location of the normal distribution before truncation.
       std: its scale.
+      visible_noise: greatest deviation of Gaussian noise on the tokens that are seen in training,
+        uniform from 0 for every clip. What the model sees when it generates are samples, with the
+        errors of its own. 0 is MAR's.
     """
 
     minimum: float = 0.7
     mean: float = 1.0
     std: float = 0.25
+    visible_noise: float = 0.0
 
     def __post_init__(self) -> None:
         check(0 < self.minimum <= 1, "masking.minimum", self.minimum, "above 0, at most 1")
         check_fields(self, "masking.", POSITIVE, "std")
+        check_fields(self, "masking.", NOT_NEGATIVE, "visible_noise")
         lowest, highest = self.minimum - 4 * self.std, 1 + 4 * self.std
         check(
             lowest <= self.mean <= highest,

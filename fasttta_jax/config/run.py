@@ -276,6 +276,13 @@ class RunConfig(ObjectiveConfigs):
             self.optimizer.accumulation_steps,
             f"a divisor of data.batch_size = {self.data.batch_size}",
         )
+        if self.model.network == "latent":
+            check(
+                self.masking.visible_noise == 0,
+                "masking.visible_noise",
+                self.masking.visible_noise,
+                "0 where model.network is 'latent', which sees no token",
+            )
         if self.model.text.encoder == "none":
             check(
                 self.decode.guidance_scale == 1,

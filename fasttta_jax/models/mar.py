@@ -5,7 +5,7 @@ tokens are dropped from the encoder: the visible ones are gathered into a padded
 padding is masked as attention keys, which equals dropping and keeps shapes static. Without encoder
 blocks it is EAR's single stack, whose decoder reads the visible tokens themselves. A backbone may
 be told a strength of guidance, embedded as a time is (GFT) and added to every text position, and
-its decoder may read the tokens around each position by a convolution.
+its decoder may read the tokens around each position by two layers of their own.
 Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded),
 Q positions asked for.
 """
@@ -110,7 +110,9 @@ class MAR(nn.Module):
                 "head_positions", embedding_init, (self.num_tokens, width)
             )
         if config.neighbours:
-            self.neighbour_projection = linear(width, dtype=self.dtype, name="neighbour_projection")
+            hidden = config.mlp_ratio * width
+            self.neighbours_in = linear(hidden, dtype=self.dtype, name="neighbours_in")
+            self.neighbours_out = linear(width, dtype=self.dtype, name="neighbours_out")
         last = config.decoder_depth - 1
         self.decoder_blocks = make_blocks(config, "decoder", last, self.dtype)
         self.last_block = make_block(config, f"decoder_{last}", self.dtype)
@@ -192,6 +194,14 @@ class MAR(nn.Module):
         mask_token = jnp.broadcast_to(self.mask_token[None], x.shape)
         return jnp.concatenate([text, jnp.where(masked[..., None], mask_token, x)], axis=1)
 
+    def read_neighbours(self, tokens: Tokens, masked: Masked) -> Float[Array, "B N D"]:
+        """What two layers, the same at every position, make of the tokens around it."""
+        around = neighbourhoods(tokens, masked, self.config.neighbours)
+        hidden = constrain(self.neighbours_in(around), "batch", None, "hidden")
+        hidden = jax.nn.gelu(hidden, approximate=False)
+        out = self.neighbours_out(hidden).astype(jnp.float32)
+        return constrain(out, "batch", None, None)
+
     def __call__(
         self,
         tokens: Tokens,
@@ -235,8 +245,7 @@ class MAR(nn.Module):
         else:
             x = self.embed(tokens, masked, text)
         if self.config.neighbours:
-            around = neighbourhoods(tokens, masked, self.config.neighbours)
-            around = self.neighbour_projection(around).astype(jnp.float32)
+            around = self.read_neighbours(tokens, masked)
             x = jnp.concatenate([x[:, : self.num_text], x[:, self.num_text :] + around], axis=1)
         x = x + self.decoder_positions[None]
         x = run_blocks(

@@ -93,7 +93,9 @@ def backbone_flops(
         flops += product_flops(encoded, backbone.width, backbone.width)  # decoder_embedding
     if backbone.neighbours:
         seen = (2 * backbone.neighbours + 1) * (config.token_dim + 1)
-        flops += product_flops(config.num_tokens, seen, backbone.width)
+        hidden = backbone.mlp_ratio * backbone.width
+        flops += product_flops(config.num_tokens, seen, hidden)
+        flops += product_flops(config.num_tokens, hidden, backbone.width)
     grid = length + config.num_tokens
     flops += (backbone.decoder_depth - 1) * block_flops(backbone, grid)
     return flops + block_flops(backbone, grid, num_asked)

@@ -30,6 +30,7 @@ class Clips(NamedTuple):
 
     Attributes:
       tokens: clean latents.
+      visible: what is seen of them where they are not masked.
       text: the text encoder's arrays.
       keep_text: whether the clip keeps its caption.
       hidden_tokens: words that hide; None where none do.
@@ -39,6 +40,7 @@ class Clips(NamedTuple):
     """
 
     tokens: Tokens
+    visible: Tokens
     text: TextBatch
     keep_text: Bool[Array, " B"]
     hidden_tokens: Bool[Array, "B L"] | None

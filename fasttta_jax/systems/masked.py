@@ -88,7 +88,7 @@ class TextToAudio(System):
         strength = self.objective.strengths(stream(key, "strength"), clips.keep_text)
         hidden = self.hidden(
             params,
-            clips.tokens,
+            clips.visible,
             clips.masked,
             self.condition_clips(params, clips),
             num_visible=clips.num_visible,
@@ -120,10 +120,10 @@ class TextToAudio(System):
         conditioning = system.condition_clips(frozen, clips)
         run = functools.partial(system.hidden, frozen, num_visible=clips.num_visible)
         if strength is None:
-            hidden = run(clips.tokens, clips.masked, conditioning)
+            hidden = run(clips.visible, clips.masked, conditioning)
             return Teacher(system.objective, frozen["head"], hidden)
         rows = run(
-            loop.repeat_rows(clips.tokens, 2),
+            loop.repeat_rows(clips.visible, 2),
             loop.repeat_rows(clips.masked, 2),
             loop.with_unconditional(conditioning),
         )

@@ -56,6 +56,7 @@ def make_context(
         model,
         dataclasses.replace(config.optimizer, max_skipped_steps=0),
         training_masks(config, model.objective, tokens_per_column),
+        visible_noise=config.masking.visible_noise,
         num_steps=config.num_steps if config.optimizer.decay_steps else 0,
         align_weight=config.distillation.weight,
         align_positions=config.distillation.positions,

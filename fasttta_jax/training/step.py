@@ -28,7 +28,7 @@ from fasttta_jax.systems import Clips, Others, System
 from fasttta_jax.text.learned import sample_hidden_tokens
 from fasttta_jax.training.optimizer import make_optimizer, move_average, update_ema
 from fasttta_jax.training.state import TrainState
-from fasttta_jax.typing import Key, Metrics, Params, PerToken
+from fasttta_jax.typing import Key, Metrics, Params, PerToken, Tokens
 
 Batch = Mapping[str, Any]
 """tokens [B, N, C], weight [B] (0 for padding), text: the text encoder's arrays; and where clips
@@ -43,6 +43,7 @@ class StepContext:
       model: the system that trains.
       optimizer: rates, decay, clipping, averages.
       masks: their distribution.
+      visible_noise: greatest deviation of noise on the tokens that are seen.
       num_steps: length of the run where the learning rate falls at its end; otherwise 0.
       align_weight: factor of the distance to the teacher's features.
       align_positions: the tokens that count in it.
@@ -53,6 +54,7 @@ class StepContext:
     model: System
     optimizer: OptimizerConfig
     masks: MaskDistribution
+    visible_noise: float = 0.0
     num_steps: int = 0
     align_weight: float = 0.0
     align_positions: AlignPositions = "all"
@@ -66,10 +68,11 @@ class StepContext:
 
 
 def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Clips:
-    """The batch with its masks and, in training, which clips lose their caption and which words
-    hide.
+    """The batch with its masks and, in training, which clips lose their caption, which words hide
+    and what is seen of the tokens.
     """
-    batch_size, num_tokens = batch["tokens"].shape[:2]
+    tokens = visible = batch["tokens"]
+    batch_size, num_tokens = tokens.shape[:2]
     masked = context.masks.sample(stream(key, "mask"), batch_size, num_tokens)
     keep_text, hidden = jnp.ones((batch_size,), jnp.bool_), None
     if train:
@@ -78,8 +81,11 @@ def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> 
         if text.token_dropout > 0:
             mask = batch["text"]["mask"]
             hidden = sample_hidden_tokens(stream(key, "hide"), mask, text.token_dropout)
+        if context.visible_noise > 0:
+            visible = with_noise(stream(key, "visible"), tokens, context.visible_noise)
     return Clips(
-        tokens=batch["tokens"],
+        tokens=tokens,
+        visible=visible,
         text=batch["text"],
         keep_text=keep_text,
         hidden_tokens=hidden,
@@ -87,6 +93,14 @@ def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> 
         num_visible=context.masks.max_visible(num_tokens),
         noise_seeds=batch.get(NOISE_SEEDS),
     )
+
+
+def with_noise(key: Key, tokens: Tokens, greatest: float) -> Tokens:
+    """Tokens with Gaussian noise, whose deviation is uniform from 0 to the greatest, by clip."""
+    level_key, noise_key = jax.random.split(key)
+    levels = jax.random.uniform(level_key, (len(tokens), 1, 1), maxval=greatest)
+    noise = constrain(jax.random.normal(noise_key, tokens.shape), "batch", None, None)
+    return tokens + levels * noise
 
 
 def masked_mean(values: PerToken, weights: Float[Array, "B N"]) -> jax.Array:

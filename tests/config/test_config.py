@@ -117,6 +117,15 @@ REJECTED = [
     (MaskingConfig, {"minimum": 0.0}, r"masking\.minimum is 0\.0; allowed: above 0, at most 1"),
     (MaskingConfig, {"minimum": 1.1}, r"masking\.minimum is 1\.1; allowed: above 0, at most 1"),
     (MaskingConfig, {"std": 0.0}, r"masking\.std is 0\.0; allowed: above 0"),
+    (MaskingConfig, {"visible_noise": -0.1}, r"masking\.visible_noise is -0\.1; allowed: 0 or mo"),
+    (
+        RunConfig,
+        {
+            "model": ModelConfig(network="latent", backbone=BackboneConfig(encoder_depth=0)),
+            "masking": MaskingConfig(visible_noise=0.1),
+        },
+        r"masking\.visible_noise is 0\.1; allowed: 0 where model\.network is 'latent'",
+    ),
     (MaskingConfig, {"mean": -0.4}, r"masking\.mean is -0\.4; allowed: from -0\.3 to 2"),
     (MaskingConfig, {"mean": float("nan")}, r"masking\.mean is nan; allowed: from -0\.3 to 2"),
     (DiffusionConfig, {"prediction": "x"}, r"diffusion\.prediction is 'x'; allowed: .*'epsilon'"),

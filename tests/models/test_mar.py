@@ -17,6 +17,7 @@ from tests.support.helpers import random_params
 from tests.support.layers_float64 import (
     affine,
     dense,
+    gelu,
     in_float64,
     reference_block,
 )
@@ -80,10 +81,10 @@ def reference_backbone(
     x = dense(affine(x, params["encoder_norm"]), params["decoder_embedding"])
     grid = np.repeat(params["mask_token"], NUM_TOKENS, axis=0)
     grid[~masked] = x[TEXT:]
-    if "neighbour_projection" in params:
-        reach = (len(params["neighbour_projection"]["kernel"]) // (TOKEN_DIM + 1) - 1) // 2
+    if "neighbours_in" in params:
+        reach = (len(params["neighbours_in"]["kernel"]) // (TOKEN_DIM + 1) - 1) // 2
         around = reference_neighbourhoods(tokens, masked, reach)
-        grid = grid + dense(around, params["neighbour_projection"])
+        grid = grid + dense(gelu(dense(around, params["neighbours_in"])), params["neighbours_out"])
     x = np.concatenate([x[:TEXT], grid]) + params["decoder_positions"]
     for index in range(CONFIG.decoder_depth):
         x = reference_block(x, params[f"decoder_{index}"])
@@ -141,10 +142,11 @@ def test_what_is_masked_does_not_matter_to_neighbours():
 def test_a_backbone_whose_neighbours_say_nothing_is_the_one_without():
     silent = {
         **params(),
-        "neighbour_projection": jax.tree.map(jnp.zeros_like, near_params()["neighbour_projection"]),
+        "neighbours_in": near_params()["neighbours_in"],
+        "neighbours_out": jax.tree.map(jnp.zeros_like, near_params()["neighbours_out"]),
     }
     assert_close(near(silent, *inputs()), apply(*inputs()), backbone_rounding())
-    assert set(near_params()) - set(params()) == {"neighbour_projection"}
+    assert set(near_params()) - set(params()) == {"neighbours_in", "neighbours_out"}
 
 
 def test_neighbours_reach_as_far_as_they_are_told():

@@ -29,6 +29,10 @@ def silu(x: np.ndarray) -> np.ndarray:
     return x * scipy.special.expit(x)
 
 
+def gelu(x: np.ndarray) -> np.ndarray:
+    return x * 0.5 * (1 + scipy.special.erf(x / math.sqrt(2)))
+
+
 def reference_attention(x: np.ndarray, params: dict, keep: np.ndarray | None) -> np.ndarray:
     """One clip [S, D]; keys that are not kept are removed, not masked."""
     width = x.shape[-1]
@@ -50,8 +54,7 @@ def reference_attention(x: np.ndarray, params: dict, keep: np.ndarray | None) ->
 
 def reference_block(x: np.ndarray, params: dict, keep: np.ndarray | None = None) -> np.ndarray:
     x = x + reference_attention(affine(x, params["norm_1"]), params["attention"], keep)
-    hidden = dense(affine(x, params["norm_2"]), params["mlp_in"])
-    hidden = hidden * 0.5 * (1 + scipy.special.erf(hidden / math.sqrt(2)))
+    hidden = gelu(dense(affine(x, params["norm_2"]), params["mlp_in"]))
     return x + dense(hidden, params["mlp_out"])
 
 

@@ -36,6 +36,7 @@ from fasttta_jax.training.step import (
     draw_clips,
     split_batch,
     step,
+    with_noise,
 )
 from fasttta_jax.training.step import loss as loss_of
 from tests.support import helpers
@@ -111,6 +112,29 @@ def test_parts_draw_independent_randomness():
     np.testing.assert_allclose(metrics["square"], (draws**2).mean(), rtol=worst_rounding(2 * 5))
 
 
+def test_noise_on_visible_tokens_has_a_uniform_deviation():
+    shape = (4000, 6, 4)
+    noise = np.asarray(with_noise(jax.random.key(0), jnp.ones(shape), 0.3)) - 1
+    # of a deviation u that is uniform to s: E[u^2] = s^2 / 3, E[u^4] = s^4 / 5; a row has n values
+    square, n = (noise**2).mean(axis=(1, 2)), 24
+    spread = math.sqrt((1 + 2 / n) * 0.3**4 / 5 - 0.3**4 / 9)
+    assert abs(square.mean() - 0.03) < 4 * spread / math.sqrt(len(square))
+    assert square.std() == pytest.approx(spread, rel=0.1)
+    assert abs(noise.mean()) < 4 * math.sqrt(0.03 / noise.size)
+
+
+def test_only_training_sees_noise_and_targets_have_none():
+    config = helpers.tiny_teacher_config("unused")
+    masking = dataclasses.replace(config.masking, visible_noise=0.3)
+    plain, noisy = context_of(config), context_of(dataclasses.replace(config, masking=masking))
+    for context, train in ((plain, True), (plain, False), (noisy, False)):
+        clips = draw_clips(context, batch(), jax.random.key(0), train=train)
+        np.testing.assert_array_equal(clips.visible, batch()["tokens"])
+    clips = draw_clips(noisy, batch(), jax.random.key(0), train=True)
+    np.testing.assert_array_equal(clips.tokens, batch()["tokens"])
+    assert (np.asarray(clips.visible) != batch()["tokens"]).all()
+
+
 @pytest.mark.slow
 def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same three losses and parameters; students are in `multiprocess/test_layouts`.
@@ -129,6 +153,7 @@ def test_a_teacher_on_one_device_equals_one_on_eight(monkeypatch: pytest.MonkeyP
         config,
         model=dataclasses.replace(config.model, backbone=backbone),
         diffusion=dataclasses.replace(config.diffusion, regression=1.0),
+        masking=dataclasses.replace(config.masking, visible_noise=0.3),
     )
     context = context_of(config)
     fresh = programs.fresh_state(context)
