@@ -23,10 +23,11 @@ $(VENV)/.installed: setup.py pyproject.toml
 	$(RUN) -m pip install --quiet --editable '.[test]'
 	@touch $@
 
-# One malloc arena that keeps its memory: XLA on CPU frees and faults in its buffers every step. Not
-# for the tests, which mostly compile, in threads that would wait for that one arena.
-demo ablations rivals model scenes: export MALLOC_ARENA_MAX := 1
-demo ablations rivals model scenes: export MALLOC_TRIM_THRESHOLD_ := 10000000000
+# One malloc arena of huge pages that keeps its memory: XLA on CPU frees its buffers after every step
+# and would fault them in again, page by page. Not for the tests, which mostly compile, in threads
+# that would wait for that one arena.
+GLIBC_MALLOC := glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000:glibc.malloc.hugetlb=1
+demo ablations rivals model scenes: export GLIBC_TUNABLES := $(GLIBC_MALLOC)
 # Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
 	$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page
@@ -50,7 +51,8 @@ model: setup
 	$(RUN) -m data.spectrogram_codec --data $(MODEL)/data --out $(MODEL)/codec --overlap_frames 6
 	$(RUN) -m data.encode_latents --data $(MODEL)/data --out $(MODEL)/encoded --codec $(MODEL)/codec
 	$(RUN) -m data.embed_text --data $(MODEL)/encoded
-	$(RUN) train.py --config=configs/soundscapes_teacher.py --workdir=$(MODEL)/teacher --config.data.path=$(MODEL)/encoded
+	$(RUN) train.py --config=configs/soundscapes_teacher.py --workdir=$(MODEL)/captions --config.data.path=$(MODEL)/encoded
+	$(RUN) train.py --config=configs/soundscapes_teacher.py:context --workdir=$(MODEL)/teacher --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/captions
 	$(RUN) train.py --config=configs/soundscapes_student.py --workdir=$(MODEL)/student --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/teacher
 	$(RUN) train.py --config=configs/soundscapes_guided.py --workdir=$(MODEL)/guided --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/student
 	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --run=guided=$(MODEL)/guided --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
