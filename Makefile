@@ -57,7 +57,7 @@ model: setup
 	$(RUN) train.py --config=configs/soundscapes_guided.py --workdir=$(MODEL)/guided --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/student
 	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --run=guided=$(MODEL)/guided --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
 	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --run=guided=$(MODEL)/guided --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
-	$(RUN) -m fasttta_jax.tools.export $(MODEL)/guided $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json --title=Soundscapes --licence=apache-2.0 --notes=configs/soundscapes_card.md
+	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json --title=Soundscapes --licence=apache-2.0 --notes=configs/soundscapes_card.md
 
 # Clips of 10.24 s in 128 tokens, on which the number of iterations tells. Goes on where it stopped.
 scenes: setup

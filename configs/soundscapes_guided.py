@@ -11,11 +11,11 @@ import ml_collections
 from configs import demo_guided, soundscapes_student
 from fasttta_jax.config import from_config_dict, to_config_dict
 
-NUM_STEPS = 900
+NUM_STEPS = 1_600
 
 
 def get_config() -> ml_collections.ConfigDict:
-    """900 steps of 32 clips, from the student in runs/soundscapes/student."""
+    """1,600 steps of 32 clips, from the student in runs/soundscapes/student."""
     student = from_config_dict(soundscapes_student.get_config())
     workdir = "runs/soundscapes/student"
-    return to_config_dict(demo_guided.guided(student, workdir, NUM_STEPS, learning_rate=4e-4))
+    return to_config_dict(demo_guided.guided(student, workdir, NUM_STEPS, learning_rate=5e-4))

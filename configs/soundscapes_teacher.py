@@ -58,7 +58,9 @@ def _context() -> RunConfig:
         masking=dataclasses.replace(
             captions.masking, minimum=0.03, mean=1.0, std=0.45, visible_noise=0.3
         ),
-        decode=dataclasses.replace(captions.decode, num_iterations=16, counts="linear"),
+        decode=dataclasses.replace(
+            captions.decode, num_iterations=16, guidance_schedule="constant", guidance_scale=2.0
+        ),
         optimizer=dataclasses.replace(captions.optimizer, learning_rate=1.2e-3, decay_steps=4_000),
     )
 
