@@ -168,23 +168,24 @@ def to_markdown(rows: Mapping[str, Row]) -> str:
 
 def define_flags(values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines the command line."""
+
+    def folder(name: str, help: str) -> None:
+        flags.DEFINE_string(name, None, help, required=True, flag_values=values)
+
+    def integer(name: str, default: int, help: str) -> None:
+        flags.DEFINE_integer(name, default, help, lower_bound=0, flag_values=values)
+
     flags.DEFINE_multi_string(
         "run", None, "NAME=WORKDIR of a trained run; several.", required=True, flag_values=values
     )
-    for name, help in (
-        ("audio_data", "The audio dataset, of data.soundscapes."),
-        ("encoded_data", "What data.encode_latents made of it."),
-        ("out", "Folder for structure.json and structure.md."),
-    ):
-        flags.DEFINE_string(name, None, help, required=True, flag_values=values)
-    for name, default, help in (
-        ("num_clips", 420, "Test clips with one event."),
-        ("num_scenes", 180, "Test clips with two."),
-        ("num_training", 2000, "Clips of each kind that a two-sample network is trained on."),
-        ("num_steps", 1200, "Updates of a two-sample network."),
-        ("seed", 0, "Of clips and networks."),
-    ):
-        flags.DEFINE_integer(name, default, help, lower_bound=0, flag_values=values)
+    folder("audio_data", "The audio dataset, of data.soundscapes.")
+    folder("encoded_data", "What data.encode_latents made of it.")
+    folder("out", "Folder for structure.json and structure.md.")
+    integer("num_clips", 420, "Test clips with one event.")
+    integer("num_scenes", 180, "Test clips with two.")
+    integer("num_training", 2000, "Clips of each kind that a two-sample network is trained on.")
+    integer("num_steps", 1200, "Updates of a two-sample network.")
+    integer("seed", 0, "Of clips and networks.")
 
 
 def main() -> None:
