@@ -26,8 +26,7 @@ $(VENV)/.installed: setup.py pyproject.toml
 # One malloc arena of huge pages that keeps its memory: XLA on CPU frees its buffers after every step
 # and would fault them in again, page by page. Not for the tests, which mostly compile, in threads
 # that would wait for that one arena.
-GLIBC_MALLOC := glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000:glibc.malloc.hugetlb=1
-demo ablations rivals model scenes: export GLIBC_TUNABLES := $(GLIBC_MALLOC)
+demo ablations rivals model scenes: export GLIBC_TUNABLES := glibc.malloc.arena_max=1:glibc.malloc.mmap_max=0:glibc.malloc.trim_threshold=10000000000:glibc.malloc.hugetlb=1
 # Sounds of the model that comes with the package, then a small one trained from nothing.
 demo: setup
 	$(RUN) generate.py --prompts=configs/demo_prompts.txt --out=sounds --page

@@ -129,9 +129,7 @@ class RandomMasks:
 
     def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
         """See `MaskDistribution`."""
-        config = self.config
-        rates = {"minimum": config.minimum, "mean": config.mean, "std": config.std}
-        return sample_masks(key, batch_size, num_tokens, **rates)
+        return sample_masks(key, batch_size, num_tokens, **self.config.rates)
 
     def max_visible(self, num_tokens: int) -> int:
         """See `MaskDistribution`."""

@@ -30,9 +30,10 @@ class MaskingConfig:
       minimum: smallest share of masked tokens (the paper's masking factor q).
       mean: location of the normal distribution before truncation.
       std: its scale.
-      visible_noise: greatest deviation of Gaussian noise on the tokens that are seen in training,
-        uniform from 0 for every clip. What the model sees when it generates are samples, with the
-        errors of its own. 0 is MAR's.
+      visible_noise: noise augmentation of the visible tokens in training: the greatest standard
+        deviation of Gaussian noise; every clip's is uniform from 0 to it. When the model generates,
+        the tokens that it sees have its own errors (Pasini et al., 2024, arXiv:2411.18447). 0 is
+        MAR's.
     """
 
     minimum: float = 0.7
@@ -52,6 +53,11 @@ class MaskingConfig:
             f"from {lowest:g} to {highest:g}, within four masking.std of [masking.minimum, 1]: "
             "farther tails cannot be drawn in float32",
         )
+
+    @property
+    def rates(self) -> dict[str, float]:
+        """What decides which tokens are masked, as `masking.sample_masks` takes it."""
+        return {"minimum": self.minimum, "mean": self.mean, "std": self.std}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -155,7 +155,8 @@ class EvaluationSetup:
         warnings: list[str] = []
         if self.encoded is None:
             return warnings
-        if len({trained.config.masking for trained in self.trained.values()}) > 1:
+        rates = [trained.config.masking.rates for trained in self.trained.values()]
+        if any(each != rates[0] for each in rates):
             warnings.append(
                 "The runs were trained with different distributions of the mask rate. Each energy "
                 "score is taken under the run's own, so these scores cannot be compared."

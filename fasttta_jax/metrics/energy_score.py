@@ -118,9 +118,8 @@ def _clip_sums(
     """For each clip the sum of the scores of its masked tokens, and their number."""
     tokens = batch["tokens"]
     num_tokens = tokens.shape[1]
-    rates = {"minimum": masking.minimum, "mean": masking.mean, "std": masking.std}
     mask_keys, draw_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    masked = jax.vmap(lambda key: sample_masks(key, 1, num_tokens, **rates)[0])(mask_keys)
+    masked = jax.vmap(lambda key: sample_masks(key, 1, num_tokens, **masking.rates)[0])(mask_keys)
     hidden = model.hidden(
         params,
         tokens,

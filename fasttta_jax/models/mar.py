@@ -5,7 +5,7 @@ tokens are dropped from the encoder: the visible ones are gathered into a padded
 padding is masked as attention keys, which equals dropping and keeps shapes static. Without encoder
 blocks it is EAR's single stack, whose decoder reads the visible tokens themselves. A backbone may
 be told a strength of guidance, embedded as a time is (GFT) and added to every text position, and
-its decoder may read the tokens around each position by two layers of their own.
+its decoder may read the tokens around each position by an MLP.
 Dimensions: B clips, N tokens, C channels, L text positions, D width, K visible tokens (padded),
 Q positions asked for.
 """
@@ -195,7 +195,7 @@ class MAR(nn.Module):
         return jnp.concatenate([text, jnp.where(masked[..., None], mask_token, x)], axis=1)
 
     def read_neighbours(self, tokens: Tokens, masked: Masked) -> Float[Array, "B N D"]:
-        """What two layers, the same at every position, make of the tokens around it."""
+        """What an MLP, the same at every position, makes of the tokens around it."""
         around = neighbourhoods(tokens, masked, self.config.neighbours)
         hidden = constrain(self.neighbours_in(around), "batch", None, "hidden")
         hidden = jax.nn.gelu(hidden, approximate=False)

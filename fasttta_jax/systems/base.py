@@ -30,7 +30,7 @@ class Clips(NamedTuple):
 
     Attributes:
       tokens: clean latents.
-      visible: what is seen of them where they are not masked.
+      visible: the same, with noise where training has it, as the backbone sees what is not masked.
       text: the text encoder's arrays.
       keep_text: whether the clip keeps its caption.
       hidden_tokens: words that hide; None where none do.

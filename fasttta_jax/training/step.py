@@ -43,7 +43,7 @@ class StepContext:
       model: the system that trains.
       optimizer: rates, decay, clipping, averages.
       masks: their distribution.
-      visible_noise: greatest deviation of noise on the tokens that are seen.
+      visible_noise: greatest standard deviation of noise on visible tokens, in training.
       num_steps: length of the run where the learning rate falls at its end; otherwise 0.
       align_weight: factor of the distance to the teacher's features.
       align_positions: the tokens that count in it.
@@ -69,7 +69,7 @@ class StepContext:
 
 def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> Clips:
     """The batch with its masks and, in training, which clips lose their caption, which words hide
-    and what is seen of the tokens.
+    and the noise on visible tokens.
     """
     tokens = visible = batch["tokens"]
     batch_size, num_tokens = tokens.shape[:2]
@@ -96,7 +96,7 @@ def draw_clips(context: StepContext, batch: Batch, key: Key, *, train: bool) -> 
 
 
 def with_noise(key: Key, tokens: Tokens, greatest: float) -> Tokens:
-    """Tokens with Gaussian noise, whose deviation is uniform from 0 to the greatest, by clip."""
+    """Tokens with Gaussian noise; its standard deviation is uniform from 0, and each clip's own."""
     level_key, noise_key = jax.random.split(key)
     levels = jax.random.uniform(level_key, (len(tokens), 1, 1), maxval=greatest)
     noise = constrain(jax.random.normal(noise_key, tokens.shape), "batch", None, None)
