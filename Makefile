@@ -51,11 +51,11 @@ model: setup
 	$(RUN) -m data.encode_latents --data $(MODEL)/data --out $(MODEL)/encoded --codec $(MODEL)/codec
 	$(RUN) -m data.embed_text --data $(MODEL)/encoded
 	$(RUN) train.py --config=configs/soundscapes_teacher.py --workdir=$(MODEL)/captions --config.data.path=$(MODEL)/encoded
-	$(RUN) train.py --config=configs/soundscapes_teacher.py:context --workdir=$(MODEL)/teacher --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/captions
+	$(RUN) train.py --config=configs/soundscapes_teacher.py:context --workdir=$(MODEL)/context --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/captions
+	$(RUN) train.py --config=configs/soundscapes_teacher.py:forward --workdir=$(MODEL)/teacher --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/context
 	$(RUN) train.py --config=configs/soundscapes_student.py --workdir=$(MODEL)/student --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/teacher
-	$(RUN) train.py --config=configs/soundscapes_guided.py --workdir=$(MODEL)/guided --config.data.path=$(MODEL)/encoded --config.init_from=$(MODEL)/student
-	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --run=guided=$(MODEL)/guided --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
-	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --run=guided=$(MODEL)/guided --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
+	$(RUN) eval.py --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/report
+	$(RUN) -m benchmarks.structure --run=teacher=$(MODEL)/teacher --run=student=$(MODEL)/student --audio_data=$(MODEL)/data --encoded_data=$(MODEL)/encoded --out=$(MODEL)/structure
 	$(RUN) -m fasttta_jax.tools.export $(MODEL)/student $(MODEL)/exported --dtype=float16 --metrics=$(MODEL)/report/metrics.json --title=Soundscapes --licence=apache-2.0 --notes=configs/soundscapes_card.md
 
 # Clips of 10.24 s in 128 tokens, on which the number of iterations tells. Goes on where it stopped.

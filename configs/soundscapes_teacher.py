@@ -1,14 +1,17 @@
-"""The teacher of the model that comes with the package: the demo's, wider, in two runs.
+"""The teacher of the model that comes with the package: the demo's, wider, in three runs.
 
     python train.py --config=configs/soundscapes_teacher.py --workdir=runs/soundscapes/captions
     python train.py --config=configs/soundscapes_teacher.py:context \\
+        --workdir=runs/soundscapes/context
+    python train.py --config=configs/soundscapes_teacher.py:forward \\
         --workdir=runs/soundscapes/teacher
 
 The first learns what captions say, under MAR's masks, which leave nine of 32 tokens at most to be
 seen. The second goes on from it with masks that hide any share of the tokens, for what unfolds in
 time: the course of a siren and the beat of a clock. From the start the second alone does not learn
-the captions (docs/package_model.md). In both the decoder reads the four tokens on either side of
-every position, and a regression tells the backbone what the context says.
+the captions (docs/package_model.md). The third shows half of the clips as far as a moment and hides
+the rest, as where a sound is continued. In all of them the decoder reads the four tokens on either
+side of every position, and a regression tells the backbone what the context says.
 
 `make model` builds 20,000 soundscapes and their codec, whose patches overlap, before that.
 """
@@ -23,6 +26,7 @@ from fasttta_jax.config import OptimizerConfig, RunConfig, from_config_dict, to_
 WIDTH = 160
 CAPTION_STEPS = 2_000
 CONTEXT_STEPS = 8_500
+FORWARD_STEPS = 4_000
 
 
 def _captions() -> RunConfig:
@@ -65,11 +69,24 @@ def _context() -> RunConfig:
     )
 
 
-VARIANTS = {"": _captions, "context": _context}
+def _forward() -> RunConfig:
+    context = _context()
+    return dataclasses.replace(
+        context,
+        num_steps=FORWARD_STEPS,
+        init_from="runs/soundscapes/context",
+        masking=dataclasses.replace(context.masking, forward_share=0.5),
+        optimizer=dataclasses.replace(
+            context.optimizer, learning_rate=8e-4, warmup_steps=100, decay_steps=3_000
+        ),
+    )
+
+
+VARIANTS = {"": _captions, "context": _context, "forward": _forward}
 
 
 def get_config(variant: str = "") -> ml_collections.ConfigDict:
-    """2,000 steps of 32 clips, and 8,500 of "context" from what is in runs/soundscapes/captions."""
+    """2,000 steps of 32 clips; 8,500 of "context" from them, and from those 4,000 of "forward"."""
     if variant not in VARIANTS:
         raise ValueError(f"variant is {variant!r}; allowed: {sorted(VARIANTS)}")
     return to_config_dict(VARIANTS[variant]())

@@ -20,11 +20,13 @@ from jaxtyping import Array, Bool, Float, Int
 from fasttta_jax.config import DecodeConfig, MaskingConfig
 from fasttta_jax.config.checks import check
 from fasttta_jax.config.decode import stages_of
+from fasttta_jax.randomness import stream
 from fasttta_jax.schedules import (
     GUIDANCE_SCHEDULES,
     MASK_SCHEDULES,
     ORDERS,
     MaskSchedule,
+    forward_stages,
     guided_iterations,
     masked_as,
     masked_cosine,
@@ -72,11 +74,10 @@ def order_stages(
     config.check_tokens(num_tokens)
     order = config.order
     if isinstance(order, str):
-        stages = ORDERS[order]
-        if stages is None:
+        if (stages := ORDERS[order]) is None:
             return None
-        allowed = f"'random' or a permutation, where tokens_per_column is {tokens_per_column}"
         whole = tokens_per_column is not None and num_tokens % tokens_per_column == 0
+        allowed = f"'random' or a permutation, where tokens_per_column is {tokens_per_column}"
         check(whole, "decode.order", order, allowed)
         assert tokens_per_column is not None
         return stages(num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
@@ -123,13 +124,33 @@ class MaskDistribution(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class RandomMasks:
-    """`sample_masks`, of a section `masking`."""
+    """`sample_masks`, of a section `masking`; of a share of the clips the last tokens in time.
+
+    Attributes:
+      config: rates, and the share.
+      tokens_per_column: of the codec, where the share is above 0.
+    """
 
     config: MaskingConfig
+    tokens_per_column: int | None = None
 
     def sample(self, key: Key, batch_size: int, num_tokens: int) -> Bool[Array, "B N"]:
         """See `MaskDistribution`."""
-        return sample_masks(key, batch_size, num_tokens, **self.config.rates)
+        config = self.config
+        masks = sample_masks(key, batch_size, num_tokens, **config.rates)
+        if config.forward_share == 0:
+            return masks
+        per_column = self.tokens_per_column
+        whole = per_column is not None and num_tokens % per_column == 0
+        allowed = f"0 where tokens_per_column is {per_column}"
+        check(whole, "masking.forward_share", config.forward_share, allowed)
+        assert per_column is not None
+        stages = forward_stages(num_tokens // per_column, per_column).reshape(-1)
+        order_key, choice_key = jax.random.split(stream(key, "forward"))
+        orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens, stages)
+        num_visible = num_tokens - jnp.sum(masks, axis=1, keepdims=True)
+        forward = jax.random.bernoulli(choice_key, config.forward_share, (batch_size, 1))
+        return jnp.where(forward, jnp.argsort(orders, axis=1) >= num_visible, masks)
 
     def max_visible(self, num_tokens: int) -> int:
         """See `MaskDistribution`."""

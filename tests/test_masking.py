@@ -10,7 +10,7 @@ import pytest
 import scipy.stats
 
 from fasttta_jax import masking
-from fasttta_jax.config import DecodeConfig
+from fasttta_jax.config import DecodeConfig, MaskingConfig
 from fasttta_jax.schedules import GUIDANCE_SCHEDULES, MASK_SCHEDULES
 
 DISTRIBUTION = {"minimum": 0.7, "mean": 1.0, "std": 0.25}
@@ -193,6 +193,47 @@ def test_forward_goes_column_by_column(num_columns, tokens_per_column):
     # a mask is a beginning of whole columns, and the rest
     assert (np.diff(np.asarray(masks).astype(int), axis=1) >= 0).all()
     assert set(np.asarray(masks).sum(axis=1) % tokens_per_column) == {0}
+
+
+def test_a_share_of_the_masks_goes_forward():
+    num_clips, num_columns, tokens_per_column = 20_000, 8, 2
+    num_tokens = num_columns * tokens_per_column
+    rates = {"minimum": 0.2, "mean": 0.6, "std": 0.5}
+    key = jax.random.key(0)
+
+    def drawn(forward_share: float) -> np.ndarray:
+        config = MaskingConfig(**rates, forward_share=forward_share)
+        masks = masking.RandomMasks(config, tokens_per_column)
+        return np.asarray(masks.sample(key, num_clips, num_tokens))
+
+    random, mixed, forward = drawn(0.0), drawn(0.25), drawn(1.0)
+    # as many tokens of every clip are masked, whatever the share
+    np.testing.assert_array_equal(random.sum(axis=1), forward.sum(axis=1))
+    np.testing.assert_array_equal(random.sum(axis=1), mixed.sum(axis=1))
+    # no visible token lies in a later column than a masked one
+    columns = np.arange(num_tokens) // tokens_per_column
+    last_visible = np.where(forward, -1, columns).max(axis=1)
+    first_masked = np.where(forward, columns, num_columns).min(axis=1)
+    assert (last_visible <= first_masked).all()
+    # and of a column that is half seen, either band is
+    half = forward.reshape(num_clips, num_columns, tokens_per_column)[forward.sum(axis=1) % 2 == 1]
+    lower = np.take_along_axis(half, half.any(axis=2).argmax(axis=1)[:, None, None], axis=1)
+    assert abs(lower[:, 0, 0].mean() - 0.5) < 5 * 0.5 / math.sqrt(len(half))
+    # a clip of the mixture is one or the other, in the share that was asked for
+    is_random = (mixed == random).all(axis=1)
+    is_forward = (mixed == forward).all(axis=1)
+    assert (is_random | is_forward).all()
+    told_apart = (random != forward).any(axis=1)
+    share = is_forward[told_apart].mean()
+    assert abs(share - 0.25) < 5 * math.sqrt(0.25 * 0.75 / told_apart.sum())
+
+
+@pytest.mark.parametrize("tokens_per_column", [None, 3])
+def test_masks_that_go_forward_need_a_grid(tokens_per_column):
+    masks = masking.RandomMasks(MaskingConfig(forward_share=0.5), tokens_per_column)
+    message = rf"forward_share is 0\.5; allowed: 0 where tokens_per_column is {tokens_per_column}"
+    with pytest.raises(ValueError, match=message):
+        masks.sample(jax.random.key(0), 2, 8)
 
 
 def test_stages_of_an_order_that_names_its_positions():

@@ -34,17 +34,22 @@ class MaskingConfig:
         deviation of Gaussian noise; every clip's is uniform from 0 to it. When the model generates,
         the tokens that it sees have its own errors (Pasini et al., 2024, arXiv:2411.18447). 0 is
         MAR's.
+      forward_share: share of the clips in which the visible tokens are the first ones in time, as
+        where a sound is continued; in the others they are anywhere. 0 is MAR's.
     """
 
     minimum: float = 0.7
     mean: float = 1.0
     std: float = 0.25
     visible_noise: float = 0.0
+    forward_share: float = 0.0
 
     def __post_init__(self) -> None:
         check(0 < self.minimum <= 1, "masking.minimum", self.minimum, "above 0, at most 1")
         check_fields(self, "masking.", POSITIVE, "std")
         check_fields(self, "masking.", NOT_NEGATIVE, "visible_noise")
+        share = self.forward_share
+        check(0 <= share <= 1, "masking.forward_share", share, "from 0 to 1")
         lowest, highest = self.minimum - 4 * self.std, 1 + 4 * self.std
         check(
             lowest <= self.mean <= highest,
@@ -107,6 +112,9 @@ class EnergyConfig:
       noise: its distribution, standard "gaussian", or "uniform" on [-1/2, 1/2] as in EAR.
       roles: which input of the head is the residual stream; the other one modulates every block.
         "noise_stream" is AudioDEAR's, "context_stream" is EAR's.
+      sample_guidance: how much of guidance acts on samples, as an exponent of its strength; the
+        rest acts on the backbone's states. 0 is AudioDEAR's, all of it on states; at 1 a guided
+        token lies on the line through two samples of one noise, with the caption and without.
     """
 
     num_draws: int = 2
@@ -115,9 +123,12 @@ class EnergyConfig:
     noise_dim: int = 128
     noise: Noise = "gaussian"
     roles: Roles = "noise_stream"
+    sample_guidance: float = 0.0
 
     def __post_init__(self) -> None:
         check_fields(self, "energy.", POSITIVE, "noise_dim")
+        share = self.sample_guidance
+        check(0 <= share <= 1, "energy.sample_guidance", share, "from 0 to 1")
         check_choice("energy.noise", self.noise, Noise)
         check_choice("energy.roles", self.roles, Roles)
         check(self.num_draws >= 2, "energy.num_draws", self.num_draws, "2 or more")

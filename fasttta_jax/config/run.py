@@ -277,12 +277,10 @@ class RunConfig(ObjectiveConfigs):
             f"a divisor of data.batch_size = {self.data.batch_size}",
         )
         if self.model.network == "latent":
-            check(
-                self.masking.visible_noise == 0,
-                "masking.visible_noise",
-                self.masking.visible_noise,
-                "0 where model.network is 'latent', which sees no token",
-            )
+            for name in ("visible_noise", "forward_share"):
+                value = getattr(self.masking, name)
+                allowed = "0 where model.network is 'latent', which sees no token"
+                check(value == 0, f"masking.{name}", value, allowed)
         if self.model.text.encoder == "none":
             check(
                 self.decode.guidance_scale == 1,

@@ -1,7 +1,7 @@
 """The energy score of one-step samples given their context: AudioDEAR's and EAR's objective.
 
-Sources: AudioDEAR, whose head may start from a diffusion teacher's, and EAR. Guidance acts on the
-backbone's states, so that a guided token takes one evaluation of the head as well.
+Sources: AudioDEAR, whose head may start from a diffusion teacher's, and EAR. Their guidance acts on
+the backbone's states, so that a guided token takes one evaluation of the head as well.
 Dimensions: B clips, N tokens, Q tokens asked for, C channels, D width, M draws, Z noise dimensions.
 """
 
@@ -126,12 +126,23 @@ class Energy(Objective):
         keys: Key,
         temperature: jax.Array,
     ) -> Float[Array, "B Q C"]:
-        """One evaluation of the head a position; guidance acts on the backbone's states."""
-        if hidden_unconditional is not None:
-            hidden = hidden_unconditional + guidance_scale * (hidden - hidden_unconditional)
+        """One evaluation of the head a position, or two where guidance acts on samples as well.
+
+        Of the strength s, s^(1 - p) acts on the backbone's states and s^p on samples of one noise,
+        where p is `energy.sample_guidance`.
+        """
         shape = (hidden.shape[1], self.config.noise_dim)
-        noise = jax.vmap(lambda key: sample_noise(key, shape, self.config.noise))(keys)
-        return self.draw(head, noise[None], hidden, temperature)[0]
+        noise = jax.vmap(lambda key: sample_noise(key, shape, self.config.noise))(keys)[None]
+        if hidden_unconditional is None:
+            return self.draw(head, noise, hidden, temperature)[0]
+        share = self.config.sample_guidance
+        on_states = guidance_scale ** (1 - share) if share else guidance_scale
+        hidden = hidden_unconditional + on_states * (hidden - hidden_unconditional)
+        samples = self.draw(head, noise, hidden, temperature)[0]
+        if not share:
+            return samples
+        unconditional = self.draw(head, noise, hidden_unconditional, temperature)[0]
+        return unconditional + guidance_scale**share * (samples - unconditional)
 
     def flops(self) -> HeadFlops:
         """Whatever modulates is projected for every block: once for all draws where the context
@@ -146,4 +157,5 @@ class Energy(Objective):
         else:
             draw += modulation_flops(width, depth)
         sampling = context + draw
-        return HeadFlops(context + self.config.num_draws * draw, sampling, sampling)
+        guided = 2 * sampling if self.config.sample_guidance else sampling
+        return HeadFlops(context + self.config.num_draws * draw, sampling, guided)

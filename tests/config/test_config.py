@@ -126,6 +126,19 @@ REJECTED = [
         },
         r"masking\.visible_noise is 0\.1; allowed: 0 where model\.network is 'latent'",
     ),
+    (
+        MaskingConfig,
+        {"forward_share": 1.5},
+        r"masking\.forward_share is 1\.5; allowed: from 0 to 1",
+    ),
+    (
+        RunConfig,
+        {
+            "model": ModelConfig(network="latent", backbone=BackboneConfig(encoder_depth=0)),
+            "masking": MaskingConfig(forward_share=0.5),
+        },
+        r"masking\.forward_share is 0\.5; allowed: 0 where model\.network is 'latent'",
+    ),
     (MaskingConfig, {"mean": -0.4}, r"masking\.mean is -0\.4; allowed: from -0\.3 to 2"),
     (MaskingConfig, {"mean": float("nan")}, r"masking\.mean is nan; allowed: from -0\.3 to 2"),
     (DiffusionConfig, {"prediction": "x"}, r"diffusion\.prediction is 'x'; allowed: .*'epsilon'"),
@@ -139,6 +152,7 @@ REJECTED = [
     (EnergyConfig, {"alpha": 0.0}, r"energy\.alpha is 0\.0; allowed: above 0 and below 2"),
     (EnergyConfig, {"temperature": 0.0}, r"energy\.temperature is 0\.0; allowed: above 0"),
     (EnergyConfig, {"temperature": 1.1}, r"energy\.temperature is 1\.1; allowed: above 0, at most"),
+    (EnergyConfig, {"sample_guidance": -0.5}, r"energy\.sample_guidance is -0\.5; allowed: from 0"),
     (EnergyConfig, {"noise_dim": 0}, r"energy\.noise_dim is 0; allowed: above 0"),
     (EnergyConfig, {"roles": "both"}, r"energy\.roles is 'both'; .*'context_stream'"),
     (EnergyConfig, {"noise": "laplace"}, r"energy\.noise is 'laplace'; .*'uniform'"),

@@ -30,7 +30,6 @@ CONFIGS = (
     "esc10_student",
     "soundscapes_teacher",
     "soundscapes_student",
-    "soundscapes_guided",
     "scenes_teacher",
     "scenes_student",
     "scenes_guided",

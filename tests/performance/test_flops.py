@@ -255,6 +255,8 @@ def test_energy_head_shares_the_context_between_draws(roles, num_draws):
     found = Energy(MODEL, config).flops()
     assert counted == 7 * (found.training if num_draws == 3 else found.sampling)
     assert found.guided_sampling == found.sampling
+    both = Energy(MODEL, dataclasses.replace(config, sample_guidance=0.5)).flops()
+    assert both == found._replace(guided_sampling=2 * found.sampling)
 
 
 @pytest.mark.parametrize("num_draws", [1, 3])
@@ -352,7 +354,10 @@ def test_sampling_counts_the_padding_of_the_segments(objective):
     )
 
 
-@pytest.mark.parametrize("objective", ["diffusion", "energy", "guided"])
+@pytest.mark.parametrize(
+    ("objective", "sample_guidance"),
+    [("diffusion", 0.0), ("energy", 0.0), ("energy", 0.5), ("guided", 0.0)],
+)
 @pytest.mark.parametrize(
     "changes",
     [
@@ -361,10 +366,11 @@ def test_sampling_counts_the_padding_of_the_segments(objective):
         {"counts": "bisection", "order": "bisection", "guided": (0.2, 0.7)},
     ],
 )
-def test_sampling_counts_every_product_of_the_program(objective, changes):
+def test_sampling_counts_every_product_of_the_program(objective, sample_guidance, changes):
     run = run_config(objective)
     decode = run.decode.changed(**changes)
-    run = dataclasses.replace(run, decode=decode)
+    score = dataclasses.replace(run.energy, sample_guidance=sample_guidance)
+    run = dataclasses.replace(run, decode=decode, energy=score)
     model = build_model(run, abstract_text_encoder(TEXT))
     text = model.text.tokenize(["", ""])
     told = model.guides_itself and decode.guidance_scale != 1
