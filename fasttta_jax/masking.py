@@ -146,7 +146,7 @@ class RandomMasks:
         check(whole, "masking.forward_share", config.forward_share, allowed)
         assert per_column is not None
         stages = forward_stages(num_tokens // per_column, per_column).reshape(-1)
-        order_key, choice_key = jax.random.split(stream(key, "forward"))
+        order_key, choice_key = jax.random.split(stream(key, "in order"))
         orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens, stages)
         num_visible = num_tokens - jnp.sum(masks, axis=1, keepdims=True)
         forward = jax.random.bernoulli(choice_key, config.forward_share, (batch_size, 1))
