@@ -10,7 +10,7 @@ import dataclasses
 import itertools
 import math
 import statistics
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,7 @@ from fasttta_jax.schedules import (
     MASK_SCHEDULES,
     ORDERS,
     MaskSchedule,
+    Stages,
     forward_stages,
     guided_iterations,
     masked_as,
@@ -76,16 +77,26 @@ def order_stages(
     if isinstance(order, str):
         if (stages := ORDERS[order]) is None:
             return None
-        whole = tokens_per_column is not None and num_tokens % tokens_per_column == 0
-        allowed = f"'random' or a permutation, where tokens_per_column is {tokens_per_column}"
-        check(whole, "decode.order", order, allowed)
-        assert tokens_per_column is not None
-        return stages(num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
+        field = "decode.order", order, "'random' or a permutation,"
+        return _on_grid(stages, num_tokens, tokens_per_column, field)
     named = stages_of(order)
     found = np.zeros(num_tokens, int)
     for number, positions in enumerate(named):
         found[list(positions)] = number
     return found if len(named) > 1 else None
+
+
+def _on_grid(
+    stages: Stages, num_tokens: int, tokens_per_column: int | None, field: tuple[str, Any, str]
+) -> Int[np.ndarray, " N"]:
+    """Stages of the columns of a codec; `field` is what asks for them, its value, and what else
+    it may be.
+    """
+    name, value, allowed = field
+    whole = tokens_per_column is not None and num_tokens % tokens_per_column == 0
+    check(whole, name, value, f"{allowed} where tokens_per_column is {tokens_per_column}")
+    assert tokens_per_column is not None
+    return stages(num_tokens // tokens_per_column, tokens_per_column).reshape(-1)
 
 
 def sample_masks(
@@ -140,12 +151,8 @@ class RandomMasks:
         masks = sample_masks(key, batch_size, num_tokens, **config.rates)
         if config.forward_share == 0:
             return masks
-        per_column = self.tokens_per_column
-        whole = per_column is not None and num_tokens % per_column == 0
-        allowed = f"0 where tokens_per_column is {per_column}"
-        check(whole, "masking.forward_share", config.forward_share, allowed)
-        assert per_column is not None
-        stages = forward_stages(num_tokens // per_column, per_column).reshape(-1)
+        field = "masking.forward_share", config.forward_share, "0"
+        stages = _on_grid(forward_stages, num_tokens, self.tokens_per_column, field)
         order_key, choice_key = jax.random.split(stream(key, "in order"))
         orders = sample_orders(jax.random.split(order_key, batch_size), num_tokens, stages)
         num_visible = num_tokens - jnp.sum(masks, axis=1, keepdims=True)

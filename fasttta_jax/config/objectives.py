@@ -61,7 +61,7 @@ class MaskingConfig:
 
     @property
     def rates(self) -> dict[str, float]:
-        """What decides which tokens are masked, as `masking.sample_masks` takes it."""
+        """What decides how many tokens are masked, as `masking.sample_masks` takes it."""
         return {"minimum": self.minimum, "mean": self.mean, "std": self.std}
 
 

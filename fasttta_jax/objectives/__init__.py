@@ -53,10 +53,7 @@ def training_masks(
     config: RunConfig, objective: Objective, tokens_per_column: int | None = None
 ) -> MaskDistribution:
     """The distribution of the masks that a run trains on; `tokens_per_column` is of its codec."""
-    if (own := objective.masks(tokens_per_column)) is not None:
-        return own
-    forward = config.masking.forward_share > 0
-    return RandomMasks(config.masking, tokens_per_column if forward else None)
+    return objective.masks(tokens_per_column) or RandomMasks(config.masking, tokens_per_column)
 
 
 def build_objective(config: RunConfig) -> Objective:

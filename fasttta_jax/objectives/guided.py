@@ -62,6 +62,9 @@ class Guided(Objective):
         encoder = run.model.text.encoder
         allowed = f"'learned' or 'frozen' {why}: without text there is nothing to be guided by"
         check(encoder != "none", "model.text.encoder", encoder, allowed)
+        share = run.energy.sample_guidance
+        allowed = f"0 {why}: one pass learns guidance of states alone"
+        check(share == 0, "energy.sample_guidance", share, allowed)
         scale, strongest = run.decode.guidance_scale, run.guided.max_strength
         allowed = f"from 1 to guided.max_strength = {strongest:g}"
         check(1 <= scale <= strongest, "decode.guidance_scale", scale, allowed)

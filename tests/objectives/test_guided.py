@@ -228,6 +228,10 @@ def test_masks_are_those_before_the_iterations_of_decoding():
             },
             r"model\.text\.encoder is 'none'; allowed: 'learned' or 'frozen' where objective",
         ),
+        (
+            {"energy": dataclasses.replace(RUN.energy, sample_guidance=0.5)},
+            r"energy\.sample_guidance is 0\.5; allowed: 0 where objective is 'guided'",
+        ),
     ],
 )
 def test_what_it_cannot_learn_by_is_refused(changes, message):
